@@ -1,0 +1,1 @@
+"""Boards: targets, SSH, deployment, the agent, power sensors and the virtual board."""

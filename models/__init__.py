@@ -1,0 +1,1 @@
+"""MoE transformer, its quantizers, data, training, expert statistics and QONNX export."""

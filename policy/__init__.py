@@ -1,0 +1,1 @@
+"""Bit-width policies: environment, PPO, exact solver, controls, co-training."""
