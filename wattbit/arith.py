@@ -18,6 +18,7 @@ channel c is multiplier[c] * 2^-shift * (scale out / scale in). PyTorch and ONNX
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,7 @@ class ExpertInts:
                 arrays = [archive[name] for name in ("w1", "w2", "m1", "m2")]
         except FileNotFoundError:
             raise WattbitError(f"{path} does not exist; run `wattbit export`") from None
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise WattbitError(f"{path} is not an expert's integers ({error}); run `wattbit export` again") from None
         return cls(ExpertId(layer, expert), Precision(weight_bits, act_bits), *arrays, *rest)
 

@@ -1,0 +1,28 @@
+# Two commands do everything on a bare machine: `make demo` and `make test`. Each sets up what it needs first.
+WATTBIT := .venv/bin/wattbit
+DEMO_ARGS ?=
+
+.PHONY: help setup demo test test-all lint clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## Debian packages, Python environment, the virtual board's root folder, yosys' compiled cache
+	@python3 wattbit/provision.py
+	@$(WATTBIT) setup
+
+demo: setup  ## the whole path on real text and the virtual board, ending in runs/*/report/report.html
+	$(WATTBIT) demo $(DEMO_ARGS)
+
+test: setup lint  ## every law that holds in minutes
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: setup lint  ## the slow tiers too
+	.venv/bin/python -m pytest
+
+lint: setup  ## ruff and mypy --strict
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:  ## environment, runs and cache
+	rm -rf .venv runs cache

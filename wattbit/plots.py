@@ -1,0 +1,79 @@
+"""The report's pictures: widths over frequency, the reward curve, the accuracy/latency front."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from wattbit.files import atomic
+from wattbit.plan import Allocation, ExpertStats
+
+COLOURS = ("#1f5fa8", "#c8501e", "#2f8f4e", "#8a4fb0", "#7a7a7a", "#b8901a", "#3aa0a8")
+
+
+def save(figure: plt.Figure, path: Path) -> Path:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def widths(stats: Sequence[ExpertStats], allocations: Mapping[str, Allocation], path: Path) -> Path:
+    """Weight width of every expert over its activation frequency, one panel an allocation, one colour a layer."""
+    figure, panels = plt.subplots(
+        1, len(allocations), figsize=(4.6 * len(allocations), 3.4), squeeze=False, sharey=True
+    )
+    for panel, (name, allocation) in zip(panels[0], allocations.items(), strict=True):
+        for layer in sorted({s.expert.layer for s in stats}):
+            chosen = [s for s in stats if s.expert.layer == layer]
+            bits = [allocation.precision(s.expert).weight_bits for s in chosen]
+            panel.scatter(
+                [100 * s.frequency for s in chosen],
+                bits,
+                label=f"layer {layer}",
+                color=COLOURS[layer % len(COLOURS)],
+                alpha=0.75,
+                edgecolors="white",
+                linewidths=0.6,
+                s=52,
+            )
+        panel.set_title(f"{name} (mean {allocation.mean_bits:.2f} bit)")
+        panel.set_xlabel("activation frequency within the layer, %")
+        panel.set_yticks(range(2, 9))
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("weight width, bit")
+    panels[0][0].legend(frameon=False)
+    return save(figure, path)
+
+
+def rewards(curves: Mapping[str, Sequence[float]], path: Path) -> Path:
+    """Reward over policy updates, one line a seed and their mean."""
+    figure, panel = plt.subplots(figsize=(5.4, 3.4))
+    for name, curve in curves.items():
+        panel.plot(curve, color=COLOURS[0], alpha=0.35, linewidth=1, label=name)
+    shortest = min(len(curve) for curve in curves.values())
+    mean = np.mean([list(curve)[:shortest] for curve in curves.values()], axis=0)
+    panel.plot(mean, color=COLOURS[1], linewidth=2, label="mean")
+    panel.set_xlabel("policy update")
+    panel.set_ylabel("reward (modelled)")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    return save(figure, path)
+
+
+def front(points: Mapping[str, tuple[float, float, float]], float_perplexity: float, path: Path) -> Path:
+    """Perplexity and its standard deviation over modelled latency in us a token: {method: (us, mean, std)}."""
+    figure, panel = plt.subplots(figsize=(5.8, 3.8))
+    for place, (name, (latency_us, mean, std)) in enumerate(points.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        panel.errorbar([latency_us], [mean], yerr=[std], fmt="o", color=colour, capsize=3, label=name)
+    panel.axhline(float_perplexity, color="black", linewidth=0.8, linestyle="--", label="float")
+    panel.set_xlabel("accelerator time a token, us (modelled)")
+    panel.set_ylabel("validation perplexity")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=8)
+    return save(figure, path)
