@@ -1,0 +1,64 @@
+"""What an engine is to be: its width class, its parallelism and the experts that share it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from wattbit.errors import WattbitError
+from wattbit.plan import ExpertId, ExpertShape, Precision
+
+PARALLELISM = (1, 2, 4, 8)  # divides the 64-bit beats of the shell
+SETS_MAX = 256  # a set index has 8 bits
+
+
+@dataclass(frozen=True)
+class EngineClass:
+    """One engine: `experts` of one precision as its sets 0, 1, ..., on a datapath of the given parallelism.
+
+    fc1 takes simd1 inputs and makes pe1 outputs a beat, fc2 simd2 and pe2. The hidden vector passes from one to the
+    other without a width converter, hence pe1 == simd2.
+    """
+
+    precision: Precision
+    pe1: int
+    simd1: int
+    pe2: int
+    simd2: int
+    experts: tuple[ExpertId, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("pe1", "simd1", "pe2", "simd2"):
+            if getattr(self, name) not in PARALLELISM:
+                raise WattbitError(f"{name} must be one of {PARALLELISM}, not {getattr(self, name)}")
+        if self.pe1 != self.simd2:
+            raise WattbitError(f"pe1 {self.pe1} must equal simd2 {self.simd2}: the hidden vector passes unconverted")
+        if not 1 <= len(self.experts) <= SETS_MAX:
+            raise WattbitError(f"an engine holds 1 to {SETS_MAX} experts, not {len(self.experts)}")
+
+    @property
+    def name(self) -> str:
+        """Name of the engine's module, for instance `engine_w4a8`."""
+        return f"engine_{self.precision}"
+
+    def cycles_per_vector(self, shape: ExpertShape) -> int:
+        """Clock cycles a vector in steady state: those of the slower layer."""
+        products = shape.d_model * shape.d_hidden
+        return max(products // (self.pe1 * self.simd1), products // (self.pe2 * self.simd2))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "precision": str(self.precision),
+            "pe1": self.pe1,
+            "simd1": self.simd1,
+            "pe2": self.pe2,
+            "simd2": self.simd2,
+            "experts": [str(expert) for expert in self.experts],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        return cls(
+            Precision.parse(record["precision"]),
+            *(int(record[name]) for name in ("pe1", "simd1", "pe2", "simd2")),
+            tuple(ExpertId.parse(expert) for expert in record["experts"]),
+        )

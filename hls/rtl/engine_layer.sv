@@ -1,0 +1,115 @@
+// A matrix-vector layer with its requantisation, for SETS weight sets: y = requant(W[set] . x).
+//
+// One set index a vector selects the weights and the requant words. finn-rtllib does the work: `memstream` holds the
+// sets, `mvu_vvu_axi` multiplies, `requant_axi_decoupled` scales. A requant word is {shift - SHIFT_MIN, multiplier} for
+// each of PE lanes; the bias that makes it round half up, 2^(shift-1), is rebuilt here instead of being stored.
+
+module engine_layer #(
+	int unsigned  VERSION,         // 1: DSP48E1, 2: DSP48E2
+	int unsigned  SETS,
+	int unsigned  MW,              // inputs a vector
+	int unsigned  MH,              // outputs a vector
+	int unsigned  SIMD,            // inputs a beat
+	int unsigned  PE,              // outputs a beat
+	int unsigned  WEIGHT_BITS,
+	int unsigned  IN_BITS,
+	bit           IN_SIGNED,
+	int unsigned  ACC_BITS,
+	int unsigned  OUT_BITS,
+	bit           OUT_SIGNED,
+	int unsigned  SHIFT_MIN,
+	int unsigned  SHIFT_MAX,       // > SHIFT_MIN
+	int unsigned  MULTIPLIER_BITS,
+	parameter     WEIGHT_FILE = "",
+	parameter     REQUANT_FILE = ""
+)(
+	input	logic  clk,
+	input	logic  rst_n,
+
+	input	logic [7:0]  s_set,
+	input	logic  s_set_valid,
+	output	logic  s_set_ready,
+
+	input	logic [SIMD*IN_BITS-1:0]  s_tdata,
+	input	logic  s_tvalid,
+	output	logic  s_tready,
+
+	output	logic [PE*OUT_BITS-1:0]  m_tdata,
+	output	logic  m_tvalid,
+	input	logic  m_tready
+);
+	uwire  rst = !rst_n;
+
+	// A set index goes to both memories, when both queues have room.
+	uwire  weight_room, requant_room;
+	assign	s_set_ready = weight_room && requant_room;
+	uwire  set_push = s_set_valid && s_set_ready;
+
+	// Weights
+	localparam int unsigned  WEIGHT_WIDTH = PE*SIMD*WEIGHT_BITS;
+	localparam int unsigned  WEIGHT_STREAM = (WEIGHT_WIDTH+7)/8*8;
+	uwire [WEIGHT_WIDTH-1:0]  weight_word;
+	uwire  weight_valid, weight_ready;
+	engine_memory #(
+		.SETS(SETS), .DEPTH((MW/SIMD)*(MH/PE)), .WIDTH(WEIGHT_WIDTH), .FILE(WEIGHT_FILE)
+	) weights (
+		.clk, .rst, .set(s_set), .set_valid(set_push), .set_ready(weight_room),
+		.word(weight_word), .valid(weight_valid), .ready(weight_ready)
+	);
+
+	// Products
+	localparam int unsigned  IN_STREAM = (SIMD*IN_BITS+7)/8*8;
+	localparam int unsigned  ACC_STREAM = (PE*ACC_BITS+7)/8*8;
+	uwire [ACC_STREAM-1:0]  acc;
+	uwire  acc_valid, acc_ready;
+	mvu_vvu_axi #(
+		.IS_MVU(1), .VERSION(VERSION), .MW(MW), .MH(MH), .PE(PE), .SIMD(SIMD),
+		.ACTIVATION_WIDTH(IN_BITS), .SIGNED_ACTIVATIONS(IN_SIGNED),
+		.WEIGHT_WIDTH(WEIGHT_BITS), .NARROW_WEIGHTS(1), .ACCU_WIDTH(ACC_BITS)
+	) mvu (
+		.ap_clk(clk), .ap_clk2x(clk), .ap_rst_n(rst_n),
+		.s_axis_weights_tdata(WEIGHT_STREAM'(weight_word)),
+		.s_axis_weights_tvalid(weight_valid), .s_axis_weights_tready(weight_ready),
+		.s_axis_input_tdata(IN_STREAM'(s_tdata)), .s_axis_input_tvalid(s_tvalid), .s_axis_input_tready(s_tready),
+		.m_axis_output_tdata(acc), .m_axis_output_tvalid(acc_valid), .m_axis_output_tready(acc_ready)
+	);
+
+	// Requant words, widened to the lanes {bias, shift, scale} that requant_axi_decoupled derives from ACC_BITS
+	localparam int unsigned  SHIFT_BITS = $clog2(SHIFT_MAX-SHIFT_MIN+1);
+	localparam int unsigned  WORD_BITS = MULTIPLIER_BITS + SHIFT_BITS;
+	localparam int unsigned  SCALE_BITS = ACC_BITS <= 18? 25 : 18;
+	localparam int unsigned  BIAS_BITS = SCALE_BITS + ACC_BITS;
+	localparam int unsigned  LANE_BITS = SCALE_BITS + SHIFT_BITS + BIAS_BITS;
+	localparam int unsigned  PARAMS_STREAM = (PE*LANE_BITS+7)/8*8;
+	uwire [PE*WORD_BITS-1:0]  requant_word;
+	uwire  requant_valid, requant_ready;
+	engine_memory #(
+		.SETS(SETS), .DEPTH(MH/PE), .WIDTH(PE*WORD_BITS), .FILE(REQUANT_FILE)
+	) requants (
+		.clk, .rst, .set(s_set), .set_valid(set_push), .set_ready(requant_room),
+		.word(requant_word), .valid(requant_valid), .ready(requant_ready)
+	);
+
+	uwire [PE-1:0][LANE_BITS-1:0]  params;
+	for(genvar  pe = 0; pe < PE; pe++) begin : genLane
+		uwire [WORD_BITS-1:0]  word = requant_word[pe*WORD_BITS +: WORD_BITS];
+		uwire [SHIFT_BITS-1:0]  shift = word[WORD_BITS-1:MULTIPLIER_BITS];
+		assign	params[pe] = {
+			BIAS_BITS'(1) << (SHIFT_MIN-1 + shift), shift, SCALE_BITS'(word[MULTIPLIER_BITS-1:0])
+		};
+	end : genLane
+
+	localparam int unsigned  OUT_STREAM = (PE*OUT_BITS+7)/8*8;
+	uwire [OUT_STREAM-1:0]  result;
+	requant_axi_decoupled #(
+		.VERSION(VERSION), .K(ACC_BITS), .N(OUT_BITS), .C(MH), .PE(PE),
+		.SHIFT_MIN(SHIFT_MIN), .SHIFT_MAX(SHIFT_MAX), .SIGNED_OUT(OUT_SIGNED)
+	) requant (
+		.ap_clk(clk), .ap_rst_n(rst_n),
+		.s_axis_tdata(acc), .s_axis_tvalid(acc_valid), .s_axis_tready(acc_ready),
+		.s_params_tdata(PARAMS_STREAM'(params)), .s_params_tvalid(requant_valid), .s_params_tready(requant_ready),
+		.m_axis_tdata(result), .m_axis_tvalid(m_tvalid), .m_axis_tready(m_tready)
+	);
+	assign	m_tdata = result[PE*OUT_BITS-1:0];
+
+endmodule : engine_layer

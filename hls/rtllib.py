@@ -1,0 +1,107 @@
+"""finn-rtllib made fit for Verilator and yosys: a patched copy of the installed package in the build folder.
+
+Nothing of the library is kept in this repository: each patch finds its place by a pattern in the installed files and
+must match exactly as often as stated, so that another version of finn-plus is noticed and not built wrongly.
+"""
+
+import importlib.metadata
+import importlib.util
+import re
+import tempfile
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from wattbit.errors import WattbitError
+from wattbit.files import digest_json
+
+# In compile order: packages first.
+SOURCES = (
+    "mvu/mvu_pkg.sv",
+    "mvu/add_multi.sv",
+    "mvu/replay_buffer.sv",
+    "mvu/mvu.sv",
+    "mvu/mvu_vvu_axi.sv",
+    "memstream/hdl/memstream.sv",
+    "fifo/hdl/fifo.sv",
+    "requant/hdl/requant_decoupled.sv",
+    "requant/hdl/requant_axi_decoupled.sv",
+)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Replace every match of the regular expression `old` in `file`, which must be `count` matches, by `new`."""
+
+    file: str
+    old: str
+    new: str
+    count: int = 1
+
+
+# The leaves below node i of a heap with nodes 0..2N-2, of which N-1..2N-2 are leaves, level by level.
+_LEAF_LOAD = r"""	function automatic int unsigned leaf_load(input int unsigned  i);
+		automatic int unsigned  first = i, last = i, n = 0;
+		while(first < 2*N-1) begin
+			if(last >= N-1)  n += (last < 2*N-2? last : 2*N-2) - (first > N-1? first : N-1) + 1;
+			first = 2*first + 1;
+			last  = 2*last  + 2;
+		end
+		return  n;
+	endfunction : leaf_load
+
+"""
+
+PATCHES = (
+    # Constant functions under `generate` are against IEEE 1800 13.4.3; both tools refuse them.
+    Patch("mvu/add_multi.sv", r"\t\ttypedef int unsigned  leaf_load_t(?s:.*?)= init_leaf_loads\(\);\n", ""),
+    Patch("mvu/add_multi.sv", r"LEAF_LOAD\[(\w+)\]", r"leaf_load(\1)", 3),
+    Patch("mvu/add_multi.sv", r"(?=\tlocalparam int unsigned  L = \$clog2\(N\);)", _LEAF_LOAD),
+    Patch("memstream/hdl/memstream.sv", r"\t\ttypedef addr_t  offset_table_t(?s:.*?)= INIT_OFFSET_TABLE\(\);\n", ""),
+    Patch("memstream/hdl/memstream.sv", r"OFFSET_TABLE\[sidx\]", "addr_t'(sidx * DEPTH)"),
+    # Verilator evaluates constant functions on packed structs only.
+    Patch("fifo/hdl/fifo.sv", r"typedef struct \{", "typedef struct packed {"),
+    # slang: no `default_nettype inside a module.
+    *(
+        Patch(file, r"(?m)^`default_nettype \w+\n", "", 2)
+        for file in ("fifo/hdl/fifo.sv", "requant/hdl/requant_decoupled.sv", "requant/hdl/requant_axi_decoupled.sv")
+    ),
+)
+
+
+def patched(out: Path) -> tuple[Path, ...]:
+    """Copy the sources that the engines need into a folder of `out`, patched, and return them in compile order.
+
+    The folder's name is a digest of the package's version and the patches; an existing one is taken as it is.
+    Raises WattbitError when finn-plus is missing or a patch does not fit its version.
+    """
+    version, library = _installed()
+    folder = out / f"rtllib-{digest_json([version, SOURCES, [astuple(p) for p in PATCHES]])}"
+    if not folder.is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".rtllib-", dir=out) as name:
+            temporary = Path(name) / "rtllib"
+            for source in SOURCES:
+                path = temporary / Path(source).name
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(_patch(source, (library / source).read_text(encoding="utf-8"), version), "utf-8")
+            temporary.rename(folder)
+    return tuple(folder / Path(source).name for source in SOURCES)
+
+
+def _installed() -> tuple[str, Path]:
+    spec = importlib.util.find_spec("finn")
+    if spec is None or spec.origin is None:
+        raise WattbitError("finn-plus is not installed; run `make setup`")
+    return importlib.metadata.version("finn-plus"), Path(spec.origin).parent / "finn-rtllib"
+
+
+def _patch(source: str, text: str, version: str) -> str:
+    for patch in PATCHES:
+        if patch.file == source:
+            text, count = re.subn(patch.old, patch.new, text)
+            if count != patch.count:
+                raise WattbitError(
+                    f"finn-plus {version}: the patch {patch.old!r} of {source} fits {count} times instead of "
+                    f"{patch.count}; install the version that pyproject.toml pins"
+                )
+    return text
