@@ -1,0 +1,81 @@
+"""Runs built kernels through ctypes: on the board, and on the host for a host core. Standard library and NumPy only.
+
+The board carries this file and layout.py, with wattbit's errors, files and plan.
+"""
+
+import ctypes
+import mmap
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.errors import WattbitError
+from wattbit.files import read_json
+from wattbit.plan import ExpertId
+from wattbit.tvm_schedules.layout import LAYOUT_VERSION
+
+MACHINES = {"aarch64": "aarch64", "armv7": "armv7l", "x86_64": "x86_64"}
+
+Int8 = NDArray[np.int8]
+Address = ctypes.c_void_p
+
+
+class Kernels:
+    """The experts in a folder that `compile.build` wrote, with weights mapped from their files."""
+
+    def __init__(self, folder: Path) -> None:
+        record = read_json(folder / "kernels.json")
+        version = record.get("layout_version")
+        if version != LAYOUT_VERSION:
+            raise WattbitError(f"{folder} has layout version {version}, not {LAYOUT_VERSION}; build the kernels again")
+        if MACHINES.get(record["arch"]) != platform.machine():
+            built = f"{record['core']} ({record['arch']})"
+            raise WattbitError(f"{folder} is built for {built}, not this {platform.machine()}; build for its core")
+        self.d_model = int(record["shape"]["d_model"])
+        self._library = _open_library(folder / record["library"]["file"])
+        self._weights = {ExpertId.parse(name): _map(folder / e["file"]) for name, e in record["experts"].items()}
+
+    @property
+    def experts(self) -> tuple[ExpertId, ...]:
+        return tuple(self._weights)
+
+    def forward(self, expert: ExpertId, x: Int8) -> Int8:
+        """Outputs [T, D] of inputs [T, D], equal to wattbit.arith.forward."""
+        if expert not in self._weights:
+            raise WattbitError(f"{expert} is not among the {len(self._weights)} built experts; it is of another model")
+        if x.dtype != np.int8 or x.ndim != 2 or x.shape[1] != self.d_model:
+            raise WattbitError(f"inputs must be int8 of shape [T, {self.d_model}], not {x.dtype} of {list(x.shape)}")
+        weights = self._weights[expert]
+        x = np.ascontiguousarray(x)
+        y: Int8 = np.empty_like(x)
+        status = self._library.wb_expert_forward(
+            weights.ctypes.data, weights.nbytes, x.ctypes.data, len(x), y.ctypes.data
+        )
+        if status:
+            reason = self._library.wb_message(status).decode()
+            raise WattbitError(f"{expert} did not run: {reason}; build the kernels again")
+        return y
+
+
+def _open_library(path: Path) -> Any:
+    try:
+        library = ctypes.CDLL(str(path.resolve()))
+    except OSError as error:
+        raise WattbitError(f"{path} cannot be loaded ({error}); build the kernels again for this machine") from None
+    library.wb_expert_forward.restype = ctypes.c_int32
+    library.wb_expert_forward.argtypes = [Address, ctypes.c_size_t, Address, ctypes.c_int64, Address]
+    library.wb_message.restype = ctypes.c_char_p
+    library.wb_message.argtypes = [ctypes.c_int32]
+    return library
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped read-only at the start of a page; the array keeps the mapping alive."""
+    try:
+        with path.open("rb") as stream:
+            return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except (FileNotFoundError, ValueError):
+        raise WattbitError(f"{path} is absent or empty; build the kernels again") from None

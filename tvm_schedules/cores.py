@@ -1,0 +1,94 @@
+"""The processor cores that kernels are built for: one line each, named as the boards' target files name them."""
+
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wattbit.errors import WattbitError
+from wattbit.tvm_schedules.layout import Layout
+
+Multiply = Literal["smull", "vmull", "sdot", "vpdpbusd", "pmaddwd128", "pmaddwd256"]
+
+TRIPLES = {"aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
+
+
+@dataclass(frozen=True)
+class Core:
+    """What the kernels need to know of a core.
+
+    cpu, features: LLVM's names. vector_bytes: width of the vectors. group_rows: matrix rows that a kernel works on at
+    once. multiply: the instruction that it multiplies with, see wattbit.tvm_schedules.multiply.
+    """
+
+    name: str
+    arch: Literal["aarch64", "armv7", "x86_64"]
+    cpu: str
+    features: tuple[str, ...]
+    vector_bytes: int
+    group_rows: int
+    multiply: Multiply
+
+    def layout(self, weight_bits: int) -> Layout:
+        signed = weight_bits == 8 and self.multiply != "vpdpbusd"
+        return Layout(weight_bits, self.vector_bytes, self.group_rows, 0 if signed else 2 ** (weight_bits - 1))
+
+    @property
+    def llvm_target(self) -> dict[str, Any]:
+        """The target as TVM takes it."""
+        target = {"kind": "llvm", "mtriple": TRIPLES[self.arch], "mcpu": self.cpu, "mattr": list(self.features)}
+        return target | ({"mfloat-abi": "hard"} if self.arch == "armv7" else {})
+
+    @property
+    def compiler(self) -> str:
+        """The C compiler for this core: the machine's own or a cross compiler.
+
+        Raises WattbitError with the Debian package to install when it is absent.
+        """
+        name = "gcc" if platform.machine() == self.arch else f"{TRIPLES[self.arch]}-gcc"
+        if shutil.which(name) is None:
+            package = "gcc" if name == "gcc" else f"gcc-{TRIPLES[self.arch]}"
+            raise WattbitError(f"{name} is not installed, needed for {self.name}; run `apt-get install {package}`")
+        return name
+
+    @property
+    def compiler_flags(self) -> tuple[str, ...]:
+        if self.arch == "x86_64":
+            return (f"-march={self.cpu}",)
+        return (f"-mcpu={self.cpu}", *(("-mfpu=neon", "-mfloat-abi=hard") if self.arch == "armv7" else ()))
+
+
+CORES = {
+    core.name: core
+    for core in (
+        Core("cortex-a53", "aarch64", "cortex-a53", ("+neon",), 16, 4, "smull"),
+        Core("cortex-a72", "aarch64", "cortex-a72", ("+neon",), 16, 4, "smull"),
+        Core("cortex-a76", "aarch64", "cortex-a76", ("+neon", "+dotprod"), 16, 4, "sdot"),
+        Core("cortex-a9", "armv7", "cortex-a9", ("+neon",), 16, 2, "vmull"),
+        Core("x86-64", "x86_64", "x86-64", (), 16, 2, "pmaddwd128"),
+        Core("x86-avx2", "x86_64", "x86-64-v3", (), 32, 4, "pmaddwd256"),
+        Core("x86-vnni512", "x86_64", "x86-64-v4", ("+avx512vnni",), 64, 4, "vpdpbusd"),
+    )
+}
+
+
+def find_core(name: str) -> Core:
+    if name not in CORES:
+        raise WattbitError(f"core must be one of {', '.join(CORES)}, not {name!r}")
+    return CORES[name]
+
+
+def host_core(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str = platform.machine()) -> Core:
+    """The best core in the table that this machine can run, by the flags in /proc/cpuinfo."""
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    if machine == "aarch64":
+        return CORES["cortex-a76" if "asimddp" in flags else "cortex-a53"]
+    if machine == "armv7l":
+        return CORES["cortex-a9"]
+    if machine != "x86_64":
+        raise WattbitError(f"no kernels for a {machine} host; build for one of {', '.join(CORES)} instead")
+    if {"avx512_vnni", "avx512bw", "avx512vl", "avx512dq", "avx512cd"} <= flags:
+        return CORES["x86-vnni512"]
+    return CORES["x86-avx2" if {"avx2", "bmi2", "fma"} <= flags else "x86-64"]
