@@ -1,0 +1,70 @@
+"""`python3 -m wattbit.board.agent BUNDLE`: the agent, over standard input and output.
+
+One JSON object a line each way: a request names its command in `cmd`, with the command's fields beside it; the reply
+holds the result's fields, or `error`. Standard output belongs to the protocol alone; what libraries print goes to
+standard error.
+"""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from wattbit.board.agent.session import Reply, Session
+from wattbit.errors import WattbitError
+
+COMMANDS: dict[str, Callable[..., Reply]] = {
+    "hello": Session.hello,
+    "load": Session.load,
+    "run": Session.run,
+    "idle": Session.idle,
+    "active": Session.active,
+    "power": Session.power,
+    "quit": Session.quit,
+}
+
+
+def answer(session: Session, line: str) -> Reply:
+    """The reply to one request; an expected failure is a reply too, a bug is a traceback and the end."""
+    try:
+        request: Any = json.loads(line)
+        name = request.pop("cmd", None) if isinstance(request, dict) else None
+        if name not in COMMANDS:
+            raise WattbitError(f"cmd must be one of {', '.join(COMMANDS)}, not {name}")
+        command = COMMANDS[name]
+        _check_fields(command, request)
+        return command(session, **request)
+    except json.JSONDecodeError as error:
+        return {"error": f"not a JSON request: {error}"}
+    except (WattbitError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _check_fields(command: Callable[..., Reply], fields: dict[str, Any]) -> None:
+    try:
+        inspect.signature(command).bind(None, **fields)
+    except TypeError as error:
+        raise WattbitError(f"{command.__name__}: {error}") from None
+
+
+def serve(session: Session, requests: Iterable[str], replies: TextIO) -> None:
+    """Answer requests until `quit` or the end of input."""
+    for line in requests:
+        replies.write(json.dumps(answer(session, line), allow_nan=False) + "\n")
+        replies.flush()
+        if session.ended:
+            return
+    session.quit()
+
+
+def main() -> None:
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
+        os.dup2(2, 1)
+        serve(Session(Path(sys.argv[1])), sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

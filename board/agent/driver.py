@@ -1,0 +1,94 @@
+"""Driver of the accelerator shell, the same on real and on virtual boards.
+
+It needs something with `read(offset)` and `write(offset, value)`, which a pynq IP and a pynq MMIO both are, and
+pynq's `allocate`; it imports neither.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.board.agent.shell import DONE, ERRORS, IDENTITY, REGISTERS, START, digest_word, packets
+from wattbit.errors import WattbitError
+
+
+class Registers(Protocol):
+    def read(self, offset: int) -> int: ...
+
+    def write(self, offset: int, value: int) -> None: ...
+
+
+class Driver:
+    """Launches of one loaded design.
+
+    allocate: `pynq.allocate`, or what acts like it: a NumPy array with `device_address`, `flush` and `invalidate`.
+    digest: the design that is expected behind the registers.
+    timeout_s: wall time after which a launch counts as hung.
+    """
+
+    def __init__(self, registers: Registers, allocate: Callable[..., Any], digest: str, timeout_s: float) -> None:
+        self._registers = registers
+        self._allocate = allocate
+        self._timeout_s = timeout_s
+        self._packets: Any = None
+        self._results: Any = None
+        if self._read("ID") != IDENTITY:
+            raise WattbitError(f"no wattbit shell answers: ID is {self._read('ID'):#010x}, not {IDENTITY:#010x}")
+        if self._read("DIGEST") != digest_word(digest):
+            raise WattbitError(
+                f"the loaded design is {self._read('DIGEST'):08x}, not {digest_word(digest):08x} of the manifest; "
+                "build and deploy again"
+            )
+        self.d_model = self._read("D_MODEL")
+        self.engines = self._read("ENGINES")
+
+    def _read(self, name: str) -> int:
+        return int(self._registers.read(REGISTERS[name]))
+
+    def _write(self, name: str, value: int) -> None:
+        self._registers.write(REGISTERS[name], value)
+
+    def load(self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]) -> None:
+        """Put inputs x [N, D], each for one engine and set, where the accelerator reads them."""
+        words = packets(engine, index, x)
+        if x.shape[1] != self.d_model:
+            raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
+        self._packets = self._allocate(words.shape, np.uint8)
+        self._results = self._allocate(x.shape, np.int8)
+        self._packets[:] = words
+        self._packets.flush()
+
+    def launch(self) -> int:
+        """Run what `load` put there once; the clock cycles from start to done."""
+        if self._packets is None:
+            raise WattbitError("nothing is loaded to launch; load vectors first")
+        self._write("COUNT", len(self._packets))
+        self._write("IN_ADDR", self._packets.device_address)
+        self._write("OUT_ADDR", self._results.device_address)
+        self._write("CTRL", START)
+        deadline_s = time.monotonic() + self._timeout_s
+        while not self._read("CTRL") & DONE:
+            if time.monotonic() > deadline_s:
+                raise WattbitError(
+                    f"the accelerator did not finish {len(self._packets)} packets in {self._timeout_s:g} s; "
+                    "load the design again"
+                )
+        if error := self._read("ERROR"):
+            raise WattbitError(f"the accelerator reports error {error}: {ERRORS.get(error, 'unknown')}")
+        return self._read("CYCLES_LO") | self._read("CYCLES_HI") << 32
+
+    def results(self) -> NDArray[np.int8]:
+        """Outputs [N, D] of the last launch."""
+        self._results.invalidate()
+        return np.array(self._results, np.int8)
+
+    def run(
+        self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]
+    ) -> tuple[NDArray[np.int8], int]:
+        """Outputs [N, D] and cycles of inputs x [N, D], each for one engine and set."""
+        self.load(engine, index, x)
+        cycles = self.launch()
+        return self.results(), cycles

@@ -1,0 +1,206 @@
+"""The agent's commands on one bundle. Each takes the fields of a request and returns those of the reply."""
+
+import base64
+import binascii
+import importlib
+import importlib.metadata
+import io
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.board.agent.logic import Logic, load_logic
+from wattbit.board.agent.manifest import verify
+from wattbit.board.agent.power import PowerModel, hwmon_sensors, open_source
+from wattbit.board.agent.timeline import MeasuredTimeline, SimulatedTimeline, Timeline, Work
+from wattbit.errors import WattbitError
+
+PROTOCOL = 1
+NO_TIME = "emulated ARM cores have no time of their own; measure on a real board"
+
+Reply = dict[str, Any]
+
+
+def encode_array(array: NDArray[Any]) -> str:
+    """An array as base64 of its npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def decode_array(text: str) -> NDArray[Any]:
+    """The array of `encode_array`; WattbitError when the text is none."""
+    try:
+        array: NDArray[Any] = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
+    except (binascii.Error, ValueError, EOFError, TypeError) as error:
+        raise WattbitError(f"not a base64 npy array: {error}") from None
+    return array
+
+
+class Session:
+    """What the agent knows between requests."""
+
+    def __init__(self, bundle: Path, loader: Callable[[Path, dict[str, Any]], Logic] = load_logic) -> None:
+        self.bundle = bundle
+        self._loader = loader
+        self._manifest: dict[str, Any] | None = None
+        self._logic: Logic | None = None
+        self._timeline: Timeline | None = None
+        self._kernels: Any = None
+        self.ended = False
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        if self._manifest is None:
+            raise WattbitError("nothing is loaded; send load first")
+        return self._manifest
+
+    @property
+    def _virtual(self) -> bool:
+        return bool(self.manifest["toolchain"] == "virtual")
+
+    def hello(self) -> Reply:
+        """Versions and what the board offers, before anything is loaded."""
+        return {
+            "protocol": PROTOCOL,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "pynq": _version("pynq"),
+            "machine": platform.machine(),
+            "board": _board_name(),
+            "sensors": sorted(hwmon_sensors()),
+        }
+
+    def load(self) -> Reply:
+        """Verify the bundle and load its design."""
+        manifest = verify(self.bundle)
+        logic = self._loader(self.bundle, manifest) if manifest["design"] else None
+        self._manifest, self._logic = manifest, logic
+        return {
+            "bundle": manifest["digest"],
+            "design": logic and manifest["design"]["digest"],
+            "clock_mhz": logic and logic.clock_mhz,
+            "engines": logic and logic.driver.engines,
+        }
+
+    def run(self, engine: str = "fpga", experts: list[str] | None = None, x: str | None = None) -> Reply:
+        """Outputs of vectors on one engine: of the bundle's own, or of `x` (npy) with an expert's name for each."""
+        names, vectors = self._vectors(experts, x)
+        start_s = time.monotonic()
+        if engine == "fpga":
+            driver = self._loaded().driver
+            outputs, cycles = driver.run(*self._places(names), vectors)
+        elif engine == "arm":
+            outputs, cycles = self._forward(names, vectors), None
+        else:
+            raise WattbitError(f"engine must be fpga or arm, not {engine}")
+        wall_s = None if self._virtual else time.monotonic() - start_s
+        reply = {"y": encode_array(outputs), "cycles": cycles, "wall_s": wall_s}
+        return reply | ({"reason": NO_TIME} if wall_s is None else {})
+
+    def idle(self, seconds: float) -> Reply:
+        """An idle window."""
+        return vars(self._power().idle(seconds))
+
+    def active(self, seconds: float, engine: str = "fpga") -> Reply:
+        """A window in which the bundle's vectors run again and again on one engine; `packets` in one launch."""
+        timeline = self._power()
+        names, vectors = self._vectors(None, None)
+        if engine == "fpga":
+            driver = self._loaded().driver
+            driver.load(*self._places(names), vectors)
+            launch: Callable[[], int | None] = driver.launch
+        elif engine == "arm":
+
+            def launch() -> None:
+                self._forward(names, vectors)
+
+        else:
+            raise WattbitError(f"engine must be fpga or arm, not {engine}")
+        return vars(timeline.active(Work(launch, self._macs(names)), seconds)) | {"packets": len(names)}
+
+    def power(self) -> Reply:
+        """The samples since the last call."""
+        timeline = self._power()
+        return {"samples": timeline.samples(), "rail": timeline.rail, "provenance": timeline.provenance}
+
+    def quit(self) -> Reply:
+        """End the session."""
+        if self._timeline:
+            self._timeline.close()
+        self.ended = True
+        return {}
+
+    def _loaded(self) -> Logic:
+        if self._logic is None:
+            raise WattbitError("the bundle has no design for the FPGA, or it is not loaded; send load first")
+        return self._logic
+
+    def _power(self) -> Timeline:
+        if self._timeline is None:
+            settings = self.manifest["power"]
+            if self._virtual:
+                model = PowerModel(**settings["model"])
+                self._timeline = SimulatedTimeline(model, self._loaded().clock_mhz, settings["rail"])
+            else:
+                self._timeline = MeasuredTimeline(open_source(settings))
+        return self._timeline
+
+    def _vectors(self, experts: list[str] | None, x: str | None) -> tuple[list[str], NDArray[np.int8]]:
+        if experts is not None and x is not None:
+            return experts, decode_array(x)
+        with np.load(self.bundle / self.manifest["vectors"], allow_pickle=False) as archive:
+            pairs = zip(archive["layer"], archive["expert"], strict=True)
+            return [f"L{layer}E{expert}" for layer, expert in pairs], archive["x"]
+
+    def _expert(self, name: str) -> dict[str, Any]:
+        if name not in self.manifest["experts"]:
+            raise WattbitError(f"the bundle has no expert {name}; it belongs to another model")
+        record: dict[str, Any] = self.manifest["experts"][name]
+        return record
+
+    def _places(self, names: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        records = [self._expert(name) for name in names]
+        for name, record in zip(names, records, strict=True):
+            if record["engine"] is None:
+                raise WattbitError(f"{name} has no FPGA engine; run it on arm")
+        engines = np.array([record["engine"] for record in records], np.int64)
+        return engines, np.array([record["set"] for record in records], np.int64)
+
+    def _macs(self, names: list[str]) -> dict[tuple[int, int], int]:
+        shape = self.manifest["model"]
+        counts = Counter(tuple(self._expert(name)["bits"]) for name in names)
+        return {(bits[0], bits[1]): n * 2 * shape["d_model"] * shape["d_hidden"] for bits, n in counts.items()}
+
+    def _forward(self, names: list[str], x: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Outputs [N, D] of the ARM kernels, expert by expert."""
+        arm = self.manifest["arm"]
+        if arm is None:
+            raise WattbitError("the bundle has no ARM kernels; build them for this core")
+        if self._kernels is None:
+            self._kernels = importlib.import_module(arm["module"]).Kernels(self.bundle / arm["folder"])
+        rows = np.array([self._expert(name) and name for name in names])
+        outputs = np.zeros_like(x)
+        for name in np.unique(rows):
+            chosen = rows == name
+            outputs[chosen] = self._kernels.forward(str(name), x[chosen])
+        return outputs
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _board_name() -> str:
+    model = Path("/proc/device-tree/model")
+    return model.read_text().strip("\0\n") if model.is_file() else f"{platform.node()} ({sys.platform})"

@@ -1,0 +1,49 @@
+"""The accelerator shell as software sees it: its identity, registers and packets. Host and board agree on it here."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.errors import WattbitError
+
+VLNV = "wattbit:wattbit:wattbit_shell:1.0"
+INSTANCE = "wattbit_0"
+IDENTITY = 0x57423031
+
+REGISTERS = {
+    "CTRL": 0x00,
+    "ID": 0x04,
+    "DIGEST": 0x08,
+    "COUNT": 0x0C,
+    "IN_ADDR": 0x10,
+    "OUT_ADDR": 0x14,
+    "CYCLES_LO": 0x18,
+    "CYCLES_HI": 0x1C,
+    "D_MODEL": 0x20,
+    "ENGINES": 0x24,
+    "ERROR": 0x28,
+}
+START, DONE, IDLE = 1, 2, 4
+ERRORS = {1: "a packet names an engine that the design does not have", 2: "the memory answered with an AXI error"}
+
+HEADER_BYTES = 8
+
+
+def digest_word(digest: str) -> int:
+    """What the DIGEST register holds: the low 32 bits of a design's 16-digit digest."""
+    return int(digest, 16) & 0xFFFFFFFF
+
+
+def packets(engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Packets [N, 8 + D] of inputs x [N, D]: a 64-bit header (engine, set), then the vector."""
+    if x.ndim != 2 or x.dtype != np.int8 or not len(x) or len(engine) != len(x) or len(index) != len(x):
+        raise WattbitError(f"a launch takes int8 inputs [N, D] with an engine and a set each, not {x.dtype} {x.shape}")
+    if x.shape[1] % 8:
+        raise WattbitError(f"the shell moves vectors of whole 64-bit words; {x.shape[1]} is not a multiple of 8")
+    for name, values in (("engine", engine), ("set", index)):
+        if values.min() < 0 or values.max() > 255:
+            raise WattbitError(f"{name} must fit in a byte, not {values.min()}..{values.max()}")
+    result = np.zeros((len(x), HEADER_BYTES + x.shape[1]), np.uint8)
+    result[:, 0] = engine
+    result[:, 1] = index
+    result[:, HEADER_BYTES:] = x.view(np.uint8)
+    return result

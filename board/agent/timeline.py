@@ -1,0 +1,152 @@
+"""Idle and active windows and the power samples in them, on the board's clock.
+
+On a board that clock is the monotonic one, a thread samples, and an active window launches until its time is up.
+On a virtual board the emulation's wall time says nothing about the board, so time is *synthesised*: an idle window
+advances a virtual clock by its length; an active window simulates one launch and stands for as many repetitions of it
+as fill the window, each of cycles / clock seconds. Samples follow the power model on that clock, with noise of a
+fixed seed. Everything from it is flagged `simulated`.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from wattbit.board.agent.power import PowerModel, PowerSource
+from wattbit.errors import WattbitError
+
+SAMPLE_INTERVAL_S = 0.02
+NOISE_SEED = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """One launch: a call that returns its cycles (None without an accelerator), and what it multiplies, by widths."""
+
+    launch: Callable[[], int | None]
+    macs: Mapping[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window from start_s to end_s on the board's clock.
+
+    launches that were done or, on a virtual board, stood for; `executed` ones really ran. cycles of all launches.
+    """
+
+    start_s: float
+    end_s: float
+    launches: int = 0
+    executed: int = 0
+    cycles: int | None = None
+
+
+class Timeline(Protocol):
+    """The board's clock with its rail."""
+
+    rail: str
+    provenance: str
+
+    def idle(self, seconds: float) -> Window: ...
+
+    def active(self, work: Work, seconds: float) -> Window: ...
+
+    def samples(self) -> list[tuple[float, float]]:
+        """(time_s, power_w) since the last call."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MeasuredTimeline:
+    """A physical sensor, sampled by a thread at the midpoint of each read."""
+
+    provenance = "measured"
+
+    def __init__(self, source: PowerSource) -> None:
+        self.rail = source.rail
+        self._source = source
+        self._samples: list[tuple[float, float]] = []
+        self._failure: WattbitError | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_INTERVAL_S):
+            before_s = time.monotonic()
+            try:
+                power_w = self._source.read_w()
+            except WattbitError as error:
+                self._failure = error
+                return
+            self._samples.append(((before_s + time.monotonic()) / 2, power_w))
+
+    def idle(self, seconds: float) -> Window:
+        start_s = time.monotonic()
+        time.sleep(seconds)
+        return Window(start_s, time.monotonic())
+
+    def active(self, work: Work, seconds: float) -> Window:
+        start_s = time.monotonic()
+        launches, cycles = 0, 0
+        while time.monotonic() - start_s < seconds:
+            cycles += work.launch() or 0
+            launches += 1
+        return Window(start_s, time.monotonic(), launches, launches, cycles or None)
+
+    def samples(self) -> list[tuple[float, float]]:
+        if self._failure:
+            raise self._failure
+        taken, self._samples = self._samples, []
+        return taken
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+class SimulatedTimeline:
+    """A virtual clock and a modelled rail."""
+
+    provenance = "simulated"
+
+    def __init__(self, model: PowerModel, clock_mhz: float, rail: str) -> None:
+        self.rail = rail
+        self._model = model
+        self._clock_hz = clock_mhz * 1e6
+        self._now_s = 0.0
+        self._taken = 0
+        self._random = random.Random(NOISE_SEED)
+        self._samples: list[tuple[float, float]] = []
+
+    def _advance(self, seconds: float, power_w: float) -> None:
+        self._now_s += seconds
+        while (time_s := (self._taken + 0.5) / self._model.rate_hz) < self._now_s:
+            reading_w = power_w + self._random.gauss(0, self._model.noise_w)
+            self._samples.append((time_s, round(reading_w / self._model.step_w) * self._model.step_w))
+            self._taken += 1
+
+    def idle(self, seconds: float) -> Window:
+        start_s = self._now_s
+        self._advance(seconds, self._model.idle_w)
+        return Window(start_s, self._now_s)
+
+    def active(self, work: Work, seconds: float) -> Window:
+        cycles = work.launch()
+        if not cycles:
+            raise WattbitError("only the accelerator has simulated time; on ARM cores measure on a real board")
+        launch_s = cycles / self._clock_hz
+        launches = max(1, round(seconds / launch_s))
+        start_s = self._now_s
+        self._advance(launches * launch_s, self._model.launch_w(work.macs, launch_s))
+        return Window(start_s, self._now_s, launches, 1, launches * cycles)
+
+    def samples(self) -> list[tuple[float, float]]:
+        taken, self._samples = self._samples, []
+        return taken
+
+    def close(self) -> None:
+        """Nothing runs."""
