@@ -1,0 +1,237 @@
+"""The simulated accelerator: the shell's RTL as a shared library for the host or a board, and its use from Python.
+
+Verilator writes C++ once; each architecture compiles the same C++. The library carries the memories' contents, needs
+nothing but the C library, and is deployed like a bitstream. Its C interface is described in `sim/accelerator.cpp`.
+"""
+
+import ctypes
+import importlib.metadata
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.arith import Int8
+from wattbit.errors import ToolError, WattbitError
+from wattbit.files import digest_json, read_json, sha256_file, write_bytes, write_json
+from wattbit.hls.shell import ShellRtl
+from wattbit.hls.simulate import verilator
+
+Arch = Literal["x86_64", "aarch64"]
+LIBRARY = "libwattbit_accel.so"
+SIM = Path(__file__).parent / "sim"
+JOBS = 2
+
+GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "5000", "-Wno-fatal", "-Wno-lint")
+COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATOR=1", "-DVM_TRACE=0", "-DVM_COVERAGE=0")
+LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-s")
+VERILATOR_ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
+FAST, SLOW = "-O1", "-O0"  # code that runs each cycle, and code that runs once
+
+# Registers
+CTRL, ID, DIGEST, COUNT, IN_ADDR, OUT_ADDR = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14
+CYCLES_LO, CYCLES_HI, D_MODEL, ENGINES, ERROR = 0x18, 0x1C, 0x20, 0x24, 0x28
+ID_VALUE = 0x57423031
+COUNT_MAX = 2**20 - 1
+ERRORS = {
+    1: "a packet names an engine that the design lacks",
+    2: "the memory answered with an error",
+    3: "a packet names a set that its engine lacks",
+}
+
+
+_HANDLE, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
+INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result and arguments
+    "wb_open": (_HANDLE, (_U32, _U32, _U32)),
+    "wb_close": (None, (_HANDLE,)),
+    "wb_error": (ctypes.c_char_p, (_HANDLE,)),
+    "wb_memory": (ctypes.POINTER(ctypes.c_uint8), (_HANDLE,)),
+    "wb_cycles": (_U64, (_HANDLE,)),
+    "wb_read": (_U32, (_HANDLE, _U32)),
+    "wb_write": (None, (_HANDLE, _U32, _U32)),
+    "wb_run": (ctypes.c_int, (_HANDLE, _U64)),
+    "wb_set_latency": (None, (_HANDLE, _U32, _U32)),
+}
+
+
+def verilate(shell: ShellRtl, out: Path, arch: Arch) -> Path:
+    """Build `out`/ARCH/libwattbit_accel.so from a design, unless it is there from the same sources and tools.
+
+    Raises WattbitError when a compiler is missing, ToolError when Verilator or the compiler fails.
+    """
+    compiler = f"{arch}-linux-gnu-g++"
+    if shutil.which(compiler) is None:
+        raise WattbitError(f"{compiler} is not installed; run `apt-get install g++-{arch.replace('_', '-')}-linux-gnu`")
+    library = out / arch / LIBRARY
+    stamp = library.with_suffix(".json")
+    own = {path.name: sha256_file(path) for path in sorted(SIM.iterdir())}
+    version = _run([compiler, "--version"], out).splitlines()[0]
+    key = digest_json(
+        [shell.digest, own, importlib.metadata.version("verilator"), version, GENERATE, COMPILE, LINK, FAST]
+    )
+    if stamp.is_file() and library.is_file() and read_json(stamp) == {"key": key, "sha256": sha256_file(library)}:
+        return library
+    sources = _generate(
+        shell, out / "cpp", digest_json([shell.digest, importlib.metadata.version("verilator"), GENERATE])
+    )
+    with tempfile.TemporaryDirectory(prefix=f".{arch}-", dir=out) as name:
+        built = _compile(compiler, sources, Path(name))
+        write_bytes(library, built.read_bytes())
+    write_json(stamp, {"key": key, "sha256": sha256_file(library)})
+    return library
+
+
+def _generate(shell: ShellRtl, out: Path, key: str) -> Path:
+    """Verilator's C++ of the design and its memories' contents, in the folder `out`."""
+    stamp = out / "generated.json"
+    if stamp.is_file() and read_json(stamp) == key:
+        return out
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    command, environment = verilator()
+    command += [*GENERATE, "--top-module", shell.top, "-Mdir", str(out.absolute()), *shell.sources]
+    _run(command, shell.folder, environment)
+    names = "".join(f'    {{"{name}", R"({(shell.folder / name).read_text()})"}},\n' for name in shell.memories)
+    text = f'#include "memories.h"\n\nconst MemoryFile memory_files[] = {{\n{names}    {{nullptr, nullptr}},\n}};\n'
+    (out / "memory_files.cpp").write_text(text)
+    write_json(stamp, key)
+    return out
+
+
+def _compile(compiler: str, sources: Path, work: Path) -> Path:
+    """Compile and link the generated C++ and our own, two files at a time, the longest first."""
+    _, environment = verilator()
+    include = Path(environment["VERILATOR_ROOT"]) / "include"
+    runtime = [include / "verilated.cpp", include / "verilated_threads.cpp"]
+    files = sorted([*sources.glob("*.cpp"), *SIM.glob("*.cpp"), *runtime], key=lambda path: -path.stat().st_size)
+    folders = [f"-I{path}" for path in (sources.absolute(), SIM, include, include / "vltstd")]
+
+    def command(source: Path) -> list[str]:
+        # The runtime keeps its own $readmemh; what it prints must not mix with the agent's stdout.
+        own = (
+            "-DVL_PRINTF(...)=std::fprintf(stderr,__VA_ARGS__)",
+            "-DVL_USER_FINISH",
+            "-DVL_USER_STOP",
+            "-DVL_USER_FATAL",
+        )
+        rename = () if source in runtime else ("-DVL_READMEM_N=wb_readmem",)
+        optimise = SLOW if "__Slow" in source.name else FAST
+        output = ["-c", str(source.absolute()), "-o", str(work.absolute() / f"{source.stem}.o")]
+        return [compiler, *COMPILE, optimise, *own, *rename, *folders, *output]
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        list(pool.map(lambda source: _run(command(source), work), files))
+    library = work / LIBRARY
+    _run([compiler, *LINK, "-o", library.name, *(f"{source.stem}.o" for source in files)], work)
+    return library
+
+
+def _run(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
+        raise ToolError(list(command), done.returncode, "\n".join(errors[:1]) or done.stderr)
+    return done.stdout
+
+
+class Accelerator:
+    """One simulated accelerator on this machine, memory and all.
+
+    stall_seed: not 0 stalls all AXI channels and engine streams at random.
+    """
+
+    BASE = 0x1000_0000
+
+    def __init__(self, library: Path, stall_seed: int = 0, memory_bytes: int = 1 << 24) -> None:
+        try:
+            self._c = ctypes.CDLL(str(library.absolute()))
+        except OSError as error:
+            raise WattbitError(f"{library} cannot be loaded ({error}); build it for this machine") from None
+        for name, (result, arguments) in INTERFACE.items():
+            function = getattr(self._c, name)
+            function.restype, function.argtypes = result, arguments
+        self._handle = self._c.wb_open(self.BASE, memory_bytes, stall_seed)
+        try:
+            self._check()
+            pointer = self._c.wb_memory(self._handle)
+            self.memory: NDArray[np.uint8] = np.ctypeslib.as_array(pointer, (memory_bytes,))
+            self.d_model = self.read(D_MODEL)
+            self.engines = self.read(ENGINES)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the simulation; `memory` must not be used any more."""
+        if self._handle:
+            self._c.wb_close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        message = self._c.wb_error(self._handle).decode()
+        if message:
+            raise WattbitError(f"the simulated accelerator failed: {message}; this is a bug in its RTL or its shell")
+
+    def read(self, offset: int) -> int:
+        value: int = self._c.wb_read(self._handle, offset)
+        self._check()
+        return value
+
+    def write(self, offset: int, value: int) -> None:
+        self._c.wb_write(self._handle, offset, value)
+        self._check()
+
+    def wait(self, max_cycles: int) -> bool:
+        """Advance until the interrupt, at most `max_cycles`; whether it came."""
+        came = self._c.wb_run(self._handle, max_cycles)
+        self._check()
+        return bool(came == 1)
+
+    def set_latency(self, read: int, write: int) -> None:
+        """Cycles to the first beat of a read, and from the last beat of a write to its response."""
+        self._c.wb_set_latency(self._handle, read, write)
+
+    def run(
+        self, engine: NDArray[np.integer], set_index: NDArray[np.integer], x: Int8, max_cycles: int = 100_000_000
+    ) -> tuple[Int8, int]:
+        """One launch: results [N, D] of vectors `x` [N, D], vector i on `engine`[i] and set `set_index`[i]; its cycles.
+
+        Raises WattbitError when the vectors do not fit the design or the memory, or the launch reports an error.
+        """
+        count = len(x)
+        if x.shape != (count, self.d_model) or x.dtype != np.int8:
+            raise WattbitError(f"vectors must be int8 [N, {self.d_model}], not {x.dtype} {list(x.shape)}")
+        stride = 8 + self.d_model
+        in_bytes = count * stride
+        if count > COUNT_MAX or in_bytes + x.nbytes > len(self.memory):
+            raise WattbitError(f"{count} vectors are too many for one launch; split them")
+        packets = self.memory[:in_bytes].reshape(count, stride)
+        packets[:, :8] = 0
+        packets[:, 0], packets[:, 1] = engine, set_index
+        packets[:, 8:] = x.view(np.uint8)
+        cycles = self.launch(self.BASE, self.BASE + in_bytes, count, max_cycles)
+        results = self.memory[in_bytes : in_bytes + x.nbytes]
+        return results.copy().view(np.int8).reshape(count, self.d_model), cycles
+
+    def launch(self, in_addr: int, out_addr: int, count: int, max_cycles: int = 100_000_000) -> int:
+        """Run `count` packets that lie at `in_addr` of the memory, results to `out_addr`; clock cycles."""
+        for offset, value in ((IN_ADDR, in_addr), (OUT_ADDR, out_addr), (COUNT, count), (CTRL, 1)):
+            self.write(offset, value)
+        if not self.wait(max_cycles):
+            raise WattbitError(f"the launch of {count} packets did not end within {max_cycles} cycles")
+        if code := self.read(ERROR):
+            raise WattbitError(f"the launch failed: {ERRORS.get(code, f'error {code}')}; check the packets' headers")
+        return self.read(CYCLES_HI) << 32 | self.read(CYCLES_LO)

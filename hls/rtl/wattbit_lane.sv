@@ -1,0 +1,118 @@
+// One engine's surroundings: vectors and set indices wait for it, results wait whole for the writer.
+//
+// Engines keep the order of their vectors, so a queue of result addresses says where each result belongs.
+module wattbit_lane #(
+  parameter int WORDS = 8,    // 64-bit words of a vector
+  parameter int SIMD  = 8,    // bytes a beat into the engine
+  parameter int PE    = 8     // bytes a beat out of it
+) (
+  input  logic              clk,
+  input  logic              rst_n,
+
+  input  logic [7:0]        header_set,
+  input  logic [31:3]       header_addr,
+  input  logic              header_valid,
+  output logic              header_ready,
+  input  logic [63:0]       data,
+  input  logic              data_valid,
+  output logic              data_ready,
+
+  output logic [7:0]        engine_set,
+  output logic              engine_set_valid,
+  input  logic              engine_set_ready,
+  output logic [SIMD*8-1:0] engine_in,
+  output logic              engine_in_valid,
+  input  logic              engine_in_ready,
+  input  logic [PE*8-1:0]   engine_out,
+  input  logic              engine_out_valid,
+  output logic              engine_out_ready,
+
+  output logic              result_whole,   // all words of the next result are here
+  output logic [31:3]       result_addr,
+  input  logic              result_take,    // the writer has its address
+  output logic [63:0]       result,
+  output logic              result_valid,
+  input  logic              result_ready
+);
+  localparam int VECTORS_IN = 4;            // vectors that wait
+  localparam int VECTORS_FLYING = 16;       // vectors between dispatch and writer
+  localparam int DEPTH_IN = 2 ** $clog2(VECTORS_IN * WORDS);
+  localparam int DEPTH_OUT = 2 ** $clog2(2 * WORDS);
+
+  // Headers: both queues take one or neither does.
+  logic set_ready, addr_ready, addr_valid;
+  assign header_ready = set_ready && addr_ready;
+
+  wattbit_fifo #(.WIDTH(8), .DEPTH(VECTORS_FLYING)) set_queue (
+    .clk, .rst_n,
+    .s_data(header_set), .s_valid(header_valid && addr_ready), .s_ready(set_ready),
+    .m_data(engine_set), .m_valid(engine_set_valid), .m_ready(engine_set_ready)
+  );
+  wattbit_fifo #(.WIDTH(29), .DEPTH(VECTORS_FLYING)) addr_queue (
+    .clk, .rst_n,
+    .s_data(header_addr), .s_valid(header_valid && set_ready), .s_ready(addr_ready),
+    .m_data(result_addr), .m_valid(addr_valid), .m_ready(result_take)
+  );
+
+  // Vectors in
+  logic [63:0] word;
+  logic word_valid, word_ready;
+  logic [SIMD*8-1:0] in_beat;
+  logic in_valid, in_ready;
+
+  wattbit_fifo #(.WIDTH(64), .DEPTH(DEPTH_IN)) vectors (
+    .clk, .rst_n,
+    .s_data(data), .s_valid(data_valid), .s_ready(data_ready),
+    .m_data(word), .m_valid(word_valid), .m_ready(word_ready)
+  );
+  wattbit_unpack #(.BYTES(SIMD)) unpack (
+    .clk, .rst_n,
+    .s_data(word), .s_valid(word_valid), .s_ready(word_ready),
+    .m_data(in_beat), .m_valid(in_valid), .m_ready(in_ready)
+  );
+  wattbit_stall #(.WIDTH(SIMD*8)) stall_in (
+    .clk,
+    .s_data(in_beat), .s_valid(in_valid), .s_ready(in_ready),
+    .m_data(engine_in), .m_valid(engine_in_valid), .m_ready(engine_in_ready)
+  );
+
+  // Results out
+  logic [PE*8-1:0] out_beat;
+  logic out_valid, out_ready;
+  logic [63:0] packed_word;
+  logic packed_valid, packed_ready;
+
+  wattbit_stall #(.WIDTH(PE*8)) stall_out (
+    .clk,
+    .s_data(engine_out), .s_valid(engine_out_valid), .s_ready(engine_out_ready),
+    .m_data(out_beat), .m_valid(out_valid), .m_ready(out_ready)
+  );
+  wattbit_pack #(.BYTES(PE)) pack (
+    .clk, .rst_n,
+    .s_data(out_beat), .s_valid(out_valid), .s_ready(out_ready),
+    .m_data(packed_word), .m_valid(packed_valid), .m_ready(packed_ready)
+  );
+  wattbit_fifo #(.WIDTH(64), .DEPTH(DEPTH_OUT)) results (
+    .clk, .rst_n,
+    .s_data(packed_word), .s_valid(packed_valid), .s_ready(packed_ready),
+    .m_data(result), .m_valid(result_valid), .m_ready(result_ready)
+  );
+
+  // Whole results: those whose last word has been packed, less those the writer has taken.
+  logic [15:0] words;                       // packed of the current result
+  logic [7:0] whole;
+  wire word_in = packed_valid && packed_ready;
+  wire last_in = word_in && words == 16'(WORDS - 1);
+
+  assign result_whole = whole != 0 && addr_valid;
+
+  always_ff @(posedge clk) begin
+    if (!rst_n) begin
+      words <= '0;
+      whole <= '0;
+    end else begin
+      if (word_in) words <= last_in ? '0 : words + 1'b1;
+      whole <= whole + 8'(last_in) - 8'(result_take);
+    end
+  end
+endmodule
