@@ -244,9 +244,8 @@ module {TOP} (
 
 def _instance(i: int, engine: EngineRtl) -> str:
     width_in, width_out = engine.simd * 8, engine.pe * 8
-    unused = (
-        f"  assign out[{64 * i + width_out} +: {64 - width_out}] = {64 - width_out}'d0;\n" if width_out < 64 else ""
-    )
+    rest = 64 - width_out
+    padding = f"  assign out[{64 * i + width_out} +: {rest}] = {rest}'d0;\n" if rest else ""
     return f"""
 {padding}  {engine.module} engine{i} (
     .clk(aclk), .rst_n(aresetn),
