@@ -21,9 +21,9 @@ from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.power import PowerModel, hwmon_sensors, open_source
 from wattbit.board.agent.timeline import MeasuredTimeline, SimulatedTimeline, Timeline, Work
 from wattbit.errors import WattbitError
+from wattbit.plan import ExpertId
 
 PROTOCOL = 1
-NO_TIME = "emulated ARM cores have no time of their own; measure on a real board"
 
 Reply = dict[str, Any]
 
@@ -91,19 +91,23 @@ class Session:
         }
 
     def run(self, engine: str = "fpga", experts: list[str] | None = None, x: str | None = None) -> Reply:
-        """Outputs of vectors on one engine: of the bundle's own, or of `x` (npy) with an expert's name for each."""
-        names, vectors = self._vectors(experts, x)
+        """Outputs `y` of `x` (npy), with an expert's name for each row; without them, of the bundle's own vectors.
+
+        `rows` says which rows of the bundle's vectors they are: those whose expert is on that engine.
+        """
+        if experts is None or x is None:
+            rows, names, vectors = self._own_vectors(engine)
+        else:
+            names, vectors = experts, decode_array(x)
+            rows = np.arange(len(vectors))
         start_s = time.monotonic()
         if engine == "fpga":
             driver = self._loaded().driver
             outputs, cycles = driver.run(*self._places(names), vectors)
-        elif engine == "arm":
-            outputs, cycles = self._forward(names, vectors), None
         else:
-            raise WattbitError(f"engine must be fpga or arm, not {engine}")
+            outputs, cycles = self._forward(names, vectors), None
         wall_s = None if self._virtual else time.monotonic() - start_s
-        reply = {"y": encode_array(outputs), "cycles": cycles, "wall_s": wall_s}
-        return reply | ({"reason": NO_TIME} if wall_s is None else {})
+        return {"rows": rows.tolist(), "y": encode_array(outputs), "cycles": cycles, "wall_s": wall_s}
 
     def idle(self, seconds: float) -> Reply:
         """An idle window."""
@@ -112,18 +116,16 @@ class Session:
     def active(self, seconds: float, engine: str = "fpga") -> Reply:
         """A window in which the bundle's vectors run again and again on one engine; `packets` in one launch."""
         timeline = self._power()
-        names, vectors = self._vectors(None, None)
+        _, names, vectors = self._own_vectors(engine)
         if engine == "fpga":
             driver = self._loaded().driver
             driver.load(*self._places(names), vectors)
             launch: Callable[[], int | None] = driver.launch
-        elif engine == "arm":
+        else:
 
             def launch() -> None:
                 self._forward(names, vectors)
 
-        else:
-            raise WattbitError(f"engine must be fpga or arm, not {engine}")
         return vars(timeline.active(Work(launch, self._macs(names)), seconds)) | {"packets": len(names)}
 
     def power(self) -> Reply:
@@ -153,12 +155,18 @@ class Session:
                 self._timeline = MeasuredTimeline(open_source(settings))
         return self._timeline
 
-    def _vectors(self, experts: list[str] | None, x: str | None) -> tuple[list[str], NDArray[np.int8]]:
-        if experts is not None and x is not None:
-            return experts, decode_array(x)
+    def _own_vectors(self, engine: str) -> tuple[NDArray[np.int64], list[str], NDArray[np.int8]]:
+        """Rows, experts' names and inputs of the bundle's vectors that run on an engine."""
+        if engine not in ("fpga", "arm"):
+            raise WattbitError(f"engine must be fpga or arm, not {engine}")
         with np.load(self.bundle / self.manifest["vectors"], allow_pickle=False) as archive:
             pairs = zip(archive["layer"], archive["expert"], strict=True)
-            return [f"L{layer}E{expert}" for layer, expert in pairs], archive["x"]
+            names = [f"L{layer}E{expert}" for layer, expert in pairs]
+            x = archive["x"]
+        rows = [i for i, name in enumerate(names) if engine == "arm" or self._expert(name)["engine"] is not None]
+        if not rows:
+            raise WattbitError(f"no expert of the bundle is on {engine}; allocate one there")
+        return np.array(rows, np.int64), [names[row] for row in rows], x[rows]
 
     def _expert(self, name: str) -> dict[str, Any]:
         if name not in self.manifest["experts"]:
@@ -186,11 +194,10 @@ class Session:
             raise WattbitError("the bundle has no ARM kernels; build them for this core")
         if self._kernels is None:
             self._kernels = importlib.import_module(arm["module"]).Kernels(self.bundle / arm["folder"])
-        rows = np.array([self._expert(name) and name for name in names])
-        outputs = np.zeros_like(x)
-        for name in np.unique(rows):
-            chosen = rows == name
-            outputs[chosen] = self._kernels.forward(str(name), x[chosen])
+        outputs = np.empty_like(x)
+        for name in sorted(set(names)):
+            rows = [i for i, other in enumerate(names) if other == name]
+            outputs[rows] = self._kernels.forward(ExpertId.parse(name), x[rows])
         return outputs
 
 

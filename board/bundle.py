@@ -1,0 +1,205 @@
+"""A bundle: everything that a board needs to run one allocation of one model, in one folder.
+
+| path | content |
+|---|---|
+| `manifest.json` | target, allocation, design, experts' places, sha256 and length of every other file, own digest |
+| `accel.bit`, `accel.hwh`, `accel-DIGEST.so` | the simulated bitstream, its handoff and the accelerator that it names |
+| `arm/` | kernels and packed weights for the board's cores |
+| `vectors.npz` | inputs to run: `layer`, `expert` [N], `x` [N, D]. The expected outputs stay on the host |
+| `code/` | the agent and the wattbit modules that it imports |
+
+The same parts give the same bytes and the same digest.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from wattbit.arith import ExpertInts
+from wattbit.board.agent.manifest import FORMAT, NAME, file_record, seal, verify
+from wattbit.board.agent.power import PowerModel
+from wattbit.board.carried import carried_files
+from wattbit.board.overlay import write_overlay
+from wattbit.errors import WattbitError
+from wattbit.files import read_json, write_json
+from wattbit.plan import Allocation, ExpertId, Target
+from wattbit.progress import Progress, silent
+
+AGENT = "wattbit.board.agent.__main__"
+KERNELS = "wattbit.tvm_schedules.boardside"
+VECTORS = "vectors.npz"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bundle is made of.
+
+    export: folder of the experts' integers and of vectors.npz.
+    design: the design's `digest` and its `engines` in order, each with `precision` and `experts` (its sets in order).
+    accelerator: the simulated accelerator for the board's architecture.
+    kernels: folder that holds kernels.json, or None.
+    top_k: experts that a token is sent to in each layer.
+    """
+
+    allocation: Allocation
+    export: Path
+    design: dict[str, Any]
+    accelerator: Path
+    kernels: Path | None
+    top_k: int
+
+    @classmethod
+    def of_run(cls, run: Path) -> Self:
+        """The parts in a run folder; WattbitError when a stage that makes one has not been run."""
+        built = read_json(run / "build/hls/build.json")
+        return cls(
+            allocation=Allocation.from_json(read_json(run / "cotrain/allocation.json")),
+            export=run / "export",
+            design={"digest": built["digest"], "engines": built["plan"]["classes"]},
+            accelerator=run / "build/hls" / built["accelerators"]["aarch64"],
+            kernels=run / "build/arm" if (run / "build/arm/kernels.json").is_file() else None,
+            top_k=read_json(run / "export/export.json")["model"]["top_k"],
+        )
+
+    @property
+    def places(self) -> dict[ExpertId, tuple[int, int]]:
+        """Engine and set of each expert that has one."""
+        return {
+            ExpertId.parse(expert): (engine, index)
+            for engine, record in enumerate(self.design["engines"])
+            for index, expert in enumerate(record["experts"])
+        }
+
+
+def make_bundle(run: Path, target: Target, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Make the bundle of a run for a virtual board in the folder `out`; its manifest.
+
+    `out` appears whole or not at all. Raises WattbitError when the run's parts are missing or do not belong together.
+    """
+    return pack(Parts.of_run(run), target, out, progress)
+
+
+def pack(parts: Parts, target: Target, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """The same from parts that lie anywhere."""
+    _check(parts)
+    with _new_folder(out) as folder:
+        steps = ["overlay", "kernels", "vectors", "code", "manifest"]
+        progress("bundle", 0, len(steps))
+        _write_logic(parts, target, folder)
+        progress("bundle", 1, len(steps))
+        if parts.kernels is not None:
+            shutil.copytree(parts.kernels, folder / "arm")
+        progress("bundle", 2, len(steps))
+        _write_vectors(parts.export / VECTORS, folder / VECTORS)
+        progress("bundle", 3, len(steps))
+        carried = carried_files([AGENT] if parts.kernels is None else [AGENT, KERNELS])
+        for name, path in carried.items():
+            _copy(path, folder / "code" / name)
+        progress("bundle", 4, len(steps))
+        files = {p.relative_to(folder).as_posix(): file_record(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+        manifest = seal(_content(parts, target) | {"files": files})
+        write_json(folder / NAME, manifest)
+        progress("bundle", 5, len(steps))
+    return manifest
+
+
+def bundle_bytes(manifest: dict[str, Any]) -> int:
+    """What a bundle's files take, without the manifest."""
+    return sum(int(record["bytes"]) for record in manifest["files"].values())
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole bundle on the host; WattbitError saying what is wrong with it."""
+    return verify(folder)
+
+
+def _content(parts: Parts, target: Target) -> dict[str, Any]:
+    experts, places = {}, parts.places
+    for placement in parts.allocation.placements:
+        ints = ExpertInts.load(parts.export / f"{placement.expert}.npz")
+        if ints.precision != placement.precision:
+            raise WattbitError(
+                f"{placement.expert} was exported at {ints.precision}, but is allocated {placement.precision}; "
+                "run `wattbit export` again"
+            )
+        engine, index = places.get(placement.expert, (None, None))
+        experts[str(placement.expert)] = {
+            "precision": str(placement.precision),
+            "bits": [placement.precision.weight_bits, placement.precision.act_bits],
+            "engine": engine,
+            "set": index,
+            "x_exp": ints.x_exp,
+            "y_exp": ints.y_exp,
+        }
+    layers = {placement.expert.layer for placement in parts.allocation.placements}
+    return {
+        "format": FORMAT,
+        "toolchain": "virtual",
+        "target": target.to_json(),
+        "allocation": parts.allocation.to_json(),
+        "allocation_digest": parts.allocation.digest,
+        "design": parts.design,
+        "experts": experts,
+        "model": {
+            "d_model": ints.shape.d_model,
+            "d_hidden": ints.shape.d_hidden,
+            "layers": len(layers),
+            "top_k": parts.top_k,
+        },
+        "power": {"source": "simulated", "rail": "simulated 5V", "model": vars(PowerModel())},
+        "arm": None if parts.kernels is None else {"folder": "arm", "module": KERNELS},
+        "vectors": VECTORS,
+    }
+
+
+def _check(parts: Parts) -> None:
+    """WattbitError when the design is not that of the allocation."""
+    allocated = {p.expert: p.precision for p in parts.allocation.placements if p.engine == "fpga"}
+    strange = sorted(set(allocated) ^ set(parts.places))
+    if strange:
+        raise WattbitError(f"{strange[0]} is in the design or the allocation, not in both; run `wattbit build` again")
+    for record in parts.design["engines"]:
+        for expert in record["experts"]:
+            if str(allocated[ExpertId.parse(expert)]) != record["precision"]:
+                raise WattbitError(f"{expert} is built as {record['precision']}, allocated another width; build again")
+
+
+def _write_logic(parts: Parts, target: Target, folder: Path) -> None:
+    write_overlay(parts.design["digest"], target, folder)
+    _copy(parts.accelerator, folder / f"accel-{parts.design['digest']}.so")
+
+
+def _write_vectors(source: Path, out: Path) -> None:
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            np.savez(out, layer=archive["layer"], expert=archive["expert"], x=archive["x"])
+    except (OSError, ValueError, KeyError) as error:
+        raise WattbitError(f"{source} holds no test vectors ({error}); run `wattbit export` again") from None
+
+
+def _copy(source: Path, out: Path) -> None:
+    if not source.is_file():
+        raise WattbitError(f"{source} does not exist; run `wattbit build`")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, out)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of the folder `out` that takes its place when the block ends well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.replace(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

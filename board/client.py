@@ -1,0 +1,76 @@
+"""The host's end of the agent: one request, one reply."""
+
+import contextlib
+import json
+import subprocess
+import tempfile
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+from wattbit.errors import ToolError, WattbitError
+
+STOP_S = 10.0
+
+
+class Launcher(Protocol):
+    """What the client needs of `wattbit.board.ssh.Connection`."""
+
+    host: str
+
+    def popen(self, args: list[str], stderr: int | IO[str] = ...) -> "subprocess.Popen[str]": ...
+
+
+class AgentClient:
+    """A running agent on a deployed bundle, as a context manager."""
+
+    def __init__(self, connection: Launcher, folder: str) -> None:
+        self._connection = connection
+        self._folder = PurePosixPath(folder)
+
+    def __enter__(self) -> Self:
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        code = self._folder / "code"
+        # pynq looks for its device when it is imported: remote devices are not this agent's way to a board
+        self._command = ["env", "-u", "PYNQ_REMOTE_DEVICES", f"PYTHONPATH={code}", "python3", "-B", "-m"]
+        self._command += ["wattbit.board.agent", str(self._folder)]
+        self._process = self._connection.popen(self._command, stderr=self._stderr)
+        return self
+
+    def request(self, cmd: str, **fields: Any) -> dict[str, Any]:
+        """The reply to one command; WattbitError when the agent refuses it, ToolError when the agent has ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"cmd": cmd, **fields}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            raise WattbitError(f"the agent on {self._connection.host} wrote {line[:80]!r}, which is no reply") from None
+        if "error" in reply:
+            raise WattbitError(f"{self._connection.host}: {reply['error']}")
+        return dict(reply)
+
+    def _ended(self) -> ToolError:
+        status = self._process.wait(STOP_S)
+        self._stderr.seek(0)
+        return ToolError(self._command, status, self._stderr.read(), f"the agent on {self._connection.host} ended")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # the agent ends at the end of its input
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._stderr.close()
