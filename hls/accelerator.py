@@ -30,8 +30,8 @@ JOBS = 2
 
 GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "5000", "-Wno-fatal", "-Wno-lint")
 COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATOR=1", "-DVM_TRACE=0", "-DVM_COVERAGE=0")
-LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-s")
-VERILATOR_ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
+LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--version-script=exports.map", "-s")
+ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
 FAST, SLOW = "-O1", "-O0"  # code that runs each cycle, and code that runs once
 
 # Registers
@@ -44,7 +44,6 @@ ERRORS = {
     2: "the memory answered with an error",
     3: "a packet names a set that its engine lacks",
 }
-
 
 _HANDLE, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result and arguments
@@ -72,14 +71,11 @@ def verilate(shell: ShellRtl, out: Path, arch: Arch) -> Path:
     stamp = library.with_suffix(".json")
     own = {path.name: sha256_file(path) for path in sorted(SIM.iterdir())}
     version = _run([compiler, "--version"], out).splitlines()[0]
-    key = digest_json(
-        [shell.digest, own, importlib.metadata.version("verilator"), version, GENERATE, COMPILE, LINK, FAST]
-    )
+    generated = digest_json([shell.digest, importlib.metadata.version("verilator"), GENERATE])
+    key = digest_json([generated, own, version, COMPILE, LINK, ENDS, FAST, SLOW])
     if stamp.is_file() and library.is_file() and read_json(stamp) == {"key": key, "sha256": sha256_file(library)}:
         return library
-    sources = _generate(
-        shell, out / "cpp", digest_json([shell.digest, importlib.metadata.version("verilator"), GENERATE])
-    )
+    sources = _generate(shell, out / "cpp", generated)
     with tempfile.TemporaryDirectory(prefix=f".{arch}-", dir=out) as name:
         built = _compile(compiler, sources, Path(name))
         write_bytes(library, built.read_bytes())
@@ -114,12 +110,7 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
 
     def command(source: Path) -> list[str]:
         # The runtime keeps its own $readmemh; what it prints must not mix with the agent's stdout.
-        own = (
-            "-DVL_PRINTF(...)=std::fprintf(stderr,__VA_ARGS__)",
-            "-DVL_USER_FINISH",
-            "-DVL_USER_STOP",
-            "-DVL_USER_FATAL",
-        )
+        own = (*ENDS, "-DVL_PRINTF(...)=std::fprintf(stderr,__VA_ARGS__)")
         rename = () if source in runtime else ("-DVL_READMEM_N=wb_readmem",)
         optimise = SLOW if "__Slow" in source.name else FAST
         output = ["-c", str(source.absolute()), "-o", str(work.absolute() / f"{source.stem}.o")]
@@ -127,6 +118,7 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
 
     with ThreadPoolExecutor(JOBS) as pool:
         list(pool.map(lambda source: _run(command(source), work), files))
+    (work / "exports.map").write_text("{ global: wb_*; local: *; };\n")
     library = work / LIBRARY
     _run([compiler, *LINK, "-o", library.name, *(f"{source.stem}.o" for source in files)], work)
     return library
