@@ -17,8 +17,6 @@ from wattbit.files import read_json
 from wattbit.plan import ExpertId
 from wattbit.tvm_schedules.layout import LAYOUT_VERSION
 
-MACHINES = {"aarch64": "aarch64", "armv7": "armv7l", "x86_64": "x86_64"}
-
 Int8 = NDArray[np.int8]
 Address = ctypes.c_void_p
 
@@ -31,11 +29,8 @@ class Kernels:
         version = record.get("layout_version")
         if version != LAYOUT_VERSION:
             raise WattbitError(f"{folder} has layout version {version}, not {LAYOUT_VERSION}; build the kernels again")
-        if MACHINES.get(record["arch"]) != platform.machine():
-            built = f"{record['core']} ({record['arch']})"
-            raise WattbitError(f"{folder} is built for {built}, not this {platform.machine()}; build for its core")
         self.d_model = int(record["shape"]["d_model"])
-        self._library = _open_library(folder / record["library"]["file"])
+        self._library = _open_library(folder / record["library"]["file"], record["core"])
         self._weights = {ExpertId.parse(name): _map(folder / e["file"]) for name, e in record["experts"].items()}
 
     @property
@@ -55,16 +50,19 @@ class Kernels:
             weights.ctypes.data, weights.nbytes, x.ctypes.data, len(x), y.ctypes.data
         )
         if status:
-            reason = self._library.wb_message(status).decode()
+            reason = " ".join(self._library.wb_message(status).decode().split())  # a kernel's takes several lines
             raise WattbitError(f"{expert} did not run: {reason}; build the kernels again")
         return y
 
 
-def _open_library(path: Path) -> Any:
+def _open_library(path: Path, core: str) -> Any:
     try:
         library = ctypes.CDLL(str(path.resolve()))
-    except OSError as error:
-        raise WattbitError(f"{path} cannot be loaded ({error}); build the kernels again for this machine") from None
+    except OSError as error:  # of a library for another processor it says only that there is no such file
+        machine = platform.machine()
+        raise WattbitError(
+            f"{path}, built for {core}, does not load on this {machine} ({error}); build for its core"
+        ) from None
     library.wb_expert_forward.restype = ctypes.c_int32
     library.wb_expert_forward.argtypes = [Address, ctypes.c_size_t, Address, ctypes.c_int64, Address]
     library.wb_message.restype = ctypes.c_char_p
