@@ -1,0 +1,83 @@
+"""What every policy is compared with: uniform, linear in frequency, and random allocations of the same budget."""
+
+import random
+
+import numpy as np
+
+from wattbit.errors import WattbitError
+from wattbit.policy.problem import Choice, Problem
+
+
+def uniform(problem: Problem, bits: int) -> Choice:
+    """Every expert at one width."""
+    found = np.flatnonzero(problem.widths == bits)
+    if not len(found):
+        raise WattbitError(f"uniform {bits} bit needs that width among weight_bits {problem.widths.tolist()}; add it")
+    return np.full(len(problem.experts), found[0])
+
+
+def linear_in_frequency(problem: Problem) -> Choice:
+    """Widths linear in the rank of an expert's frequency within its layer: the busiest gets most.
+
+    The expert of rank r of E (0 is the rarest) aims at budget_bits + (r / (E - 1) - 1/2) * span, where span is the
+    widest that stays within the widths on both sides, so the mean is the budget. It gets the nearest width; then the
+    rarest experts give up bits while the budget is exceeded, and the busiest take what is left.
+    """
+    narrowest, widest = int(problem.widths[0]), int(problem.widths[-1])
+    mean = min(problem.budget_bits, widest)
+    span = 2 * min(mean - narrowest, widest - mean)
+    place = np.zeros(len(problem.experts))  # 0 rarest .. 1 busiest of its layer
+    for layer in np.unique(problem.layer):
+        members = np.flatnonzero(problem.layer == layer)
+        order = members[np.argsort(problem.frequency[members], kind="stable")]
+        place[order] = np.arange(len(order)) / max(len(order) - 1, 1)
+    aim = mean + (place - 0.5) * span
+    choice: Choice = np.abs(problem.widths[None, :] - aim[:, None]).argmin(axis=1)
+    rarest_first = np.lexsort((problem.frequency, place))
+    while not problem.fits(choice):
+        _step_each(problem, choice, rarest_first, -1)
+    while _step_each(problem, choice, rarest_first[::-1], 1):
+        pass
+    return choice
+
+
+def _step_each(problem: Problem, choice: Choice, order: Choice, sign: int) -> bool:
+    """Move experts one width in place, in this order: down until the choice fits, or up where it still fits."""
+    moved = False
+    for i in order:
+        if sign < 0 and problem.fits(choice):
+            break
+        stepped = choice.copy()
+        stepped[i] += sign
+        if 0 <= stepped[i] < len(problem.widths) and (sign < 0 or problem.fits(stepped)):
+            choice[i] = stepped[i]
+            moved = True
+    return moved
+
+
+def random_allocation(problem: Problem, seed: int) -> Choice:
+    """A choice drawn uniformly from all choices that spend the budget as far as widths allow.
+
+    Exact: ways[n][b] counts the choices of the first n experts that take b bits, in unbounded integers; experts are
+    then drawn from the last to the first, each width with the share of the choices that it leaves.
+    """
+    experts, _ = problem.size
+    widths = [int(b) for b in problem.widths]
+    ways = [np.zeros(problem.budget + 1, dtype=object)]
+    ways[0][0] = 1
+    for _ in range(experts):
+        after = np.zeros(problem.budget + 1, dtype=object)
+        for width in widths:
+            after[width:] += ways[-1][: problem.budget + 1 - width]
+        ways.append(after)
+    left = int(np.flatnonzero(ways[-1])[-1])
+    draw = random.Random(seed)
+    choice = np.zeros(experts, dtype=np.int64)
+    for i in reversed(range(experts)):
+        shares = [int(ways[i][left - width]) if width <= left else 0 for width in widths]
+        ticket = draw.randrange(sum(shares))
+        while ticket >= shares[choice[i]]:
+            ticket -= shares[choice[i]]
+            choice[i] += 1
+        left -= widths[choice[i]]
+    return choice

@@ -1,0 +1,196 @@
+"""What is optimised: experts, widths, their damage table, the memory budget, and the reward, which is stated here only.
+
+A choice a gives every expert i one of K weight widths b(a_i). Its reward, in nats a token, is
+
+    R(a) = - sum_i d_i(a_i)                                      damage: rise of the validation loss
+           - p max(0, sum_i b(a_i) / B - 1)                      memory: B is the budget in bits, see below
+           - latency_nats * latency(a) / latency(uniform 8 bit)  hardware, as the meter prices it
+           - energy_nats  * energy(a)  / energy(uniform 8 bit)   only if energy_nats > 0
+
+`latency_nats` is the rise of the loss that one would accept to save the whole latency of uniform 8 bit: at 0.02, a
+perplexity 1 % worse is a fair price for half the latency.
+
+Memory is counted in weight bits an expert, exactly: experts of one model have one shape, so B = budget_bits * N is
+proportional to bytes. Damage per bit has a price: with y(W) the least y >= 0 at which experts that each minimise
+d_i + y b over the widths W fit the budget (Lagrange's multiplier, found by bisection), overshooting by one bit wins
+about y in damage. The penalty is p = 2 y(all widths) B, so it loses twice that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.errors import WattbitError
+from wattbit.plan import WEIGHT_BITS, Allocation, Cost, ExpertId, ExpertStats, Meter, Placement, Precision, Workload
+
+Floats = NDArray[np.float64]
+Choice = NDArray[np.int64]  # [N], index of a width for every expert
+
+REFERENCE_BITS = 8
+
+
+@dataclass(eq=False)
+class Problem:
+    """N experts with K widths each. Remembers the price of every choice it was asked for.
+
+    stats: one an expert, of one or more layers, in any order. weight_bits: widths to choose from, each with its damage
+    in the stats. act_bits: activation width of every expert. budget_bits: greatest mean weight width.
+    latency_nats, energy_nats: see the module. Raises WattbitError on a width without damage and on a budget below the
+    narrowest width.
+    """
+
+    stats: Sequence[ExpertStats]
+    meter: Meter
+    workload: Workload
+    weight_bits: Sequence[int]
+    budget_bits: float = 4.0
+    act_bits: int = 8
+    latency_nats: float = 0.02
+    energy_nats: float = 0.0
+    widths: NDArray[np.int64] = field(init=False)  # [K], ascending
+    experts: tuple[ExpertId, ...] = field(init=False)
+    layer: NDArray[np.int64] = field(init=False)  # [N]
+    frequency: Floats = field(init=False)  # [N]
+    damage: Floats = field(init=False)  # [N, K], nats a token
+    budget: int = field(init=False)  # bits, summed over the experts
+    penalty: float = field(init=False)  # p
+
+    def __post_init__(self) -> None:
+        if not self.stats:
+            raise WattbitError("there are no expert statistics to search over; run stats first")
+        bits = tuple(sorted(set(self.weight_bits)))
+        if not bits or not set(bits) <= set(WEIGHT_BITS):
+            raise WattbitError(f"weight_bits must be a choice of {', '.join(map(str, WEIGHT_BITS))}, not {bits}")
+        if not bits[0] <= self.budget_bits:
+            raise WattbitError(f"a budget of {self.budget_bits} bits is below the narrowest width, {bits[0]}; raise it")
+        if self.latency_nats < 0 or self.energy_nats < 0:
+            raise WattbitError(
+                f"latency_nats {self.latency_nats} and energy_nats {self.energy_nats} must not be below 0"
+            )
+        self.stats = sorted(self.stats, key=lambda s: s.expert)
+        self.experts = tuple(s.expert for s in self.stats)
+        self.layer = np.array([e.layer for e in self.experts])
+        self.frequency = np.array([s.frequency for s in self.stats])
+        self.widths = np.array(bits)
+        self.damage = np.array([[s.damage_at(b) for b in bits] for s in self.stats])
+        if not np.isfinite(self.damage).all():
+            raise WattbitError("a damage in the expert statistics is not a finite number; run stats again")
+        self.budget = int(self.budget_bits * len(self.experts) + 1e-9)
+        self.penalty = 2 * self.price(np.ones(len(bits), dtype=np.bool_)) * self.budget
+        self._placements = [[Placement(e, "fpga", Precision(b, self.act_bits)) for b in bits] for e in self.experts]
+        self._costs: dict[bytes, Cost] = {}
+        self._choices: dict[bytes, Choice] = {}
+        self.reference = self.meter.cost(Allocation.of(dict.fromkeys(self.experts, 8), self.act_bits), self.workload)
+        if self.energy_nats and self.reference.energy_j is None:
+            raise WattbitError(
+                "energy_nats is above 0 but the meter prices no energy; set it to 0 or take another meter"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """N experts and K widths."""
+        experts, widths = self.damage.shape
+        return experts, widths
+
+    @property
+    def priced(self) -> tuple[Choice, ...]:
+        """Every choice that the meter has priced so far, in order."""
+        return tuple(self._choices.values())
+
+    def allocation(self, choice: Choice) -> Allocation:
+        return Allocation(tuple(row[k] for row, k in zip(self._placements, choice.tolist(), strict=True)))
+
+    def choice(self, allocation: Allocation) -> Choice:
+        """The inverse of `allocation`; raises WattbitError on an expert or width that the problem does not have."""
+        index = {int(b): k for k, b in enumerate(self.widths)}
+        bits = [allocation.precision(e).weight_bits for e in self.experts]
+        if not set(bits) <= set(index):
+            raise WattbitError(f"the allocation uses widths {sorted(set(bits))}, the search {sorted(index)}; add them")
+        return np.array([index[b] for b in bits])
+
+    def bits(self, choice: Choice) -> NDArray[np.int64]:
+        """Weight bits summed over the experts: [...] of choices [..., N]."""
+        total: NDArray[np.int64] = self.widths[choice].sum(axis=-1)
+        return total
+
+    def fits(self, choice: Choice) -> bool:
+        return bool(self.bits(choice) <= self.budget)
+
+    def damages(self, choice: Choice) -> Floats:
+        """Damage of every expert in nats a token, the same shape [..., N] as the choices."""
+        return self.damage[np.arange(len(self.experts)), choice]
+
+    def memory_penalty(self, bits: NDArray[np.int64]) -> Floats:
+        """Nats that allocations of so many bits in all lose for overshooting the budget, elementwise."""
+        return self.penalty * np.maximum(0.0, bits / self.budget - 1)
+
+    def price(self, opened: NDArray[np.bool_]) -> float:
+        """y(W) in nats a bit for the opened widths [K]; infinite if even their narrowest exceeds the budget."""
+        damage, widths = self.damage[:, opened], self.widths[opened]
+
+        def taken(price: float) -> int:
+            return int(widths[(damage + price * widths).argmin(axis=1)].sum())
+
+        low, high = 0.0, float(np.ptp(damage, axis=1).max()) + 1e-12
+        if int(widths[0]) * len(damage) > self.budget:
+            return float("inf")
+        if taken(low) <= self.budget:
+            return low
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (low, middle) if taken(middle) <= self.budget else (middle, high)
+        return high
+
+    def cost(self, choice: Choice) -> Cost:
+        key = choice.tobytes()
+        if key not in self._costs:
+            self._costs[key] = self.meter.cost(self.allocation(choice), self.workload)
+            self._choices[key] = choice.copy()
+        return self._costs[key]
+
+    def hardware(self, choice: Choice) -> float:
+        """What the hardware's latency and energy cost in nats, for one choice [N]."""
+        cost = self.cost(choice)
+        nats = self.latency_nats * cost.latency_s / self.reference.latency_s
+        if self.energy_nats:
+            if cost.energy_j is None or not self.reference.energy_j:
+                raise WattbitError("the meter priced no energy for an allocation; set energy_nats to 0")
+            nats += self.energy_nats * cost.energy_j / self.reference.energy_j
+        return nats
+
+    def reward(self, choice: Choice) -> float:
+        """R of one choice [N]."""
+        additive = float(self.damages(choice).sum()) + float(self.memory_penalty(self.bits(choice)))
+        return -additive - self.hardware(choice)
+
+    def fit(self, choice: Choice) -> Choice:
+        """Repair a choice so that it satisfies the budget, then spend what is left of it.
+
+        While it is too big, the step to a narrower width that adds least damage per bit saved is taken; then, while
+        some step to a wider width lowers damage and fits, the one that lowers it most per bit. Only widths already in
+        the choice are used, so that no new class of hardware opens, unless even its narrowest does not fit.
+        """
+        used = np.isin(np.arange(len(self.widths)), choice)
+        if self.widths[used][0] * len(choice) > self.budget:
+            used[:] = True
+        fitted = choice.copy()
+        while (over := int(self.bits(fitted)) - self.budget) > 0:
+            self._step(fitted, used, -1, over)
+        while (room := self.budget - int(self.bits(fitted))) > 0 and self._step(fitted, used, 1, room):
+            pass
+        return fitted
+
+    def _step(self, choice: Choice, used: NDArray[np.bool_], sign: int, bits: int) -> bool:
+        """Take the best step of one expert in place: narrower (sign -1), or wider (1) by at most `bits`."""
+        change = (self.widths[None, :] - self.widths[choice][:, None]) * sign  # [N, K], bits saved or spent
+        rise = (self.damage - self.damages(choice)[:, None]) / np.maximum(change, 1)  # nats a bit
+        allowed = used[None, :] & (change > 0)
+        if sign > 0:
+            allowed &= (change <= bits) & (rise < 0)
+        if not allowed.any():
+            return False
+        expert, width = np.unravel_index(np.where(allowed, rise, np.inf).argmin(), rise.shape)
+        choice[expert] = width
+        return True
