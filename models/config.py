@@ -1,0 +1,89 @@
+"""What a model is and how it is trained, as frozen values that go to JSON and back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from wattbit.errors import WattbitError
+from wattbit.files import digest_json
+from wattbit.plan import ExpertId, ExpertShape
+
+
+class _Config:
+    """JSON both ways and a digest, for the dataclasses below."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        strange = sorted(set(record) - known)
+        if strange:
+            raise WattbitError(f"{cls.__name__} has no field {strange[0]!r}; the fields are {', '.join(sorted(known))}")
+        return cls(**record)
+
+    @property
+    def digest(self) -> str:
+        return digest_json(self.to_json())
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Config):
+    """A decoder-only transformer whose feed-forward layers are mixtures of experts."""
+
+    vocab_size: int = 1024
+    d_model: int = 64
+    d_hidden: int = 128
+    """Width of an expert's hidden layer."""
+    layers: int = 2
+    heads: int = 4
+    experts: int = 16
+    """Experts in each layer."""
+    top_k: int = 2
+    """Experts that each token is sent to."""
+    context: int = 128
+    """Tokens that a prediction may look back on."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise WattbitError(f"{field.name} must be at least 1, not {getattr(self, field.name)}")
+        if self.d_model % (2 * self.heads):
+            raise WattbitError(f"d_model must be a multiple of 2 * heads = {2 * self.heads}, not {self.d_model}")
+        if self.top_k > self.experts:
+            raise WattbitError(f"top_k must be at most experts = {self.experts}, not {self.top_k}")
+
+    @property
+    def expert_ids(self) -> tuple[ExpertId, ...]:
+        return tuple(ExpertId(layer, expert) for layer in range(self.layers) for expert in range(self.experts))
+
+    @property
+    def shape(self) -> ExpertShape:
+        return ExpertShape(self.d_model, self.d_hidden)
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """Float training. The step count is the budget, so that the result does not depend on the machine's speed."""
+
+    steps: int = 1200
+    batch: int = 16
+    """Contexts in a step."""
+    learning_rate: float = 4e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    balance: float = 0.01
+    """Weight of the load-balancing loss (Switch Transformer, arXiv 2101.03961)."""
+    seed: int = 0
+    threads: int = 2
+    """Fixed, because the order of float32 sums depends on it."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "threads"):
+            if getattr(self, name) < 1:
+                raise WattbitError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+DEMO_MODEL = ModelConfig()
+DEMO_TRAIN = TrainConfig()

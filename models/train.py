@@ -1,0 +1,162 @@
+"""Float training. Deterministic: the same data, configuration and thread count give the same weights, also when
+interrupted and resumed in between."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wattbit.errors import WattbitError
+from wattbit.files import atomic, read_json, write_json
+from wattbit.models.config import ModelConfig, TrainConfig
+from wattbit.models.network import Experts, Transformer, token_losses
+from wattbit.models.sample import Samples, draw
+from wattbit.progress import Progress, silent
+
+CHECKPOINT_STEPS = 100
+
+
+def train(
+    data: Path, out: Path, model: ModelConfig, train: TrainConfig, progress: Progress = silent
+) -> dict[str, Any]:
+    """Write `float.safetensors` and `train.json` to `out`; return the latter's content.
+
+    Resumes from `checkpoint.safetensors` there if an earlier call was interrupted. Raises WattbitError if the vocabulary
+    is another one, the data is too short, or `out` holds another model.
+    """
+    record = read_json(data / "data.json")
+    if record["vocab_size"] != model.vocab_size:
+        raise WattbitError(f"vocab_size is {model.vocab_size} in the model, {record['vocab_size']} in {data}; make them equal")
+    identity = {"data": record["digest"], "model": model.to_json(), "train": train.to_json()}
+    if (out / "train.json").is_file() and (out / "float.safetensors").is_file():
+        done: dict[str, Any] = read_json(out / "train.json")
+        _same(identity, {key: done.get(key) for key in identity}, out)
+        return done
+    torch.set_num_threads(train.threads)
+    samples = Samples.load(data, model.context)
+    torch.manual_seed(train.seed)
+    network = Transformer(model)
+    initial_norms = router_norms(network)
+    optimizer = make_optimizer(network, train.learning_rate, train.weight_decay)
+    checkpoint = out / "checkpoint.safetensors"
+    curve: list[tuple[int, float]] = []
+    start = 0
+    if checkpoint.is_file():
+        start, curve = _resume(checkpoint, identity, network, optimizer)
+    for step in range(start, train.steps):
+        optimizer.param_groups[0]["lr"] = train.learning_rate * _schedule(step, train)
+        contexts = draw(samples.train, model.context, train.batch, train.seed, step)
+        loss = train_step(network, optimizer, contexts, train.balance)
+        if step % 20 == 0 or step == train.steps - 1:
+            curve.append((step, loss))
+        if (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < train.steps:
+            _save_checkpoint(checkpoint, identity, step + 1, curve, network, optimizer)
+        progress("train", step + 1, train.steps)
+    with atomic(out / "float.safetensors") as temporary:
+        save_file(_named("network", network.state_dict()), temporary, metadata={"model": model.digest})
+    result = identity | {
+        "loss": curve,
+        "perplexity": perplexity(network, samples.valid),
+        "initial_router_norms": initial_norms,
+    }
+    write_json(out / "train.json", result)
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def router_norms(network: Transformer) -> list[list[float]]:
+    """L2 norm of each router row, by layer."""
+    return [block.mixture.router.weight.norm(dim=1).tolist() for block in network.layers]
+
+
+def make_optimizer(network: Transformer, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, foreach=True
+    )
+
+
+def train_step(
+    network: Transformer,
+    optimizer: torch.optim.Optimizer,
+    contexts: Tensor,
+    balance: float,
+    experts: Sequence[Experts] | None = None,
+) -> float:
+    """One optimizer step on contexts [B, S + 1]; returns the cross-entropy in nats a token."""
+    logits, routings = network(contexts[:, :-1], experts)
+    loss = token_losses(logits, contexts[:, 1:]).mean()
+    total = loss + balance * torch.stack([routing.balance for routing in routings]).sum()
+    optimizer.zero_grad()
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def perplexity(network: Transformer, contexts: Tensor, experts: Sequence[Experts] | None = None) -> float:
+    """exp of the mean cross-entropy over contexts [n, S + 1]."""
+    losses = [token_losses(network(part[:, :-1], experts)[0], part[:, 1:]) for part in contexts.split(32)]
+    return math.exp(torch.cat(losses).mean().item())
+
+
+def _schedule(step: int, train: TrainConfig) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    if step < train.warmup_steps:
+        return (step + 1) / train.warmup_steps
+    share = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+
+
+def _same(identity: dict[str, Any], found: Any, where: Path) -> None:
+    for key, value in identity.items():
+        if found.get(key) != value:
+            raise WattbitError(f"{where} belongs to another run (its {key} is {found.get(key)}); delete it or choose another")
+
+
+def _named(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{kind}.{name}": value for name, value in tensors.items()}
+
+
+def _save_checkpoint(
+    path: Path,
+    identity: dict[str, Any],
+    step: int,
+    curve: list[tuple[int, float]],
+    network: Transformer,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    tensors = _named("network", network.state_dict())
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    header = {"identity": json.dumps(identity), "step": str(step), "curve": json.dumps(curve)}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def _resume(
+    path: Path, identity: dict[str, Any], network: Transformer, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[tuple[int, float]]]:
+    """Put the checkpoint's state into network and optimizer; return its step and loss curve."""
+    try:
+        with safe_open(path, framework="pt") as header_of:
+            header = header_of.metadata()
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WattbitError(f"{path} cannot be read ({error}); delete it to train from the start") from None
+    _same(identity, json.loads(header["identity"]), path)
+    weights = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
+    network.load_state_dict(weights)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        kind, index, field = name.split(".", 2)
+        if kind == "optimizer":
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return int(header["step"]), [(int(s), float(v)) for s, v in json.loads(header["curve"])]
