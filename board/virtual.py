@@ -22,7 +22,7 @@ from wattbit.progress import Progress, silent
 
 __all__ = ["VirtualBoard", "ensure"]
 
-TOOLS = (("proot", "proot"), ("qemu-aarch64-static", "qemu-user-static"), ("ssh", "openssh-client"))
+TOOLS = (("proot", "proot"), ("qemu-aarch64", "qemu-user"), ("ssh", "openssh-client"))
 LAUNCH = ("bash", "-lc", 'exec "$0" "$@"')  # a login shell sources /etc/profile.d, as on the boards
 MOUNT = 'mount -t tmpfs -o "size=$1,mode=700" tmpfs "$0" && shift && exec "$@"'
 STOP_S = 10.0
@@ -32,8 +32,9 @@ class VirtualBoard:
     """A running virtual board, as a context manager; several can run at once.
 
     host, port, user, identity, known_hosts: how to reach it; `connection()` has them filled in.
-    /root, /run, /tmp, /var and /sys in the guest belong to this board and vanish with it. The rest of the root file
-    system is shared between boards: a command that changes it (rm -rf /usr) changes it for all of them.
+    home: the folder that is /root in the guest, kept; without it, /root vanishes with the board as /run, /tmp, /var
+    and /sys do. The rest of the root file system is shared between boards. It is not a sandbox: a command on the board
+    runs with the rights of the user who started it, and can change the shared files and, at /host-rootfs, the host's.
     disk_bytes: size of the file system at /root, to see what happens when it is full; needs a mount namespace, so
     root with CAP_SYS_ADMIN or a kernel that gives them to users.
     """
@@ -41,8 +42,11 @@ class VirtualBoard:
     host = HOST
     user = "root"
 
-    def __init__(self, cache: Path, disk_bytes: int | None = None, progress: Progress = silent) -> None:
+    def __init__(
+        self, cache: Path, home: Path | None = None, disk_bytes: int | None = None, progress: Progress = silent
+    ) -> None:
         self._cache = cache
+        self._home = home
         self._disk_bytes = disk_bytes
         self._progress = progress
         self._server: subprocess.Popen[bytes] | None = None
@@ -93,10 +97,12 @@ class VirtualBoard:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, rootfs: Path) -> int:
-        command = [sys.executable, "-m", "wattbit.board.virtual_server", str(rootfs), str(self._folder)]
+        home = (self._home or self._folder / "root").resolve()
+        if ":" in str(home):
+            raise WattbitError(f"the virtual board's home folder {home} has a colon in its path; choose another")
+        home.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "wattbit.board.virtual_server", str(rootfs), str(self._folder), str(home)]
         if self._disk_bytes is not None:
-            home = self._folder / "root"
-            home.mkdir()
             as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
             mount = ["unshare", "--mount", *as_root, "sh", "-c", MOUNT, str(home), str(self._disk_bytes)]
             command = [*mount, *command]

@@ -31,8 +31,7 @@ ENVIRONMENT = {  # what OpenSSH's sshd gives a command of root
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",  # the root file system is shared by all boards
 }
-OWN = {  # guest path -> this board's own folder; the rest of the root file system is shared
-    "/root": "root",
+OWN = {  # guest path -> this board's own folder, as is /root; the rest of the root file system is shared
     "/run": "run",
     "/tmp": "tmp",
     "/var": "var",
@@ -46,14 +45,13 @@ SHARED = ("/proc", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/u
 class Board:
     """One board: its folder, and the command line that enters its user space."""
 
-    def __init__(self, rootfs: Path, folder: Path) -> None:
+    def __init__(self, rootfs: Path, folder: Path, home: Path) -> None:
         self.folder = folder
-        for name in OWN.values():
-            if name != "pl_server":
-                (folder / name).mkdir(exist_ok=True)
         shutil.copytree(rootfs / SITE / "pynq/pl_server", folder / "pl_server")
-        binds = [f"{folder / name}:{guest}" for guest, name in OWN.items()] + list(SHARED)
-        proot, qemu = (shutil.which(program) or program for program in ("proot", "qemu-aarch64-static"))
+        for name in OWN.values():
+            (folder / name).mkdir(exist_ok=True)
+        binds = [f"{home}:/root", *(f"{folder / name}:{guest}" for guest, name in OWN.items()), *SHARED]
+        proot, qemu = (shutil.which(program) or program for program in ("proot", "qemu-aarch64"))
         self._enter = [proot, "-0", "-q", qemu, "-r", str(rootfs), "-w", "/root"]
         self._enter += [part for bind in binds for part in ("-b", bind)]
 
@@ -107,8 +105,8 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         await child.wait()
 
 
-async def serve(rootfs: Path, folder: Path) -> None:
-    board = Board(rootfs, folder)
+async def serve(rootfs: Path, folder: Path, home: Path) -> None:
+    board = Board(rootfs, folder, home)
     host_key = asyncssh.generate_private_key("ssh-ed25519")
     client_key = asyncssh.generate_private_key("ssh-ed25519")
     client_key.write_private_key(str(folder / "identity"))
@@ -146,10 +144,10 @@ async def serve(rootfs: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    rootfs, folder = map(Path, sys.argv[1:])
+    rootfs, folder, home = map(Path, sys.argv[1:])
     try:
         hide_from_proot()
-        asyncio.run(serve(rootfs, folder))
+        asyncio.run(serve(rootfs, folder, home))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,0 +1,134 @@
+"""The boards that wattbit knows, one TOML file each in `targets/`: what they are, how to reach them, their sensors."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from wattbit.board.ssh import Connection
+from wattbit.errors import WattbitError
+from wattbit.plan import Target
+
+FOLDER = Path(__file__).parent / "targets"
+
+PowerSourceName = Literal["hwmon", "pynq", "simulated", "external"]
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """How to reach a board; what is None is left to ~/.ssh/config.
+
+    launch: what the agent is started behind, for root's rights and for the environment that the board's image sets in
+    /etc/profile.d, which a command over SSH does not get by itself.
+    """
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    identity: Path | None = None
+    known_hosts: Path | None = None
+    launch: tuple[str, ...] = ()
+
+    @classmethod
+    def from_toml(cls, record: Mapping[str, Any]) -> Self:
+        _refuse_strange(cls, "ssh", record)
+        if "host" not in record:
+            raise WattbitError("the table [ssh] of a board needs host")
+        paths = {name: Path(record[name]).expanduser() for name in ("identity", "known_hosts") if name in record}
+        return cls(**dict(record) | paths | {"launch": tuple(record.get("launch", ()))})
+
+    def connection(self, host: str | None = None) -> Connection:
+        """A connection, not yet open; `host` takes the place of the file's."""
+        return Connection(
+            host or self.host,
+            self.port,
+            self.user,
+            identity=self.identity,
+            known_hosts=self.known_hosts,
+            launch=self.launch,
+        )
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a board knows of its power.
+
+    source: `hwmon` (the kernel's sensor class), `pynq` (pynq.get_rails()), `simulated`, or `external` (it has no
+    sensor). rail: the sensor, in that source's words. updates_per_s, step_w: how often the sensor's value changes and
+    by what steps, None where nobody has measured it. settle_s: wait between loading a design and measuring.
+    """
+
+    source: PowerSourceName
+    rail: str | None = None
+    updates_per_s: float | None = None
+    step_w: float | None = None
+    settle_s: float = 0.0
+
+    @classmethod
+    def from_toml(cls, record: Mapping[str, Any]) -> Self:
+        _refuse_strange(cls, "power", record)
+        sources = get_args(PowerSourceName)
+        if record.get("source") not in sources:
+            raise WattbitError(f"source in [power] must be one of {', '.join(sources)}, not {record.get('source')!r}")
+        power = cls(**record)
+        if (power.rail is None) != (power.source == "external"):
+            raise WattbitError(
+                f"[power] with source {power.source} and rail {power.rail}: every source but external has one"
+            )
+        return power
+
+
+@dataclass(frozen=True)
+class BoardTarget:
+    """A board: what it is, how to reach it (None: wattbit.board.virtual starts it) and its power sensor."""
+
+    target: Target
+    ssh: Ssh | None
+    power: Power
+
+    def __post_init__(self) -> None:
+        if (self.ssh is None) != (self.power.source == "simulated"):
+            raise WattbitError("a board needs a table [ssh], except a virtual one, whose power is simulated")
+
+
+def known() -> tuple[str, ...]:
+    """Names of the boards that come with wattbit."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def load(name_or_path: str) -> BoardTarget:
+    """A known board by name, or one described in a TOML file of the same form.
+
+    Raises WattbitError for an unknown name, with those that are known, and for a file that is not of this form.
+    """
+    path = FOLDER / f"{name_or_path}.toml"
+    if name_or_path not in known():
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            raise WattbitError(
+                f"there is no board {name_or_path!r}; known are {', '.join(known())}, or name a TOML file"
+            )
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WattbitError(f"{path} does not exist; known boards are {', '.join(known())}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WattbitError(f"{path} is not TOML: {error}") from None
+    try:
+        ssh = record.pop("ssh", None)
+        power = record.pop("power", {"source": "external"})
+        return BoardTarget(
+            Target.from_json(record | {"name": path.stem}),
+            None if ssh is None else Ssh.from_toml(ssh),
+            Power.from_toml(power),
+        )
+    except WattbitError as error:
+        raise WattbitError(f"{path}: {error}") from None
+
+
+def _refuse_strange(kind: type, table: str, record: Mapping[str, Any]) -> None:
+    allowed = [field.name for field in fields(kind)]
+    for name in record:
+        if name not in allowed:
+            raise WattbitError(f"the table [{table}] has no field {name!r}; its fields are {', '.join(allowed)}")
