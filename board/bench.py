@@ -1,4 +1,4 @@
-"""The benchmark: a deployed bundle's vectors through the board's agent, compared bit by bit, then timed and weighed.
+"""The benchmark: a bundle's vectors through the board's agent, compared bit by bit, then timed and weighed.
 
 On a virtual board cycles come from the simulated accelerator and energy from the modelled rail, both `simulated`; an
 active window there stands for repetitions of one simulated launch (see agent/timeline.py). The time of emulated ARM
@@ -6,6 +6,7 @@ cores means nothing, so there is none.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.session import decode_array
 from wattbit.board.client import AgentClient, Launcher
-from wattbit.board.deploy import Board, remote_folder
+from wattbit.board.deploy import Board, deploy
 from wattbit.board.energy import Energy, evaluate
-from wattbit.errors import ToolError, WattbitError
+from wattbit.errors import WattbitError
 from wattbit.files import write_json
 from wattbit.plan import Measurement, PowerSample, Provenance, Window
 from wattbit.progress import Progress, silent
@@ -35,18 +36,15 @@ class Connection(Board, Launcher, Protocol):
 def bench(
     bundle: Path, connection: Connection, out: Path, progress: Progress = silent, vectors: Path | None = None
 ) -> dict[str, Any]:
-    """Run a deployed bundle on its board; write `measurement.json` and `bench.json` to `out` and return the latter.
+    """Run a bundle on its board; write `measurement.json` and `bench.json` to `out` and return the latter.
 
+    The bundle is deployed if it is not there any more.
     vectors: inputs with their expected outputs; export/vectors.npz of the bundle's run folder when not given.
-    Raises WattbitError when the bundle is not deployed, belongs to other vectors, or an output differs in any bit.
+    Raises WattbitError when the bundle belongs to other vectors or an output differs in any bit.
     """
     manifest = verify(bundle)
     expected = _Expected(vectors or bundle.parent / "export" / "vectors.npz", bundle / manifest["vectors"])
-    folder = remote_folder(manifest["digest"])
-    try:
-        connection.run(["test", "-f", f"{folder}/manifest.json"])
-    except ToolError:
-        raise WattbitError(f"{connection.host} has no bundle {manifest['digest']}; run `wattbit deploy`") from None
+    folder = deploy(bundle, connection)
     steps = 4 + PAIRS
     progress("bench: start the agent", 0, steps)
     with AgentClient(connection, folder) as agent:
@@ -99,7 +97,7 @@ class _Expected:
             )
 
 
-def _weigh(agent: AgentClient, manifest: dict[str, Any], progress: Any) -> Measurement:
+def _weigh(agent: AgentClient, manifest: dict[str, Any], progress: Callable[[int], None]) -> Measurement:
     """Idle and active windows in turn, and the samples that were taken in them."""
     windows: list[Window] = []
     packets, cycles = 0, 0

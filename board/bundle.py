@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from wattbit.arith import ExpertInts
-from wattbit.board.agent.manifest import FORMAT, NAME, file_record, seal, verify
+from wattbit.board.agent.manifest import FORMAT, NAME, file_record, seal
 from wattbit.board.agent.power import PowerModel
 from wattbit.board.carried import carried_files
 from wattbit.board.overlay import write_overlay
@@ -112,11 +112,6 @@ def pack(parts: Parts, target: Target, out: Path, progress: Progress = silent) -
 def bundle_bytes(manifest: dict[str, Any]) -> int:
     """What a bundle's files take, without the manifest."""
     return sum(int(record["bytes"]) for record in manifest["files"].values())
-
-
-def check_bundle(folder: Path) -> dict[str, Any]:
-    """The manifest of a whole bundle on the host; WattbitError saying what is wrong with it."""
-    return verify(folder)
 
 
 def _content(parts: Parts, target: Target) -> dict[str, Any]:

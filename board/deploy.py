@@ -1,7 +1,8 @@
 """Putting a bundle on a board: it lies there whole, under its digest, or not at all.
 
 Bundles lie in `wattbit/DIGEST` in the home folder on the board. An upload goes to `wattbit/.incoming-DIGEST`, is
-verified there by the board itself, and is renamed. What an interrupted upload leaves is removed, at the latest by the next one.
+verified there by the board itself, and is renamed. What an interrupted upload leaves is removed, at the latest by the
+next one.
 """
 
 from pathlib import Path, PurePosixPath

@@ -3,8 +3,9 @@
 The protocol: idle and active windows alternate, idle first and last. An active window's energy is the trapezoid of its
 samples with interpolated edges; from it goes the power of the idle time right before and right after, times the
 window's length. An idle window between two active ones is halved, each half for the active window beside it, so that
-the pairs share no sample and a linear drift cancels. A sensor that averages shows an active window's last energy late:
-each active window is integrated `margin_s` beyond its end, and idle time starts that much later.
+the pairs share no sample and a linear drift cancels. A sensor that averages shows an active window's last energy late,
+and a step between two samples has no known place: each active window is integrated `margin_s` beyond both its ends,
+and idle time keeps that far away.
 The interval is Student's t over the pairs.
 """
 
@@ -106,15 +107,15 @@ def _pair(
     time_s: Float, power_w: Float, before: Window, active: Window, after: Window, margin_s: float
 ) -> tuple[float, float, float]:
     """Net energy in joule, idle power and active power of one active window."""
+    _sufficient(time_s, power_w, active.start_s, active.end_s)
+    start_s, end_s = active.start_s - margin_s, active.end_s + margin_s
     idle_w = statistics.fmean(
         (
-            mean_power(time_s, power_w, before.start_s, before.end_s),
-            mean_power(time_s, power_w, after.start_s + margin_s, after.end_s),
+            mean_power(time_s, power_w, before.start_s, min(before.end_s, start_s)),
+            mean_power(time_s, power_w, max(after.start_s, end_s), after.end_s),
         )
     )
-    _sufficient(time_s, power_w, active.start_s, active.end_s)
-    end_s = active.end_s + margin_s
-    net_j = integrate(time_s, power_w, active.start_s, end_s) - idle_w * (end_s - active.start_s)
+    net_j = integrate(time_s, power_w, start_s, end_s) - idle_w * (end_s - start_s)
     return net_j, idle_w, idle_w + net_j / (active.end_s - active.start_s)
 
 

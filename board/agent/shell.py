@@ -23,7 +23,11 @@ REGISTERS = {
     "ERROR": 0x28,
 }
 START, DONE, IDLE = 1, 2, 4
-ERRORS = {1: "a packet names an engine that the design does not have", 2: "the memory answered with an AXI error"}
+ERRORS = {
+    1: "a packet names an engine that the design does not have",
+    2: "the memory answered with an AXI error",
+    3: "a packet names a set that its engine does not have",
+}
 
 HEADER_BYTES = 8
 

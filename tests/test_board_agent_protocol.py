@@ -1,0 +1,122 @@
+"""The agent's protocol on the host: one reply a request, errors that end nothing, outputs of the design."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.board_stub import (
+    CLOCK_MHZ,
+    CYCLES_PER_PACKET,
+    DIGEST,
+    TARGET,
+    D,
+    converse,
+    load_stub,
+    make_parts,
+    stub_outputs,
+)
+from wattbit.board.agent.session import Session, decode_array, encode_array
+from wattbit.board.bundle import pack
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a bundle over the stub."""
+    folder = tmp_path_factory.mktemp("run")
+    pack(make_parts(folder), TARGET, folder / "bundle")
+    return folder
+
+
+@pytest.fixture
+def session(run: Path) -> Session:
+    return Session(run / "bundle", load_stub)
+
+
+def ask(session: Session, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in converse(session, *map(json.dumps, requests))]
+
+
+def test_one_reply_a_request(session: Session) -> None:
+    replies = ask(session, {"cmd": "hello"}, {"cmd": "load"}, {"cmd": "quit"}, {"cmd": "hello"})
+    assert len(replies) == 3, "nothing is answered after quit"
+    assert replies[0]["protocol"] == 1 and replies[0]["numpy"] == np.__version__
+    assert replies[1]["design"] == DIGEST and replies[1]["clock_mhz"] == CLOCK_MHZ and replies[1]["engines"] == 2
+
+
+def test_run_gives_every_vector_of_the_bundle(session: Session, run: Path) -> None:
+    reply = ask(session, {"cmd": "load"}, {"cmd": "run", "engine": "fpga"})[1]
+    with np.load(run / "export" / "vectors.npz") as known:
+        assert (decode_array(reply["y"]) == known["y"][reply["rows"]]).all()
+        assert reply["rows"] == list(range(len(known["y"])))
+        assert reply["cycles"] == CYCLES_PER_PACKET * len(known["y"])
+    assert reply["wall_s"] is None, "a virtual board has no time of its own"
+
+
+def test_run_takes_vectors_of_the_host(session: Session) -> None:
+    x = RNG.integers(-128, 128, (3, D)).astype(np.int8)
+    request = {"cmd": "run", "experts": ["L0E1", "L0E4", "L0E1"], "x": encode_array(x)}
+    reply = ask(session, {"cmd": "load"}, request)[1]
+    assert (decode_array(reply["y"]) == stub_outputs(np.array([1, 0, 1]), np.array([0, 2, 0]), x)).all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"cmd": "fly"}, "cmd must be one of hello, load, run, idle, active, power, quit, not fly"),
+        ([1], "cmd must be one of"),
+        ({"cmd": "run", "speed": 3}, "run: got an unexpected keyword argument 'speed'"),
+        ({"cmd": "idle"}, "idle: missing a required argument: 'seconds'"),
+        ({"cmd": "run", "engine": "gpu"}, "engine must be fpga or arm, not gpu"),
+        ({"cmd": "run", "engine": "arm"}, "the bundle has no ARM kernels"),
+        ({"cmd": "run", "experts": ["L7E7"], "x": encode_array(np.zeros((1, D), np.int8))}, "no expert L7E7"),
+        ({"cmd": "run", "experts": ["L0E0"], "x": "AAAA"}, "not a base64 npy array"),
+        ({"cmd": "run", "experts": ["L0E0"], "x": encode_array(np.zeros((1, D), np.int32))}, "int8 inputs"),
+        ({"cmd": "active", "seconds": 1, "engine": "arm"}, "no ARM kernels"),
+    ],
+)
+def test_a_bad_request_is_an_error_and_not_the_end(session: Session, request_: Any, message: str) -> None:
+    _, refused, after = ask(session, {"cmd": "load"}, request_, {"cmd": "run"})
+    assert message in refused["error"] and "cycles" in after
+
+
+def test_what_is_no_json_is_an_error(session: Session) -> None:
+    assert "not a JSON request" in json.loads(converse(session, "{")[0])["error"]
+
+
+def test_nothing_runs_before_load(session: Session) -> None:
+    assert all("send load first" in reply["error"] for reply in ask(session, {"cmd": "run"}, {"cmd": "power"}))
+
+
+def test_an_altered_bundle_is_not_loaded(run: Path, tmp_path: Path) -> None:
+    pack(make_parts(tmp_path), TARGET, tmp_path / "bundle")
+    (tmp_path / "bundle" / "accel.hwh").write_text("")
+    reply = ask(Session(tmp_path / "bundle", load_stub), {"cmd": "load"})[0]
+    assert "accel.hwh in the bundle is truncated" in reply["error"]
+
+
+def test_arrays_go_through_text() -> None:
+    for array in (np.arange(6, dtype=np.int8).reshape(2, 3), np.zeros((0, 4), np.int8)):
+        again = decode_array(encode_array(array))
+        assert again.dtype == array.dtype and np.array_equal(again, array)
+
+
+def test_standard_output_is_the_protocols_alone(run: Path) -> None:
+    """The real program: what libraries print goes to standard error."""
+    noisy = "import os, sys; from wattbit.board.agent import __main__ as m; h = m.Session.hello\n"
+    noisy += "def hello(self): print('noise'); os.system('echo noise'); return h(self)\n"
+    noisy += "m.COMMANDS['hello'] = hello; m.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", noisy, str(run / "bundle")],
+        input='{"cmd": "hello"}\n',
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["protocol"] == 1 and done.stderr.count("noise") == 2
