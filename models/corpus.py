@@ -20,7 +20,17 @@ HUB_CORPORA = {
 }
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence2", "question", "question1", "question2", "premise", "hypothesis")
+TEXT_COLUMNS = (
+    "text",
+    "sentence",
+    "sentence1",
+    "sentence2",
+    "question",
+    "question1",
+    "question2",
+    "premise",
+    "hypothesis",
+)
 
 
 @dataclass(frozen=True)

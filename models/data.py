@@ -24,9 +24,9 @@ Tokens = NDArray[np.uint16]
 
 
 def prepare(source: str | None, out: Path, vocab_size: int, progress: Progress = silent) -> dict[str, Any]:
-    """Write `vocab.json`, `train.npy`, `valid.npy` (uint16 tokens) and `data.json` to `out`; return the last's content.
+    """Write `vocab.json`, `train.npy`, `valid.npy` (uint16 [n]) and `data.json` to `out`; return the latter's content.
 
-    source: None for the Python standard library's own sources, a folder, or a corpus name (see `wattbit.models.corpus`).
+    source: None for the Python standard library's sources, a folder, or a corpus name (see `wattbit.models.corpus`).
     Raises WattbitError for an unusable corpus or vocabulary size.
     """
     if not SMALLEST_VOCABULARY < vocab_size <= LARGEST_VOCABULARY:
@@ -45,7 +45,9 @@ def prepare(source: str | None, out: Path, vocab_size: int, progress: Progress =
             np.save(temporary, values)
     record = {
         "corpus": corpus.name,
-        "characters": {name: sum(map(len, texts)) for name, texts in (("train", corpus.train), ("valid", corpus.valid))},
+        "characters": {
+            name: sum(map(len, texts)) for name, texts in (("train", corpus.train), ("valid", corpus.valid))
+        },
         "texts": {"train": len(corpus.train), "valid": len(corpus.valid)},
         "tokens": {name: len(values) for name, values in tokens.items()},
         "vocab_size": vocab_size,

@@ -9,7 +9,7 @@ from brevitas.nn import QuantIdentity, QuantLinear, QuantReLU
 from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 from torch import Tensor, nn
 
-from wattbit.arith import OUT_BITS, ExpertInts, Int8
+from wattbit.arith import OUT_BITS, ExpertInts, Int8, quantize_input
 from wattbit.models.scales import ExpertScales
 from wattbit.plan import ExpertId
 
@@ -53,9 +53,7 @@ class BrevitasExpert(nn.Module):
             act_quant=_act_quant(scales.x_exp, bits.act_bits, signed=True), return_quant_tensor=True
         )
         self.fc1 = QuantLinear(model, hidden, bias=False, weight_quant=_weight_quant(s1, bits.weight_bits))
-        self.relu = QuantReLU(
-            act_quant=_act_quant(scales.h_exp, bits.act_bits, signed=False), return_quant_tensor=True
-        )
+        self.relu = QuantReLU(act_quant=_act_quant(scales.h_exp, bits.act_bits, signed=False), return_quant_tensor=True)
         self.fc2 = QuantLinear(hidden, model, bias=False, weight_quant=_weight_quant(s2, bits.weight_bits))
         self.quant_out = QuantIdentity(
             act_quant=_act_quant(scales.y_exp, OUT_BITS, signed=True), return_quant_tensor=False
@@ -73,6 +71,10 @@ class BrevitasExpert(nn.Module):
         y: Tensor = self.quant_out(self.fc2(h) + self.half2)
         return y
 
+    def quantize(self, x: Tensor) -> Int8:
+        """The integers [T, D] that the expert reads float inputs [T, D] as."""
+        return quantize_input(x.numpy(), self.scales.x_exp, self.scales.precision.act_bits)
+
     @torch.no_grad()
     def forward_ints(self, x: Int8) -> Int8:
         """Integer outputs [T, D] of integer inputs [T, D], computed by Brevitas in float."""
@@ -84,6 +86,4 @@ class BrevitasExpert(nn.Module):
         """The integers that Brevitas rounds this expert's weights to, with the scales they belong to."""
         w1, w2 = (layer.quant_weight().int().numpy().astype(np.int8) for layer in (self.fc1, self.fc2))
         s = self.scales
-        return ExpertInts(
-            self.expert, s.precision, w1, w2, s.m1, s.m2, s.shift1, s.shift2, s.x_exp, s.h_exp, s.y_exp
-        )
+        return ExpertInts(self.expert, s.precision, w1, w2, s.m1, s.m2, s.shift1, s.shift2, s.x_exp, s.h_exp, s.y_exp)

@@ -28,9 +28,9 @@ STATS_ACT_BITS = 8  # damage is measured at this activation width
 class MoELearner:
     """Implements `wattbit.plan.Learner` on a model that `wattbit.models.train` wrote.
 
-    Scales come from `wattbit.models.scales.calibrate` on the float model's activations, the first time that an expert is
-    used at a precision. Those that fine-tuning ran with stay with the weights, unless the weights outgrew what float32
-    computes exactly: these experts are calibrated anew.
+    Scales come from `wattbit.models.scales.calibrate` on the float model's activations, the first time that an expert
+    is used at a precision. Those that fine-tuning ran with stay with the weights, unless the weights outgrew what
+    float32 computes exactly: these experts are calibrated anew.
 
     Evaluation and export run Brevitas modules; fine-tuning runs `wattbit.models.quant`, which equals them.
     """
@@ -76,7 +76,7 @@ class MoELearner:
         return BrevitasExpert(expert, *self._weights(expert), self.scales(expert, precision))
 
     def calibration_inputs(self, expert: ExpertId) -> Tensor:
-        """What reaches the expert from the calibration text [n, D]; all that reaches its layer if that is too little."""
+        """What reaches the expert from the calibration text [n, D]; what reaches its layer if that is too little."""
         if self._inputs is None:
             self._inputs = self._trace_inputs()
         rows, counts = self._inputs[expert.layer]

@@ -1,5 +1,5 @@
-"""The transformer. T tokens, B contexts of S tokens (T = B S), D model width, H hidden width, E experts, K of them active,
-N = T K routed rows, V vocabulary.
+"""The transformer. T tokens, B contexts of S tokens (T = B S), D model width, H hidden width, E experts, K of them
+active, N = T K routed rows, V vocabulary.
 
 A mixture layer sorts the routed rows by expert and hands them to an `Experts` function, so that float experts, the
 batched quantized experts of training and the Brevitas modules take each other's place.
@@ -33,10 +33,13 @@ class Routing:
         """Token [N] of each sorted row."""
         return self.order // self.experts.shape[1]
 
+    def unsort(self, y: Tensor) -> Tensor:
+        """Sorted rows [N, D] by token and slot [T, K, D]."""
+        return y.index_select(0, self.order.argsort()).view(*self.experts.shape, -1)
+
     def combine(self, y: Tensor) -> Tensor:
         """Gate-weighted sum [T, D] of sorted expert outputs [N, D]."""
-        unsorted = y.index_select(0, self.order.argsort()).view(*self.experts.shape, -1)  # [T, K, D]
-        return (unsorted * self.gates[:, :, None]).sum(dim=1)
+        return (self.unsort(y) * self.gates[:, :, None]).sum(dim=1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

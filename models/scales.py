@@ -132,7 +132,7 @@ def _layer_scales(weights: Floats, energy: Floats, ratio: float, bits: int, inpu
 
 def calibrate(w1: Floats, w2: Floats, x: Floats, precision: Precision) -> ExpertScales:
     """Scales for weights w1 [H, D], w2 [D, H] on calibration inputs x [T, D], T >= 1."""
-    bits, act_bits = precision.weight_bits, precision.act_bits
+    bits = precision.weight_bits
     x_max, h_max = _input_max(precision)
     hidden = np.maximum(x @ w1.T, 0)  # [T, H]
     x_exp = _act_exponent(x, x_max - 1)

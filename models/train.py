@@ -22,17 +22,17 @@ from wattbit.progress import Progress, silent
 CHECKPOINT_STEPS = 100
 
 
-def train(
-    data: Path, out: Path, model: ModelConfig, train: TrainConfig, progress: Progress = silent
-) -> dict[str, Any]:
+def train(data: Path, out: Path, model: ModelConfig, train: TrainConfig, progress: Progress = silent) -> dict[str, Any]:
     """Write `float.safetensors` and `train.json` to `out`; return the latter's content.
 
-    Resumes from `checkpoint.safetensors` there if an earlier call was interrupted. Raises WattbitError if the vocabulary
-    is another one, the data is too short, or `out` holds another model.
+    Resumes from `checkpoint.safetensors` there if an earlier call was interrupted. Raises WattbitError if the
+    vocabulary is another one, the data is too short, or `out` holds another model.
     """
     record = read_json(data / "data.json")
     if record["vocab_size"] != model.vocab_size:
-        raise WattbitError(f"vocab_size is {model.vocab_size} in the model, {record['vocab_size']} in {data}; make them equal")
+        raise WattbitError(
+            f"vocab_size is {model.vocab_size} in the model, {record['vocab_size']} in {data}; make them equal"
+        )
     identity = {"data": record["digest"], "model": model.to_json(), "train": train.to_json()}
     if (out / "train.json").is_file() and (out / "float.safetensors").is_file():
         done: dict[str, Any] = read_json(out / "train.json")
@@ -62,7 +62,7 @@ def train(
         save_file(_named("network", network.state_dict()), temporary, metadata={"model": model.digest})
     result = identity | {
         "loss": curve,
-        "perplexity": perplexity(network, samples.valid),
+        "valid_perplexity": perplexity(network, samples.valid),
         "initial_router_norms": initial_norms,
     }
     write_json(out / "train.json", result)
@@ -117,7 +117,9 @@ def _schedule(step: int, train: TrainConfig) -> float:
 def _same(identity: dict[str, Any], found: Any, where: Path) -> None:
     for key, value in identity.items():
         if found.get(key) != value:
-            raise WattbitError(f"{where} belongs to another run (its {key} is {found.get(key)}); delete it or choose another")
+            raise WattbitError(
+                f"{where} belongs to another run (its {key} is {found.get(key)}); delete it or choose another"
+            )
 
 
 def _named(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
