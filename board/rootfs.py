@@ -17,7 +17,7 @@ from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, write_text
 from wattbit.progress import Progress, silent
 
-RECIPE = 1  # to be raised when the code below makes another file system of the same packages
+RECIPE = 2  # to be raised when the code below makes another file system of the same packages
 RELEASE = "bookworm"
 SUITES = frozenset({RELEASE, f"{RELEASE}-updates", f"{RELEASE}-security", f"{RELEASE}/updates"})
 PYTHON = (3, 11)  # Debian 12's
@@ -169,6 +169,7 @@ def _settle(root: Path) -> None:
     passwd = (masters / "passwd.master").read_text(encoding="utf-8")
     write_text(root / "etc/passwd", passwd.replace("root:*:", "root:x:"))
     shutil.copy(masters / "group.master", root / "etc/group")
+    shutil.copy(root / "usr/share/base-files/profile", root / "etc/profile")
     write_text(root / "etc/hostname", "virtual\n")
     write_text(root / "etc/hosts", "127.0.0.1 localhost virtual\n")
     write_text(root / "etc/profile.d/board.sh", PROFILE)

@@ -21,6 +21,8 @@ from wattbit.progress import Progress, silent
 SSH_FAILED = 255  # OpenSSH's own exit status; everything else is the remote command's
 RETRY_S = 1.0
 PERSIST_S = 60  # an idle connection closes by itself, should this program be killed
+DISK_FULL = ("no space left on device", "disk quota exceeded", "wrote only")  # the last in GNU tar's words
+TAR_NOISE = "tar: Exiting with failure status due to previous errors\n"
 UNREACHABLE = (
     "connection refused",
     "timed out",
@@ -112,7 +114,7 @@ class Connection:
                     archive.add(file, file.relative_to(local).as_posix())
             status = process.wait()
             stderr.seek(0)
-            self._check(["tar"], status, stderr.read().decode(errors="replace"))
+            self._check(["tar"], status, stderr.read().decode(errors="replace").replace(TAR_NOISE, ""))
         progress(f"upload to {self.host}", len(files), len(files))
 
     def popen(self, args: Sequence[str], stderr: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
@@ -149,7 +151,7 @@ class Connection:
             "StrictHostKeyChecking": "yes",
             "ConnectTimeout": str(self.connect_timeout_s),
             "ControlMaster": "auto",
-            "ControlPath": f"{self._sockets.name}/control",
+            "ControlPath": _quoted(Path(self._sockets.name) / "control"),
             "ControlPersist": str(PERSIST_S),
             "ServerAliveInterval": "15",
             "ServerAliveCountMax": "4",
@@ -158,9 +160,9 @@ class Connection:
             "LogLevel": "ERROR",
         }
         if self.known_hosts is not None:
-            options["UserKnownHostsFile"] = str(self.known_hosts)
+            options["UserKnownHostsFile"] = _quoted(self.known_hosts)
         if self.identity is not None:
-            options |= {"IdentityFile": str(self.identity), "IdentitiesOnly": "yes"}
+            options |= {"IdentityFile": _quoted(self.identity), "IdentitiesOnly": "yes"}
         if self.user is not None:
             options["User"] = self.user
         if self.port is not None:
@@ -177,7 +179,7 @@ class Connection:
         if status == SSH_FAILED:
             self._explain(stderr)
         remedy = f"this was on {self.host}"
-        if "no space left on device" in stderr.lower():
+        if any(sign in stderr.lower() for sign in DISK_FULL):
             remedy = f"the disk of {self.host} is full, free some space there"
         raise ToolError(list(args), status, stderr, remedy)
 
@@ -185,7 +187,7 @@ class Connection:
         """Raise what OpenSSH's message means, if it is one of OpenSSH's own."""
         said = stderr.lower()
         name = self.host if self.port in (None, 22) else f"[{self.host}]:{self.port}"
-        known_hosts = self.known_hosts or "~/.ssh/known_hosts"
+        known_hosts = "~/.ssh/known_hosts" if self.known_hosts is None else shlex.quote(str(self.known_hosts))
         if "identification has changed" in said:
             raise WattbitError(
                 f"the host key of {name} does not match {known_hosts}; if the board was re-installed, remove the old "
@@ -204,3 +206,8 @@ class Connection:
         if any(sign in said for sign in UNREACHABLE):
             last = stderr.strip().splitlines()[-1].strip()
             raise WattbitError(f"{name} cannot be reached ({last}); check its power, network and address")
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value in ssh's configuration, where blanks separate and % starts a token."""
+    return '"' + str(path).replace("%", "%%") + '"'
