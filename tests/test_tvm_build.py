@@ -153,7 +153,7 @@ def test_experts_of_two_shapes_are_refused(tmp_path: Path) -> None:
 
 def test_an_absent_compiler_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(WattbitError, match=r"run `apt-get install gcc-arm-linux-gnueabihf`"):
+    with pytest.raises(WattbitError, match=r"run `apt-get install gcc-arm-linux-gnueabihf libc6-dev-armhf-cross`"):
         _ = CORES["cortex-a9"].compiler
 
 

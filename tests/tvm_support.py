@@ -1,6 +1,5 @@
 """Experts for the tests of wattbit.tvm_schedules, and a run of them on any core, emulated where it must be."""
 
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from wattbit.arith import MULTIPLIER_MAX, ExpertInts, Int8
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId, ExpertShape, Precision
 from wattbit.tvm_schedules.cores import CORES, Core, host_core
+from wattbit.tvm_schedules.instructions import find_emulator
 from wattbit.tvm_schedules.packing import expert_file
 
-EMULATORS = {"aarch64": "qemu-aarch64", "armv7": "qemu-arm"}
 WIDTHS = range(2, 9)
 FIRST = ExpertId(0, 0)
 
@@ -59,19 +58,16 @@ def inputs(d_model: int, seed: int = 0) -> Int8:
 
 def runnable(core: Core) -> list[str]:
     """The words before a program of this core that run it here; skips the test where nothing can."""
+    x86 = [name for name, each in CORES.items() if each.arch == "x86_64"]  # each runs what stands before it
     try:
         _ = core.compiler
+        if core.arch != "x86_64":
+            return find_emulator(core)
+        best = host_core().name
     except WattbitError as error:
         pytest.skip(str(error))
-    if core.arch in EMULATORS:
-        emulator = EMULATORS[core.arch]
-        if shutil.which(emulator) is None:
-            pytest.skip(f"{emulator} is not installed (Debian package qemu-user)")
-        return [emulator, "-cpu", core.cpu]
-    x86 = [name for name, each in CORES.items() if each.arch == "x86_64"]  # each runs what stands before it
-    best = host_core()
-    if best.arch != "x86_64" or x86.index(core.name) > x86.index(best.name):
-        pytest.skip(f"this machine is a {best.name}, no {core.name}")
+    if best not in x86 or x86.index(core.name) > x86.index(best):
+        pytest.skip(f"this machine is a {best}, no {core.name}")
     return []
 
 

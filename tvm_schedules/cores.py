@@ -12,6 +12,11 @@ from wattbit.tvm_schedules.layout import Layout
 Multiply = Literal["smull", "vmull", "sdot", "vpdpbusd", "pmaddwd128", "pmaddwd256"]
 
 TRIPLES = {"aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
+CROSS_PACKAGES = {
+    "aarch64": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "armv7": "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross",
+    "x86_64": "gcc-x86-64-linux-gnu libc6-dev-amd64-cross",
+}
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,16 @@ class Core:
         return target | ({"mfloat-abi": "hard"} if self.arch == "armv7" else {})
 
     @property
-    def compiler(self) -> str:
-        """The C compiler for this core: the machine's own or a cross compiler.
+    def packages(self) -> str:
+        """The Debian packages of the C compiler for this core: the machine's own or a cross compiler."""
+        return "gcc libc6-dev" if self.arch == platform.machine() else CROSS_PACKAGES[self.arch]
 
-        Raises WattbitError with the Debian package to install when it is absent.
-        """
-        name = "gcc" if platform.machine() == self.arch else f"{TRIPLES[self.arch]}-gcc"
+    @property
+    def compiler(self) -> str:
+        """The name of that compiler. Raises WattbitError with the packages to install when it is absent."""
+        name = "gcc" if self.arch == platform.machine() else f"{TRIPLES[self.arch]}-gcc"
         if shutil.which(name) is None:
-            package = "gcc" if name == "gcc" else f"gcc-{TRIPLES[self.arch]}"
-            raise WattbitError(f"{name} is not installed, needed for {self.name}; run `apt-get install {package}`")
+            raise WattbitError(f"{name}, for {self.name}, is not installed; run `apt-get install {self.packages}`")
         return name
 
     @property

@@ -68,33 +68,30 @@ def _add_run(
     """Add consecutive blocks, from byte `start` of the weights and `first_chunk` of x, to the sums of a group."""
     multiply = multiplier(core.multiply)
     R, V = layout.group_rows, layout.vector_bytes
-    lanes = V // 4
-    row_sums = [sums.vload([r * lanes], f"int32x{lanes}") for r in range(R)]
-    partial: list[Vector | None] = [None] * R
-    count = 0  # chunks in the int16 sums
+    limit = multiply.limit(layout) if multiply.widen else 0
+    row_sums = [sums.vload([r * V // 4], f"int32x{V // 4}") for r in range(R)]
+    partial: list[Vector] = [None] * R  # int16 sums, of cores that need them
+    added = 0  # chunks in the run before the block
     for chunks in blocks:
-        counted = count
         for r in range(R):
-            count = counted
             planes = []
             for vectors in layout.vectors(chunks):
                 planes.append([weights.vload([start + v * V], f"uint8x{V}") for v in range(vectors)])
                 start = start + vectors * V
             for c in range(chunks):
                 codes = T.bind(T.reinterpret(f"int8x{V}", _unpack(core, layout, planes, c)))
-                activations = x.vload([(first_chunk + c) * V], f"int8x{V}")
+                activations = x.vload([(first_chunk + added + c) * V], f"int8x{V}")
                 if multiply.widen is None:
                     row_sums[r] = T.bind(multiply.add(row_sums[r], codes, activations))
                     continue
                 partial[r] = T.bind(multiply.add(partial[r], codes, activations))
-                count += 1
-                if count == multiply.limit(layout):
-                    row_sums[r], partial[r], count = T.bind(multiply.widen(row_sums[r], partial[r])), None, 0
-        first_chunk = first_chunk + chunks
+                if (added + c + 1) % limit == 0:
+                    row_sums[r], partial[r] = T.bind(multiply.widen(row_sums[r], partial[r])), None
+        added += chunks
     for r in range(R):
-        if multiply.widen and partial[r] is not None:
+        if partial[r] is not None and multiply.widen:
             row_sums[r] = multiply.widen(row_sums[r], partial[r])
-        T.buffer_store(sums, row_sums[r], [T.ramp(T.int32(r * lanes), 1, lanes)])
+        T.buffer_store(sums, row_sums[r], [T.ramp(T.int32(r * V // 4), 1, V // 4)])
 
 
 def _unpack(core: Core, layout: Layout, planes: list[list[Vector]], chunk: int) -> Vector:
@@ -104,23 +101,22 @@ def _unpack(core: Core, layout: Layout, planes: list[list[Vector]], chunk: int) 
     shift = 0  # where the plane's bits go
     for plane, vectors in zip(layout.planes, planes, strict=True):
         vector, place = divmod(chunk, 8 // plane)
-        last_place = place == 8 // plane - 1
         bits = vectors[vector]
-        if core.arch == "aarch64":
-            # shift-left-and-insert keeps the bits below `shift` and overwrites all above: only the last plane is cut
-            bits = bits >> T.broadcast(T.uint8(plane * place), V) if place else bits
-            if plane == layout.planes[-1] and not last_place:
-                bits = bits & T.broadcast(T.uint8(2**plane - 1), V)
-            name = f"llvm.aarch64.neon.vsli.v{V}i8"
-            codes = bits if codes is None else intrinsic(name, f"uint8x{V}", codes, bits, T.int32(shift))
-        else:
-            move = plane * place - shift
-            if move > 0:
-                bits = bits >> T.broadcast(T.uint8(move), V)
-            elif move < 0:
-                bits = bits << T.broadcast(T.uint8(-move), V)
-            if plane < 8 and not (last_place and shift == 0):
-                bits = bits & T.broadcast(T.uint8((2**plane - 1) << shift), V)
-            codes = bits if codes is None else codes | bits
+        if place:
+            bits = bits >> T.broadcast(T.uint8(plane * place), V)
+        inserts = core.arch != "x86_64"  # what lies above the bits is overwritten by the next plane's
+        if place < 8 // plane - 1 and not (inserts and plane != layout.planes[-1]):
+            bits = bits & T.broadcast(T.uint8(2**plane - 1), V)
+        codes = bits if codes is None else _insert(core, codes, bits, shift, V)
         shift += plane
     return codes
+
+
+def _insert(core: Core, codes: Vector, bits: Vector, shift: int, V: int) -> Vector:
+    """The codes with all bits from `shift` on replaced by `bits`; x86 wants the others to be 0."""
+    if core.arch == "aarch64":
+        return intrinsic(f"llvm.aarch64.neon.vsli.v{V}i8", f"uint8x{V}", codes, bits, T.int32(shift))
+    shifts = T.broadcast(T.uint8(shift), V)
+    if core.arch == "armv7":
+        return intrinsic(f"llvm.arm.neon.vshiftins.v{V}i8", f"uint8x{V}", codes, bits, shifts)
+    return codes | (bits << shifts)

@@ -38,7 +38,7 @@ def kernels_for(weight_bits: Iterable[int], shape: ExpertShape) -> tuple[Kernel,
 def emit_objects(kernels: tuple[Kernel, ...], core: Core, folder: Path) -> None:
     """Write `folder`/NAME.o for each kernel; see wattbit.tvm_schedules.emit."""
     request = {"core": core.name, "kernels": [asdict(kernel) | {"name": kernel.name} for kernel in kernels]}
-    _run([sys.executable, "-m", "wattbit.tvm_schedules.emit", str(folder)], json.dumps(request))
+    run_tool([sys.executable, "-m", "wattbit.tvm_schedules.emit", str(folder)], json.dumps(request))
 
 
 def link_library(kernels: tuple[Kernel, ...], core: Core, objects: Path, out: Path) -> None:
@@ -54,27 +54,29 @@ def link_program(kernels: tuple[Kernel, ...], core: Core, objects: Path, out: Pa
 
 
 def _link(kernels: tuple[Kernel, ...], core: Core, objects: Path, arguments: list[str], out: Path) -> None:
-    layout = core.layout(8)
     table = " ".join(f"K({kernel.weight_bits},{kernel.rows},{kernel.depth})" for kernel in kernels)
     with atomic(out) as temporary:
-        _run(
+        run_tool(
             [
                 core.compiler,
-                *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", *core.compiler_flags),
+                *("-std=c11", "-O3", "-Wall", "-Wextra", *core.compiler_flags),
                 *("-s", "-Wl,--build-id=none"),  # the same input gives the same bytes
                 f"-DWB_KERNELS={table}",
                 f"-DWB_LAYOUT_VERSION={LAYOUT_VERSION}",
-                f"-DWB_VECTOR_BYTES={layout.vector_bytes}",
-                f"-DWB_GROUP_ROWS={layout.group_rows}",
+                f"-DWB_VECTOR_BYTES={core.vector_bytes}",
+                f"-DWB_GROUP_ROWS={core.group_rows}",
                 str(RUNNER / "expert.c"),
                 *arguments,
                 *(str(objects / f"{kernel.name}.o") for kernel in kernels),
                 *("-o", str(temporary)),
-            ]
+            ],
+            remedy=f"it needs the Debian packages {core.packages}",
         )
 
 
-def _run(command: list[str], text: str = "") -> None:
+def run_tool(command: list[str], text: str = "", remedy: str = "") -> str:
+    """Run a program with `text` as its input; returns what it wrote to stderr, raises ToolError when it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ToolError(command, done.returncode, done.stderr)
+        raise ToolError(command, done.returncode, done.stderr, remedy)
+    return done.stderr
