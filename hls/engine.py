@@ -1,5 +1,6 @@
 """RTL of one engine: its module, its memories' contents and the sources that it needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from wattbit.arith import OUT_BITS, ExpertInts
 from wattbit.errors import WattbitError
 from wattbit.files import write_text
 from wattbit.hls.engine_class import EngineClass
+from wattbit.hls.finn_flow import lower, structure
 from wattbit.hls.memory import requant_words, weight_words, write_memory
 from wattbit.hls.rtllib import patched
 from wattbit.plan import ExpertId, ExpertShape
@@ -96,6 +98,46 @@ def widths(ints: list[ExpertInts], version: int) -> tuple[LayerWidths, LayerWidt
     )  # inputs reach -2^(act_bits-1)
     second = layer_widths(shape.d_hidden, 2**act_bits - 1, weight_bits, [e.shift2 for e in ints], OUT_BITS, version)
     return first, second
+
+
+def build_engine(
+    onnx: Mapping[ExpertId, Path], ints: Mapping[ExpertId, ExpertInts], spec: EngineClass, out: Path, part: str
+) -> EngineRtl:
+    """The engine of `spec`, its first expert taken through FINN, the others held to the same graph.
+
+    onnx, ints: QONNX files and integers of at least the experts of `spec`. Writes to `out`/MODULE, and the patched
+    library to `out`, where all engines share it. Raises WattbitError when FINN's layers are not what `engine_core`
+    instantiates, or an expert's graph is another.
+    """
+    missing = [expert for expert in spec.experts if expert not in onnx or expert not in ints]
+    if missing:
+        raise WattbitError(f"{missing[0]} of {spec.name} is not exported; run `wattbit export` for this allocation")
+    engine = write_engine([ints[expert] for expert in spec.experts], spec, out, part)
+    first = spec.experts[0]
+    expected = structure(onnx[first])
+    for expert in spec.experts[1:]:
+        if structure(onnx[expert]) != expected:
+            raise WattbitError(f"{onnx[expert].name} is another graph than {onnx[first].name}; export both again")
+    representative = ints[first]
+    layers = lower(onnx[first], representative, spec, part)
+    class_widths = widths([ints[expert] for expert in spec.experts], dsp_version(part))
+    for name, layer, width, (weights, signed) in zip(
+        ("fc1", "fc2"), layers, class_widths, ((representative.w1, 1), (representative.w2, 0)), strict=True
+    ):
+        pe, simd = (spec.pe1, spec.simd1) if signed else (spec.pe2, spec.simd2)
+        bits = spec.precision.weight_bits
+        own = {
+            **{"MH": weights.shape[0], "MW": weights.shape[1], "PE": pe, "SIMD": simd, "WEIGHT_WIDTH": bits},
+            **{"ACTIVATION_WIDTH": spec.precision.act_bits, "SIGNED_ACTIVATIONS": signed, "NARROW_WEIGHTS": 1},
+            **{"VERSION": engine.dsp_version, "IS_MVU": 1, "PUMPED_COMPUTE": 0},
+        }
+        other = {key: layer.parameters.get(key) for key in own}
+        if other != own or layer.parameters["ACCU_WIDTH"] > width.acc_bits:
+            raise WattbitError(f"{spec.name} {name}: FINN's layer {layer.parameters} is not the engine's {own}")
+        words = weight_words(weights, pe, simd, bits)
+        if [int(word, 16) for word in words] != [int(word, 16) for word in layer.memory]:
+            raise WattbitError(f"{spec.name} {name}: FINN packs the weights of {first} in another way")
+    return engine
 
 
 def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str) -> EngineRtl:

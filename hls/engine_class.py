@@ -57,8 +57,5 @@ class EngineClass:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        return cls(
-            Precision.parse(record["precision"]),
-            *(int(record[name]) for name in ("pe1", "simd1", "pe2", "simd2")),
-            tuple(ExpertId.parse(expert) for expert in record["experts"]),
-        )
+        experts = tuple(ExpertId.parse(expert) for expert in record["experts"])
+        return cls(**dict(record) | {"precision": Precision.parse(record["precision"]), "experts": experts})

@@ -20,7 +20,7 @@ def weight_words(weights: Int8, pe: int, simd: int, bits: int) -> list[str]:
 
 
 def requant_words(multiplier: Int32, shift: int, shift_min: int, pe: int, multiplier_bits: int, bits: int) -> list[str]:
-    """Words [C/PE] of multipliers [C]: PE lanes of `bits` bits {shift - shift_min, multiplier}, lane 0 in the low bits."""
+    """Words [C/PE] of multipliers [C]: PE lanes of `bits` bits {shift - shift_min, multiplier}, lane 0 lowest."""
     lanes = multiplier.astype(np.int64) + ((shift - shift_min) << multiplier_bits)  # [C]
     return _hexadecimal(lanes.reshape(-1, pe), bits)
 

@@ -51,6 +51,27 @@ _LEAF_LOAD = r"""	function automatic int unsigned leaf_load(input int unsigned  
 
 """
 
+
+def _circular(file: str, array: str, length: str, push: str, data: str, tap: str) -> tuple[Patch, ...]:
+    """Turn `if(push) array <= {data, array[...]}` with reads `array[tap]` into a circular buffer."""
+    size = {"FULL_CREDIT-1": "FULL_CREDIT-1", "0:MAX_IN_FLIGHT": "MAX_IN_FLIGHT+1"}.get(length, length)
+    pointer, bits = f"{array}Wr", f"{array}_BITS"
+    declaration = rf"localparam int unsigned  {bits} = $clog2({size});\n\t\tlogic [{bits}-1:0]  {pointer} = 0;\n\t\t"
+    return (
+        Patch(
+            file,
+            rf'(\(\* SHREG_EXTRACT = "\w+" \*\)\s+)(\w+\s+){array}\[{re.escape(length)}\];',
+            declaration + rf'(* ram_style = "distributed" *) \2{array}[2**{bits}];',
+        ),
+        Patch(
+            file,
+            rf"if\({push}\)\s+{array} <= \{{[^}}]*\}};",
+            f"if({push}) begin\n\t\t\t\t{array}[{pointer}] <= {data};\n\t\t\t\t{pointer} <= {pointer} + 1;\n\t\t\tend",
+        ),
+        Patch(file, re.escape(f"{array}[{tap}]"), f"{array}[{bits}'({pointer} - 1 - {tap})]"),
+    )
+
+
 PATCHES = (
     # Constant functions under `generate` are against IEEE 1800 13.4.3; both tools refuse them.
     Patch("mvu/add_multi.sv", r"\t\ttypedef int unsigned  leaf_load_t(?s:.*?)= init_leaf_loads\(\);\n", ""),
@@ -58,8 +79,15 @@ PATCHES = (
     Patch("mvu/add_multi.sv", r"(?=\tlocalparam int unsigned  L = \$clog2\(N\);)", _LEAF_LOAD),
     Patch("memstream/hdl/memstream.sv", r"\t\ttypedef addr_t  offset_table_t(?s:.*?)= INIT_OFFSET_TABLE\(\);\n", ""),
     Patch("memstream/hdl/memstream.sv", r"OFFSET_TABLE\[sidx\]", "addr_t'(sidx * DEPTH)"),
+    # A warning about DSP slices in simulation, not synthesisable.
+    Patch("mvu/mvu.sv", r"if\(1\) begin : blkRecoveryWatch", "if(0) begin : blkRecoveryWatch"),
     # Verilator evaluates constant functions on packed structs only.
     Patch("fifo/hdl/fifo.sv", r"typedef struct \{", "typedef struct packed {"),
+    # Shift registers with a variable tap: yosys infers no SRL and spends flip-flops and multiplexers on them, some
+    # 2/3 of an engine. As circular buffers with the same contents they become LUT RAM.
+    *_circular("memstream/hdl/memstream.sv", "OSrl", r"FULL_CREDIT-1", "Rs3", "Dat3", "OPtr"),
+    *_circular("mvu/mvu_vvu_axi.sv", "OBuf", r"0:MAX_IN_FLIGHT", "ovld", "odat", "OPtr[$left(OPtr)-1:0]"),
+    *_circular("fifo/hdl/fifo.sv", "A", r"DEPTH_IMPL", "push", "idat", "Ptr[$left(Ptr)-1:0]"),
     # slang: no `default_nettype inside a module.
     *(
         Patch(file, r"(?m)^`default_nettype \w+\n", "", 2)

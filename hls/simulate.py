@@ -18,12 +18,7 @@ from wattbit.hls.engine import RTL, EngineRtl
 
 FLAGS = (
     *("--cc", "--exe", "--build", "-j", "2", "--no-timing", "--assert", "-O3", "-Wno-fatal", "-Wno-lint"),
-    *(
-        "-Wno-STMTDLY",
-        "-Wno-INITIALDLY",
-        "-MAKEFLAGS",
-        "CFG_CXXFLAGS_PCH_I=-include",
-    ),  # the wheel's own setting is clang's
+    *("-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"),  # g++ takes a precompiled header so; the wheel was set up for clang
     *("-MAKEFLAGS", "OPT_FAST=-O1", "-MAKEFLAGS", "OPT_SLOW=-O0", "-CFLAGS", "-std=c++17", "-LDFLAGS", "-pthread"),
 )
 

