@@ -31,8 +31,8 @@ def warm_up(progress: Progress = silent) -> None:
     progress("yosys", 0, 1)
     with tempfile.TemporaryDirectory(prefix="yosys-") as name:
         work = Path(name)
-        (work / "small.sv").write_text("module small(input a, b, output c); assign c = a & b; endmodule\n", "utf-8")
-        _yosys("read_slang --threads 1 small.sv\nsynth_xilinx -top small\n", work)
+        (work / "warm.sv").write_text("module warm(input a, b, output c); assign c = a & b; endmodule\n", "utf-8")
+        _yosys("read_slang --threads 1 warm.sv\nsynth_xilinx -top warm\n", work)
     progress("yosys", 1, 1)
 
 
