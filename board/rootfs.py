@@ -198,7 +198,7 @@ def _pip(site: Path) -> None:
     target = ["--target", str(site)]
     _tool([*pip, *target, *version, *platforms, "--only-binary=:all:", *WHEELS], remedy)
     # PYNQ_REMOTE: leave out the C drivers of video and audio cores, which would be built for this machine
-    _tool([*pip, *target, *SDISTS], remedy, {"PYNQ_REMOTE": "1"})
+    _tool([*pip, *target, "--no-build-isolation", "--use-pep517", *SDISTS], remedy, {"PYNQ_REMOTE": "1"})
 
 
 def _compile(root: Path) -> None:

@@ -5,6 +5,7 @@ The host key is checked strictly. One connection is kept open (ControlMaster) an
 
 import contextlib
 import shlex
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -57,6 +58,8 @@ class Connection:
     _sockets: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Self:
+        if shutil.which("ssh") is None:
+            raise WattbitError("ssh is missing; install the Debian package openssh-client")
         self._sockets = tempfile.TemporaryDirectory(prefix="wattbit-ssh-")
         try:
             self._connect()
@@ -99,22 +102,20 @@ class Connection:
         files = sorted(path for path in local.rglob("*") if path.is_file())
         receive = ["sh", "-c", 'mkdir -p "$0" && exec tar -x --no-same-owner -f - -C "$0"', remote]
         with tempfile.TemporaryFile() as stderr:
-            process = subprocess.Popen(
-                self._command(receive), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr
-            )
-            assert process.stdin is not None
-            # a board that stops reading has said why on stderr, and its exit status is read below
-            with (
-                contextlib.suppress(BrokenPipeError),
-                process.stdin as stream,
-                tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive,
-            ):
-                for index, file in enumerate(files):
-                    progress(f"upload to {self.host}", index, len(files))
-                    archive.add(file, file.relative_to(local).as_posix())
-            status = process.wait()
+            command = self._command(receive)
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr) as process:
+                assert process.stdin is not None
+                # a board that stops reading has said why on stderr, and its exit status is read below
+                with (
+                    contextlib.suppress(BrokenPipeError),
+                    process.stdin as stream,
+                    tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, dereference=True) as archive,
+                ):
+                    for index, file in enumerate(files):
+                        progress(f"upload to {self.host}", index, len(files))
+                        archive.add(file, file.relative_to(local).as_posix())
             stderr.seek(0)
-            self._check(["tar"], status, stderr.read().decode(errors="replace").replace(TAR_NOISE, ""))
+            self._check(["tar"], process.returncode, stderr.read().decode(errors="replace").replace(TAR_NOISE, ""))
         progress(f"upload to {self.host}", len(files), len(files))
 
     def popen(self, args: Sequence[str], stderr: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
@@ -198,7 +199,7 @@ class Connection:
                 f"the host key of {name} is not in {known_hosts}; connect once with ssh, compare the fingerprint "
                 "with the board's and accept it"
             )
-        if "permission denied" in said:
+        if "permission denied (" in said:
             who = "" if self.user is None else f"{self.user}@"
             raise WattbitError(
                 f"{who}{name} refused every key offered; install yours with ssh-copy-id or name another identity"

@@ -103,17 +103,21 @@ class VirtualBoard:
         home.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "wattbit.board.virtual_server", str(rootfs), str(self._folder), str(home)]
         if self._disk_bytes is not None:
-            as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-            mount = ["unshare", "--mount", *as_root, "sh", "-c", MOUNT, str(home), str(self._disk_bytes)]
-            command = [*mount, *command]
-        log = self._folder / "server.log"
-        with log.open("wb") as stderr:
+            command = [*mount_namespace(), "sh", "-c", MOUNT, str(home), str(self._disk_bytes), *command]
+        with tempfile.TemporaryFile() as log:
             # a session of its own: Ctrl-C at the terminal reaches us, and we end the server in order
             self._server = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
-        assert self._server.stdout is not None
-        ready = self._server.stdout.readline()
-        if not ready:
-            raise ToolError(command, self._server.wait(), log.read_text(encoding="utf-8", errors="replace"))
+            assert self._server.stdout is not None
+            ready = self._server.stdout.readline()
+            if not ready:
+                status = self._server.wait()
+                log.seek(0)
+                raise ToolError(["the virtual board"], status, log.read().decode(errors="replace"))
         return int(json.loads(ready)["port"])
+
+
+def mount_namespace() -> list[str]:
+    """What a command that mounts is put behind, so that nobody else sees the mount."""
+    return ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]

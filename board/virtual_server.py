@@ -18,6 +18,7 @@ import asyncssh
 
 from wattbit.board.rootfs import SITE
 from wattbit.board.syscalls import hide_from_proot
+from wattbit.errors import WattbitError
 
 HOST = "127.0.0.1"
 CHUNK = 1 << 16
@@ -148,6 +149,8 @@ def main() -> None:
     try:
         hide_from_proot()
         asyncio.run(serve(rootfs, folder, home))
+    except WattbitError as error:
+        sys.exit(str(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
