@@ -12,7 +12,7 @@ from tvm.script.ir_builder.tirx import prim_func
 
 from wattbit.tvm_schedules.cores import Core
 from wattbit.tvm_schedules.layout import Layout, padded
-from wattbit.tvm_schedules.multiply import Vector, intrinsic, multiplier
+from wattbit.tvm_schedules.multiply import MULTIPLIERS, Vector, intrinsic
 
 RUN_CHUNKS_MAX = 16  # chunks written out in a row; more only fills the instruction cache
 
@@ -57,7 +57,7 @@ def gemv(name: str, rows: int, depth: int, weight_bits: int, core: Core) -> Any:
 
 def _run_blocks(core: Core, layout: Layout) -> int:
     """How many full blocks are written out in a row: as many as int16 sums can hold, within reason."""
-    multiply = multiplier(core.multiply)
+    multiply = MULTIPLIERS[core.multiply]
     chunks = min(multiply.limit(layout), RUN_CHUNKS_MAX) if multiply.widen else 1
     return max(1, chunks // layout.block_chunks)
 
@@ -66,7 +66,7 @@ def _add_run(
     core: Core, layout: Layout, blocks: tuple[int, ...], x: Any, weights: Any, sums: Any, start: Any, first_chunk: Any
 ) -> None:
     """Add consecutive blocks, from byte `start` of the weights and `first_chunk` of x, to the sums of a group."""
-    multiply = multiplier(core.multiply)
+    multiply = MULTIPLIERS[core.multiply]
     R, V = layout.group_rows, layout.vector_bytes
     limit = multiply.limit(layout) if multiply.widen else 0
     row_sums = [sums.vload([r * V // 4], f"int32x{V // 4}") for r in range(R)]

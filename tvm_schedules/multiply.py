@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattbit.errors import WattbitError
+from wattbit.tvm_schedules.cores import Multiply
 from wattbit.tvm_schedules.layout import Layout
 
 ACTIVATION_MAX = 128  # |x| of an int8
@@ -85,7 +85,7 @@ def _pmaddwd(name: str, lanes: int) -> Callable[[Vector, Vector, Vector], Vector
     return add
 
 
-_MULTIPLIERS = {
+MULTIPLIERS: dict[Multiply, Multiplier] = {
     "smull": Multiplier(_long_multiply("llvm.aarch64.neon.smull.v8i16"), _smull_widen, per_lane=2),
     "vmull": Multiplier(_long_multiply("llvm.arm.neon.vmulls.v8i16"), _vmull_widen, per_lane=2),
     "sdot": Multiplier(_sdot),
@@ -93,9 +93,3 @@ _MULTIPLIERS = {
     "pmaddwd128": Multiplier(_pmaddwd("llvm.x86.sse2.pmadd.wd", 4)),
     "pmaddwd256": Multiplier(_pmaddwd("llvm.x86.avx2.pmadd.wd", 8)),
 }
-
-
-def multiplier(kind: str) -> Multiplier:
-    if kind not in _MULTIPLIERS:
-        raise WattbitError(f"multiply must be one of {', '.join(_MULTIPLIERS)}, not {kind!r}")
-    return _MULTIPLIERS[kind]
