@@ -67,10 +67,10 @@ class ModelConfig(_Config):
 class TrainConfig(_Config):
     """Float training. The step count is the budget, so that the result does not depend on the machine's speed."""
 
-    steps: int = 1200
+    steps: int = 1600
     batch: int = 16
     """Contexts in a step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     warmup_steps: int = 50
     weight_decay: float = 0.05
     balance: float = 0.01

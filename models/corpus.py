@@ -19,7 +19,7 @@ HUB_CORPORA = {
     "c4": ("allenai/c4", "en"),
 }
 GLUE_TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}  # the last is tables
 TEXT_COLUMNS = (
     "text",
     "sentence",
@@ -78,8 +78,9 @@ def read_library() -> Corpus:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:  # a few sources are kept in other encodings on purpose
             continue
-        (train if digest[0] % VALID_EVERY else valid).append(text)
-        characters += len(text)
+        if text.strip():
+            (train if digest[0] % VALID_EVERY else valid).append(text)
+            characters += len(text)
     return Corpus("python-stdlib", train, valid)
 
 

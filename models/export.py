@@ -102,7 +102,7 @@ def routed_vectors(learner: MoELearner, modules: Mapping[ExpertId, BrevitasExper
     layer [N], expert [N] int32; x [N, D] quantized inputs; y [N, D] what Brevitas returns for them, both int8. Rows are
     in the order of layer, token and slot. An expert to which no token goes is sent its layer's first token, at the end.
     """
-    stream = learner.network.embedding(learner.samples.held[:1, :VECTOR_TOKENS])
+    stream = learner.network.embedding(learner.samples.held[:1, :-1][:, :VECTOR_TOKENS])
     routed: list[tuple[ExpertId, Tensor]] = []
     for i, block in enumerate(learner.network.layers):
         stream, inputs = block.attend(stream)
