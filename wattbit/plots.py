@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from wattbit.files import atomic
 from wattbit.plan import Allocation, ExpertStats
@@ -15,7 +16,7 @@ from wattbit.plan import Allocation, ExpertStats
 COLOURS = ("#1f5fa8", "#c8501e", "#2f8f4e", "#8a4fb0", "#7a7a7a", "#b8901a", "#3aa0a8")
 
 
-def save(figure: plt.Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 STAMP = ENVIRONMENT / "wattbit-setup"
+CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def say(text: str) -> None:
@@ -74,9 +75,9 @@ def install_python(no_deps: list[str], state: str) -> None:
     say(f"Python environment in {ENVIRONMENT.name}/, some 3 GB; this happens once")
     if not (ENVIRONMENT / "bin" / "python").exists():
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
-    pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-q", "install"]
+    pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-qq", "install"]
     run([*pip, "pip>=25", "setuptools>=77,<81"])
-    run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
+    run([*pip, "--no-build-isolation", "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[dev]"])
     run([*pip, "--no-deps", *no_deps])
     STAMP.write_text(state)
 
@@ -85,7 +86,7 @@ def main() -> None:
     pins = (ROOT / "pyproject.toml").read_bytes()
     setup = tomllib.loads(pins.decode())["tool"]["wattbit"]["setup"]
     install_debian(setup["debian"])
-    install_python(setup["no-deps"], f"{ROOT} {hashlib.sha256(pins).hexdigest()}\n")
+    install_python(setup["no-deps"], f"{ROOT} {hashlib.sha256(pins + CONSTRAINTS.read_bytes()).hexdigest()}\n")
 
 
 if __name__ == "__main__":

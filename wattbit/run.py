@@ -104,9 +104,7 @@ class Run:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise WattbitError(
-                    f"{self.folder} is in use by another wattbit command; wait for it or stop it"
-                ) from None
+                raise WattbitError(f"{self.folder} is in use by another command; wait for it or stop it") from None
             os.utime(self.folder)
             yield
 

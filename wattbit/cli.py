@@ -1,0 +1,170 @@
+"""The `wattbit` command."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from wattbit import __version__
+from wattbit.display import Display
+from wattbit.doctor import conclusions, examine
+from wattbit.errors import WattbitError
+from wattbit.pipeline import PIPELINE
+from wattbit.presets import PRESETS, run_config
+from wattbit.run import Run, cache_folder
+
+RUNS = Path("runs")
+
+run_option = click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Run folder; by default the last one used.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that make a run."""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Seed of training and search."),
+        click.option("--board", default="virtual-z2", show_default=True, help="Target board: a name or a TOML file."),
+        click.option(
+            "--data",
+            default=None,
+            help="Corpus: a folder, wikitext-103, c4, glue/TASK; by default Python's sources.",
+        ),
+        click.option(
+            "--preset",
+            type=click.Choice(sorted(PRESETS)),
+            default="demo",
+            show_default=True,
+            help="Sizes.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def perform(run: Run, last: str, as_json: bool) -> None:
+    """Run what is missing up to the stage `last`, showing progress; then say what it found."""
+    with run.lock(), Display() as display:
+        pending = PIPELINE.pending(last, run)
+        display.say(f"run {run.folder}")
+        for stage in pending:
+            display.begin(stage.name, stage.title)
+            record = PIPELINE.execute(stage, run, display)
+            display.say(f"  {stage.name:<8} {stage.title}: {record['seconds']:.1f} s")
+        if not pending:
+            display.say(f"  {last}: done already, nothing has changed")
+    result = (run.record(last) or {})["result"]
+    if as_json:
+        click.echo(json.dumps({"run": str(run.folder), "stage": last, "result": result}, indent=1))
+    elif "summary" in result:
+        click.echo(result["summary"])
+
+
+class OneLineErrors(click.Group):
+    """Commands whose expected failures are one line on stderr and a non-zero exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WattbitError as error:
+            click.echo(f"wattbit: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("wattbit: interrupted; the same command resumes from here", err=True)
+            ctx.exit(130)
+        except OSError as error:
+            if error.errno != 28:  # ENOSPC; anything else is a bug and keeps its traceback
+                raise
+            click.echo(f"wattbit: the disk is full at {error.filename}; free some space and run again", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wattbit")
+def main() -> None:
+    """Mixed-precision Mixture-of-Experts, from PyTorch to FPGA and ARM boards.
+
+    Every stage reads and writes a run folder, runs/DIGEST, and first runs the stages that it needs. A finished stage
+    is not redone; an interrupted one resumes.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+@main.command()
+def setup() -> None:
+    """Prepare what is slow the first time: yosys' compiled cache and the virtual board's root folder."""
+    from wattbit.pipeline import prepare_machine
+
+    with Display() as display:
+        display.begin("setup", "machine")
+        prepare_machine(cache_folder(), display)
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what is missing, and what follows."""
+    findings = examine()
+    follows = conclusions(findings)
+    if as_json:
+        click.echo(json.dumps({"findings": [f.to_json() for f in findings], "conclusions": list(follows)}, indent=1))
+        return
+    table = Table(box=None)
+    for column in ("", "what", "found", "gives", "remedy"):
+        table.add_column(column)
+    for finding in findings:
+        mark = "ok" if finding.found else "--"
+        table.add_row(mark, finding.name, finding.found or "", finding.gives, "" if finding.found else finding.remedy)
+    console = Console()
+    console.print(table)
+    for line in follows:
+        console.print(line, markup=False)
+
+
+@main.command()
+@model_options
+@json_option
+def train(preset: str, data: str | None, board: str, seed: int, as_json: bool) -> None:
+    """Make a run: corpus, vocabulary and the float model."""
+    perform(Run.create(RUNS, run_config(preset, data, board, seed)), "train", as_json)
+
+
+@main.command()
+@model_options
+@json_option
+def demo(preset: str, data: str | None, board: str, seed: int, as_json: bool) -> None:
+    """Do everything, from text to an energy report on the virtual board."""
+    perform(Run.create(RUNS, run_config(preset, data, board, seed)), "report", as_json)
+
+
+def stage_command(name: str, text: str) -> None:
+    """Add the command of one stage, which works on an existing run."""
+
+    @main.command(name=name, help=text)
+    @run_option
+    @json_option
+    def command(folder: Path | None, as_json: bool) -> None:
+        perform(Run.open(folder) if folder else Run.latest(RUNS), name, as_json)
+
+
+for stage_name, stage_help in {
+    "stats": "Collect every expert's statistics: frequency, contribution, gradient, damage at each width.",
+    "search": "Search bit-widths: the PPO policy beside uniform, linear, random and exact allocations.",
+    "cotrain": "Alternate policy updates and fine-tuning at the chosen widths; fine-tune the controls equally.",
+    "export": "Write one QONNX file per expert and one for router and backbone, checked by executing them.",
+    "build": "Build the FPGA engines (FINN RTL, simulated, synthesised) and the ARM kernels.",
+    "deploy": "Pack the bundle and put it on the board over SSH.",
+    "bench": "Run tokens on the board: outputs compared bit by bit, cycles, power.",
+    "report": "Write report.md and report.html.",
+}.items():
+    stage_command(stage_name, stage_help)

