@@ -193,6 +193,7 @@ def words(data: bytes, index: int, value: int) -> bytes:
         (lambda data: data + bytes(64), "not a whole packed expert"),
         (lambda data: data[:100], "not a whole packed expert"),
         (lambda data: b"X" + data[1:], "not a whole packed expert"),
+        (lambda data: words(data, 3, 129), "not a whole packed expert"),  # zero
         (lambda data: words(data, 5, 77), "not a whole packed expert"),  # act_bits
         (lambda data: words(data, 8, 40), "not a whole packed expert"),  # shift1
         (lambda data: words(data, 0, LAYOUT_VERSION + 1), "packed in another layout"),

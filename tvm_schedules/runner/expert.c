@@ -97,7 +97,7 @@ static int32_t open_expert(expert *e, const void *file, size_t bytes) {
         return WB_NOT_AN_EXPERT;
     if (h->layout_version != WB_LAYOUT_VERSION || h->vector_bytes != WB_VECTOR_BYTES || h->group_rows != WB_GROUP_ROWS)
         return WB_LAYOUT;
-    if (h->act_bits < 1 || h->act_bits > 8) return WB_NOT_AN_EXPERT;
+    if (h->act_bits < 1 || h->act_bits > 8 || h->zero > 128) return WB_NOT_AN_EXPERT;
     e->header = h;
     e->first = (layer){.rows = h->d_hidden, .depth = h->d_model, .zero = h->zero, .shift = h->shift1,
                        .weights_bytes = h->w1_bytes};
