@@ -13,6 +13,7 @@ import pytest
 
 from tests.board_support import cache_or_skip
 from wattbit.board import rootfs, virtual
+from wattbit.board.connect import board
 from wattbit.board.ssh import Connection
 from wattbit.board.virtual import VirtualBoard
 from wattbit.errors import ToolError, WattbitError
@@ -20,7 +21,7 @@ from wattbit.errors import ToolError, WattbitError
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[Connection]:
-    with VirtualBoard(cache_or_skip()) as board, board.connection() as opened:
+    with VirtualBoard(cache_or_skip()) as running, running.connection() as opened:
         yield opened
 
 
@@ -82,7 +83,7 @@ def test_two_boards_do_not_see_each_other() -> None:
 def test_a_kept_home_is_there_the_next_time(tmp_path: Path) -> None:
     home = tmp_path / "home"
     for run in (1, 2):
-        with VirtualBoard(cache_or_skip(), home=home) as board, board.connection() as connection:
+        with board("virtual-z2", cache_or_skip(), home) as connection:
             connection.run(["sh", "-c", "echo run >> log"])
             assert connection.run(["cat", "/root/log"]) == b"run\n" * run
 
@@ -93,8 +94,8 @@ def test_a_full_disk_fails_with_its_name(tmp_path: Path) -> None:
         pytest.skip(f"this machine gives no mount namespace: {probe.stderr.strip()}")
     (tmp_path / "large").write_bytes(bytes(4 << 20))
     with (
-        VirtualBoard(cache_or_skip(), disk_bytes=1 << 20) as board,
-        board.connection() as connection,
+        VirtualBoard(cache_or_skip(), disk_bytes=1 << 20) as small,
+        small.connection() as connection,
         pytest.raises(
             ToolError, match=r"^tar failed with exit status 2: tar: large: .*; the disk of 127\.0\.0\.1 is full"
         ),
@@ -189,6 +190,6 @@ def test_apt_without_debian_12_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_root_file_system_is_built_from_nothing(tmp_path: Path) -> None:
     cache_or_skip()
-    with VirtualBoard(tmp_path / "cache") as board, board.connection() as connection:
+    with board("virtual-z2", tmp_path / "cache", tmp_path / "home") as connection:
         connection.run(["python3", "-c", "import pynq"])
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [rootfs.path(tmp_path).name]
