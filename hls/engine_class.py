@@ -16,7 +16,7 @@ class EngineClass:
     """One engine: `experts` of one precision as its sets 0, 1, ..., on a datapath of the given parallelism.
 
     fc1 takes simd1 inputs and makes pe1 outputs a beat, fc2 simd2 and pe2. The hidden vector passes from one to the
-    other without a width converter, hence pe1 == simd2.
+    other without a width converter, hence pe1 == simd2. copy: 0, 1, ... among the engines of one precision.
     """
 
     precision: Precision
@@ -25,6 +25,7 @@ class EngineClass:
     pe2: int
     simd2: int
     experts: tuple[ExpertId, ...]
+    copy: int = 0
 
     def __post_init__(self) -> None:
         for name in ("pe1", "simd1", "pe2", "simd2"):
@@ -37,8 +38,8 @@ class EngineClass:
 
     @property
     def name(self) -> str:
-        """Name of the engine's module, for instance `engine_w4a8`."""
-        return f"engine_{self.precision}"
+        """Name of the engine's module, for instance `engine_w4a8`, or `engine_w4a8_1` for its second copy."""
+        return f"engine_{self.precision}" + (f"_{self.copy}" if self.copy else "")
 
     def cycles_per_vector(self, shape: ExpertShape) -> int:
         """Clock cycles a vector in steady state: those of the slower layer."""
@@ -53,6 +54,7 @@ class EngineClass:
             "pe2": self.pe2,
             "simd2": self.simd2,
             "experts": [str(expert) for expert in self.experts],
+            "copy": self.copy,
         }
 
     @classmethod

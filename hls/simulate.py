@@ -19,7 +19,7 @@ from wattbit.hls.engine import RTL, EngineRtl
 FLAGS = (
     *("--cc", "--exe", "--build", "-j", "2", "--no-timing", "--assert", "-O3", "-Wno-fatal", "-Wno-lint"),
     *("-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"),  # g++ takes a precompiled header so; the wheel was set up for clang
-    *("-MAKEFLAGS", "OPT_FAST=-O1", "-MAKEFLAGS", "OPT_SLOW=-O0", "-CFLAGS", "-std=c++17", "-LDFLAGS", "-pthread"),
+    *("-MAKEFLAGS", "OPT_FAST=-O0", "-MAKEFLAGS", "OPT_SLOW=-O0", "-CFLAGS", "-std=c++17", "-LDFLAGS", "-pthread"),
 )
 
 
