@@ -1,6 +1,7 @@
 """From text to tokens: a byte-level BPE vocabulary and two token files."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from wattbit.models.corpus import read_corpus
 from wattbit.progress import Progress, silent
 
 SMALLEST_VOCABULARY = 256  # the bytes
+PIECE = 50_000  # characters
 LARGEST_VOCABULARY = 2**16  # tokens are stored in 16 bits
 
 Tokens = NDArray[np.uint16]
@@ -58,6 +60,17 @@ def prepare(source: str | None, out: Path, vocab_size: int, progress: Progress =
     return record
 
 
+def _pieces(texts: list[str]) -> Iterator[str]:
+    """The texts, cut after line ends into pieces of at least `PIECE`, so that all cores encode a corpus of one text."""
+    for text in texts:
+        start = 0
+        while len(text) - start > PIECE:
+            end = text.find("\n", start + PIECE) + 1 or len(text)
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+
 def _learn(texts: list[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -65,12 +78,12 @@ def _learn(texts: list[str], vocab_size: int) -> Tokenizer:
     trainer = BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=ByteLevel.alphabet(), special_tokens=[], show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_pieces(texts), trainer)
     return tokenizer
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    encodings = tokenizer.encode_batch_fast(list(_pieces(texts)), add_special_tokens=False)
     return np.concatenate([np.array(encoding.ids, dtype=np.uint16) for encoding in encodings])
 
 

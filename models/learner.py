@@ -41,7 +41,7 @@ class MoELearner:
         self.network = network
         self.config: ModelConfig = network.config
         self.samples = samples
-        self.train = train
+        self.train_config = train
         self._initial_router_norms = initial_router_norms
         self._trained: dict[tuple[ExpertId, Precision], ExpertScales] = {}
         self._calibrated: dict[tuple[ExpertId, Precision], ExpertScales] = {}
@@ -95,10 +95,10 @@ class MoELearner:
         optimizer = make_optimizer(self.network, FINETUNE_RATE, weight_decay=0.0)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = FINETUNE_RATE * (1 - step / steps)
-            contexts = draw(self.samples.train, self.config.context, self.train.batch, seed, step)
+            contexts = draw(self.samples.train, self.config.context, self.train_config.batch, seed, step)
             mixtures = [block.mixture for block in self.network.layers]
             experts = [q.experts(m.w1, m.w2) for q, m in zip(quantizers, mixtures, strict=True)]
-            train_step(self.network, optimizer, contexts, self.train.balance, experts)
+            train_step(self.network, optimizer, contexts, self.train_config.balance, experts)
             progress("finetune", step + 1, steps)
         exact = {key: s for key, s in used.items() if s.still_exact(*(w.numpy() for w in self._weights(key[0])))}
         self._take(exact)

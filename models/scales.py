@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wattbit.arith import MULTIPLIER_MAX, OUT_BITS, Int8, Int32, float32_exact
+from wattbit.errors import WattbitError
 from wattbit.plan import Precision
 
 MIN_TOKENS = 64
@@ -127,7 +128,7 @@ def _layer_scales(weights: Floats, energy: Floats, ratio: float, bits: int, inpu
         fits = int(multipliers.max()) < MULTIPLIER_MAX
         if fits and float32_exact(_round(weights, multipliers, unit, bits), multipliers, int(input_max * HEADROOM)):
             return multipliers, shift
-    raise AssertionError("unreachable: at shift 1 all weights of a bounded layer round to few steps")
+    raise WattbitError(f"an expert's weights reach {reach:.3g} times its output scale, beyond float32; train it anew")
 
 
 def calibrate(w1: Floats, w2: Floats, x: Floats, precision: Precision) -> ExpertScales:

@@ -88,7 +88,7 @@ def train_step(
     balance: float,
     experts: Sequence[Experts] | None = None,
 ) -> float:
-    """One optimizer step on contexts [B, S + 1]; returns the cross-entropy in nats a token."""
+    """One optimizer step on contexts [B, S + 1]; returns the cross-entropy in nats a token, which must be finite."""
     logits, routings = network(contexts[:, :-1], experts)
     loss = token_losses(logits, contexts[:, 1:]).mean()
     total = loss + balance * torch.stack([routing.balance for routing in routings]).sum()
@@ -96,6 +96,8 @@ def train_step(
     total.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
+    if not math.isfinite(loss.item()):
+        raise WattbitError(f"the loss became {loss.item()}; lower the learning rate")
     return loss.item()
 
 

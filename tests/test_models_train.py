@@ -65,6 +65,12 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(data: Path, mod
         train(data, tmp_path, TINY_MODEL, TINY_TRAIN)
 
 
+def test_a_training_that_diverges_says_so(data: Path, tmp_path: Path):
+    with pytest.raises(WattbitError, match=r"the loss became nan; lower the learning rate"):
+        train(data, tmp_path, TINY_MODEL, replace(TINY_TRAIN, learning_rate=1e20))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_vocabulary_is_refused(data: Path, tmp_path: Path):
     with pytest.raises(WattbitError, match=r"vocab_size is 1024 in the model, 300 in "):
         train(data, tmp_path, ModelConfig(), TINY_TRAIN)
