@@ -67,10 +67,8 @@ def dsp_version(part: str) -> int:
     raise WattbitError(f"part {part} is unknown; use a Zynq-7000 (xc7z...) or a Zynq UltraScale+ (xczu..., xck...)")
 
 
-def layer_widths(
-    fan_in: int, input_max: int, weight_bits: int, shifts: list[int], out_bits: int, version: int
-) -> LayerWidths:
-    """Accumulator width for the worst narrow-range weights, and the window of shifts.
+def layer_widths(acc_bits: int, shifts: list[int], out_bits: int, version: int) -> LayerWidths:
+    """Widths of a layer whose sums need `acc_bits` and whose experts have `shifts`.
 
     The window has at least two shifts, and the accumulator is widened until the highest result bit of the largest
     shift lies inside the product, both of which `requant_decoupled` needs. Raises WattbitError when the accumulator
@@ -78,26 +76,24 @@ def layer_widths(
     """
     shift_min = min(shifts)
     shift_max = max(*shifts, shift_min + 1)
-    acc_bits = (fan_in * input_max * (2 ** (weight_bits - 1) - 1)).bit_length() + 1
-    while acc_bits + (25 if acc_bits <= 18 else 18) <= shift_max + out_bits:
-        acc_bits += 1
-    if acc_bits > DSP_PORT_BITS[version]:
+    needed = acc_bits
+    while needed + (25 if needed <= 18 else 18) <= shift_max + out_bits:
+        needed += 1
+    if needed > DSP_PORT_BITS[version]:
         raise WattbitError(
-            f"{fan_in} inputs of up to {input_max} and {weight_bits}-bit weights need {acc_bits} accumulator bits, "
-            f"the DSP takes {DSP_PORT_BITS[version]}; use fewer bits or a narrower layer"
+            f"the sums of a layer need {needed} bits, the DSP takes {DSP_PORT_BITS[version]}; "
+            "use fewer bits or a narrower layer"
         )
-    return LayerWidths(acc_bits, shift_min, shift_max)
+    return LayerWidths(needed, shift_min, shift_max)
 
 
-def widths(ints: list[ExpertInts], version: int) -> tuple[LayerWidths, LayerWidths]:
+def widths(ints: list[ExpertInts], spec: EngineClass, version: int) -> tuple[LayerWidths, LayerWidths]:
     """Widths of fc1 and fc2 for the experts of a class."""
-    shape, precision = ints[0].shape, ints[0].precision
-    act_bits, weight_bits = precision.act_bits, precision.weight_bits
-    first = layer_widths(
-        shape.d_model, 2 ** (act_bits - 1), weight_bits, [e.shift1 for e in ints], act_bits, version
-    )  # inputs reach -2^(act_bits-1)
-    second = layer_widths(shape.d_hidden, 2**act_bits - 1, weight_bits, [e.shift2 for e in ints], OUT_BITS, version)
-    return first, second
+    first, second = spec.accumulators(ints[0].shape)
+    return (
+        layer_widths(first, [e.shift1 for e in ints], spec.precision.act_bits, version),
+        layer_widths(second, [e.shift2 for e in ints], OUT_BITS, version),
+    )
 
 
 def build_engine(
@@ -120,7 +116,7 @@ def build_engine(
             raise WattbitError(f"{onnx[expert].name} is another graph than {onnx[first].name}; export both again")
     representative = ints[first]
     layers = lower(onnx[first], representative, spec, part)
-    class_widths = widths([ints[expert] for expert in spec.experts], dsp_version(part))
+    class_widths = widths([ints[expert] for expert in spec.experts], spec, engine.dsp_version)
     for name, layer, width, (weights, signed) in zip(
         ("fc1", "fc2"), layers, class_widths, ((representative.w1, 1), (representative.w2, 0)), strict=True
     ):
@@ -145,7 +141,7 @@ def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str
     _check(ints, spec)
     version = dsp_version(part)
     shape, bits = ints[0].shape, spec.precision.weight_bits
-    first, second = widths(ints, version)
+    first, second = widths(ints, spec, version)
     multiplier_bits = max(int(np.max([e.m1.max() for e in ints] + [e.m2.max() for e in ints])).bit_length(), 1)
     folder = out / spec.name
     memories = {name: folder / f"{spec.name}_{name}.hex" for name in ("weight1", "weight2", "requant1", "requant2")}

@@ -11,6 +11,11 @@ PARALLELISM = (1, 2, 4, 8)  # divides the 64-bit beats of the shell
 SETS_MAX = 256  # a set index has 8 bits
 
 
+def accumulator_bits(fan_in: int, input_max: int, weight_bits: int) -> int:
+    """Bits of a signed sum of `fan_in` products of inputs of at most `input_max` and narrow-range weights."""
+    return (fan_in * input_max * (2 ** (weight_bits - 1) - 1)).bit_length() + 1
+
+
 @dataclass(frozen=True)
 class EngineClass:
     """One engine: `experts` of one precision as its sets 0, 1, ..., on a datapath of the given parallelism.
@@ -45,6 +50,14 @@ class EngineClass:
         """Clock cycles a vector in steady state: those of the slower layer."""
         products = shape.d_model * shape.d_hidden
         return max(products // (self.pe1 * self.simd1), products // (self.pe2 * self.simd2))
+
+    def accumulators(self, shape: ExpertShape) -> tuple[int, int]:
+        """Accumulator bits of fc1, whose inputs reach -2^(act_bits-1), and fc2, whose inputs are unsigned."""
+        act_bits, weight_bits = self.precision.act_bits, self.precision.weight_bits
+        return (
+            accumulator_bits(shape.d_model, 2 ** (act_bits - 1), weight_bits),
+            accumulator_bits(shape.d_hidden, 2**act_bits - 1, weight_bits),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
