@@ -28,7 +28,7 @@ LIBRARY = "libwattbit_accel.so"
 SIM = Path(__file__).parent / "sim"
 JOBS = 2
 
-GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "5000", "-Wno-fatal", "-Wno-lint")
+GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "60000", "-Wno-fatal", "-Wno-lint")
 COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATOR=1", "-DVM_TRACE=0", "-DVM_COVERAGE=0")
 LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--version-script=exports.map", "-s")
 ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
@@ -154,6 +154,8 @@ class Accelerator:
             self._check()
             pointer = self._c.wb_memory(self._handle)
             self.memory: NDArray[np.uint8] = np.ctypeslib.as_array(pointer, (memory_bytes,))
+            if self.read(ID) != ID_VALUE:
+                raise WattbitError(f"{library} is no wattbit accelerator: its ID register reads {self.read(ID):#x}")
             self.d_model = self.read(D_MODEL)
             self.engines = self.read(ENGINES)
         except BaseException:
@@ -186,6 +188,12 @@ class Accelerator:
         self._c.wb_write(self._handle, offset, value)
         self._check()
 
+    @property
+    def cycles(self) -> int:
+        """Clock cycles since reset."""
+        passed: int = self._c.wb_cycles(self._handle)
+        return passed
+
     def wait(self, max_cycles: int) -> bool:
         """Advance until the interrupt, at most `max_cycles`; whether it came."""
         came = self._c.wb_run(self._handle, max_cycles)
@@ -210,6 +218,9 @@ class Accelerator:
         in_bytes = count * stride
         if count > COUNT_MAX or in_bytes + x.nbytes > len(self.memory):
             raise WattbitError(f"{count} vectors are too many for one launch; split them")
+        for name, index in (("engine", engine), ("set", set_index)):
+            if index.shape != (count,) or (count and not 0 <= index.min() <= index.max() <= 255):
+                raise WattbitError(f"{name} indices must be {count} numbers from 0 to 255")
         packets = self.memory[:in_bytes].reshape(count, stride)
         packets[:, :8] = 0
         packets[:, 0], packets[:, 1] = engine, set_index

@@ -1,11 +1,11 @@
 // $readmemh from the library itself. The model is compiled with VL_READMEM_N renamed to wb_readmem.
 #include <cctype>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "memories.h"
-#include "verilated.h"
 
 namespace {
 
@@ -27,11 +27,11 @@ int digit(char c) {
 
 }  // namespace
 
-void wb_readmem(bool, int bits, QData depth, int, const std::string &path, void *array, QData, QData) {
+void wb_readmem(bool, int bits, uint64_t depth, int, const std::string &path, void *array, uint64_t, uint64_t) {
     const size_t bytes = element_bytes(bits);
     auto *element = static_cast<unsigned char *>(array);
     const char *word = find(path);
-    for (QData i = 0;; ++i, element += bytes) {
+    for (uint64_t i = 0;; ++i, element += bytes) {
         word += std::strspn(word, " \t\r\n");
         const size_t digits = std::strspn(word, "0123456789abcdefABCDEF");
         if (!*word) return;
