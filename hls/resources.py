@@ -72,15 +72,15 @@ def dsp_lanes(weight_bits: int, act_bits: int, version: int) -> int:
     return 1 + (port - weight_bits) // (weight_bits + act_bits - 1)
 
 
-@cache
 def memory_bram18(depth: int, width: int) -> int:
-    """RAMB18 of a memory of `depth` words of `width` bits; 0 where LUTs hold it.
+    """RAMB18 of a memory of `depth` words of `width` bits; 0 where LUTs hold it."""
+    return 0 if depth <= LUTRAM_DEPTH_MAX else _bram18(depth, width)
 
-    The cheapest mixture of columns of any aspect ratio, or the same for the highest power of two and the rest.
-    """
-    if depth <= LUTRAM_DEPTH_MAX:
-        return 0
-    columns = [0]
+
+@cache
+def _bram18(depth: int, width: int) -> int:
+    """The cheapest mixture of columns of any aspect ratio, or the same for the highest power of two and the rest."""
+    columns = [0]  # RAMB18 of the first bits
     for bits in range(1, width + 1):
         columns.append(
             min(math.ceil(depth / words) + columns[max(0, bits - column)] for words, column in BRAM18_ASPECTS)
@@ -88,7 +88,7 @@ def memory_bram18(depth: int, width: int) -> int:
     power = 1 << (depth.bit_length() - 1)
     if power == depth:
         return columns[width]
-    return min(columns[width], memory_bram18(power, width) + memory_bram18(depth - power, width))
+    return min(columns[width], _bram18(power, width) + _bram18(depth - power, width))
 
 
 def model(spec: EngineClass, shape: ExpertShape, version: int) -> Resources:
