@@ -63,6 +63,31 @@ def test_shared_types_need_the_standard_library_only(module: str) -> None:
         assert heads <= set(sys.stdlib_module_names) | {"wattbit"}
 
 
+def test_what_a_board_carries_is_python_3_10() -> None:
+    """PYNQ 3.0's image has Python 3.10; names that are younger are looked for too."""
+    from wattbit.board.bundle import AGENT, KERNELS
+    from wattbit.board.carried import carried_files
+
+    for path in carried_files([AGENT, KERNELS]).values():
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+        for guarded in [node for node in tree.body if isinstance(node, ast.If)]:
+            assert ast.unparse(guarded.test) == "TYPE_CHECKING" or not ast.unparse(guarded).count("import")
+            tree.body.remove(guarded)
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        young = {"tomllib", "file_digest", "StrEnum", "ExceptionGroup"}
+        assert not names & young, f"{path.name} uses {names & young}"
+        assert "Self" not in {
+            alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        }, f"{path.name} imports typing.Self where it runs"
+
+
 def test_links_reach_the_five_folders() -> None:
     for folder in FOLDERS:
         assert (ROOT / "wattbit" / folder).is_symlink()

@@ -42,9 +42,7 @@ NEEDS = (
     Need("arm-linux-gnueabihf-gcc", True, "kernels for 32-bit ARM boards", SETUP),
     Need("qemu-aarch64", True, "the virtual board, kernels checked without a board", SETUP),
     Need("proot", True, "the virtual board", SETUP),
-    Need("mmdebstrap", True, "the virtual board's root folder", SETUP),
     Need("ssh", True, "boards", SETUP),
-    Need("sshd", True, "the virtual board", SETUP),
     Need("vivado", True, "toolchain vivado", "install Vivado 2022.2 or newer and source its settings64.sh"),
     Need("nextpnr-himbaechel-xilinx", True, "toolchain open", "no make target sets it up yet (Debian testing)"),
 )
@@ -80,7 +78,7 @@ def conclusions(findings: tuple[Finding, ...]) -> tuple[str, ...]:
     lines = [f"toolchains left: {', '.join(left) or 'none'}"]
     if not found["vivado"]:
         lines.append("no Vivado: bitstreams for physical boards wait for `make board`; accelerators are simulated")
-    board = ("qemu-aarch64", "proot", "sshd", "ssh")
+    board = ("qemu-aarch64", "proot", "ssh")
     absent = [name for name in board if not found[name]]
     if absent:
         lines.append(f"no virtual board without {', '.join(absent)}")

@@ -123,9 +123,13 @@ def build(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.hls.build import build as build_engines
     from wattbit.hls.planner import plan
     from wattbit.tvm_schedules.compile import build as build_kernels
+    from wattbit.tvm_schedules.cores import host_core
+    from wattbit.tvm_schedules.verify import verify
 
     allocation = final_allocation(run)
     kernels = build_kernels(run.path("export"), allocation, target(run).core, run.path("build", "arm"), progress)
+    build_kernels(run.path("export"), allocation, host_core().name, run.path("build", "host"), progress)
+    verify(run.path("build", "host"), run.path("export", "vectors.npz"))
     planned = plan(allocation, model_config(run).shape, target(run), workload(run))
     built = build_engines(run.path("export"), planned, run.path("build", "hls"), progress)
     return {"design": built["digest"], "simulation": built["simulation"], "kernels": kernels["digest"]}

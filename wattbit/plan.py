@@ -1,18 +1,22 @@
-"""Types that cross the folders. Standard library only, so that they also run on the board.
+"""Types that cross the folders. Standard library only, so that they also run on the board (Python 3.10 on its image).
 
 Every type is frozen, goes to JSON and back (`from_json(x.to_json()) == x`) and has a digest that depends on its
 content alone.
 """
 
-import tomllib
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
 
 Provenance = Literal["measured", "simulated", "modelled"]
 Engine = Literal["fpga", "arm", "host"]
@@ -220,13 +224,6 @@ class Target:
         if missing:
             raise WattbitError(f"a target needs the field {missing[0]!r}; add it to the board's TOML")
         return cls(**dict(record) | {"rails": tuple(record.get("rails", ()))})
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        try:
-            return cls.from_json(tomllib.loads(path.read_text(encoding="utf-8")) | {"name": path.stem})
-        except tomllib.TOMLDecodeError as error:
-            raise WattbitError(f"{path} is not TOML: {error}") from None
 
 
 @dataclass(frozen=True)
