@@ -46,19 +46,19 @@ from wattbit.progress import Progress, silent
 class PPOSettings:
     """How long and how fast to learn."""
 
-    iterations: int = 120
+    iterations: int = 150
     """Policy updates; each prices gate_draws * choice_draws allocations at most."""
     gate_draws: int = 6
     """G, gate settings an iteration."""
     choice_draws: int = 8
     """S, choices of each gate setting."""
-    epochs: int = 4
+    epochs: int = 2
     """Gradient steps on each iteration's draws."""
     clip: float = 0.2
     """A ratio beyond 1 +- clip stops pulling."""
     learning_rate: float = 5e-3
     """Of Adam, falling linearly to a tenth."""
-    entropy: float = 0.1
+    entropy: float = 0.3
     """Weight of the normalised entropy at the start."""
     hidden: int = 64
     """Width of both networks."""
@@ -172,8 +172,8 @@ class _Batch:
     log_probs: Tensor  # [G, S, N]
     gate_advantage: Tensor  # [G, 1]
     advantage: Tensor  # [G, S, N]
-    rewards: Floats  # [G, S], nats a token
-    choices: Choice  # [G, S, N]
+    choices: Choice  # [G, S, N], the actions
+    rewards: Floats  # [G, S], R in nats a token
 
 
 @torch.no_grad()
@@ -198,7 +198,8 @@ def _draw(
     draws = settings.choice_draws
     joint = (hardware.mean(axis=1, keepdims=True) - hardware) * draws / (draws - 1)  # [G, S]
     advantage = expected - paid + joint[..., None]
-    means = (prices[..., 0] * problem.budget - paid.sum(axis=-1) - hardware).mean(axis=1, keepdims=True)  # [G, 1]
+    values = prices[..., 0] * problem.budget - paid.sum(axis=-1) - hardware  # [G, S], R_g
+    means = values.mean(axis=1, keepdims=True)  # [G, 1]
     return _Batch(
         gates=gates,
         actions=actions,
@@ -206,8 +207,8 @@ def _draw(
         log_probs=_taken(expert_log_probs, actions),
         gate_advantage=torch.from_numpy((means - means.mean()) / (means.std() + 1e-12)).float(),
         advantage=torch.from_numpy(advantage / (advantage.std(axis=(0, 1)) + 1e-12)).float(),
-        rewards=rewards,
         choices=choices,
+        rewards=rewards,
     )
 
 

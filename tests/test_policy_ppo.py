@@ -1,0 +1,98 @@
+"""The environment keeps Gymnasium's rules; the policy finds the optimum where one is known and beats it elsewhere."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from tests.policy_fakes import AdditiveMeter, SharedChipMeter, make_problem, make_stats
+from wattbit.policy.controls import random_allocation
+from wattbit.policy.environment import AllocationEnv, observe
+from wattbit.policy.exact import solve
+from wattbit.policy.ppo import PolicyNet, PPOSettings, train
+from wattbit.policy.problem import Problem
+
+
+def test_environment_passes_gymnasiums_checker() -> None:
+    env = AllocationEnv(make_problem(make_stats(4), AdditiveMeter()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # features have no bounds, and the environment is in no registry
+        check_env(env, skip_render_check=True)
+    assert env.action_space.contains(env.action_space.sample())
+
+
+def test_one_step_is_the_reward_and_its_parts() -> None:
+    problem = make_problem(make_stats(4), SharedChipMeter())
+    env = AllocationEnv(problem)
+    env.reset(seed=0)
+    _, reward, terminated, truncated, info = env.step(np.full(8, 2))
+    assert (reward, terminated, truncated) == (problem.reward(np.full(8, 2)), True, False)
+    assert reward == pytest.approx(-info["damage_nats"] - info["hardware_nats"])
+    assert info["fits"]
+    assert not env.step(np.full(8, 3))[-1]["fits"]
+
+
+def test_one_network_serves_any_number_of_experts() -> None:
+    small = torch.from_numpy(observe(make_problem(make_stats(4), AdditiveMeter())))
+    large = torch.from_numpy(observe(make_problem(make_stats(256), AdditiveMeter())))
+    net = PolicyNet(small.shape[1], 5, 64)
+    gates = torch.tensor([[1.0, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    for observation in (small, large):
+        probs = net.experts(observation, gates).exp()
+        assert probs.shape == (3, len(observation), 5)
+        assert torch.allclose(probs.sum(dim=-1), torch.ones(()))
+        assert (probs[1][:, [0, 2, 4]] == 0).all()  # closed
+        assert (probs[2] > 0).all()  # none open means all open
+    order = torch.randperm(len(large), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(net.experts(large[order], gates), net.experts(large, gates)[:, order], atol=1e-5)
+
+
+def test_training_is_deterministic_in_the_seed_alone() -> None:
+    def run(seed: int) -> tuple[list[int], tuple[float, ...]]:
+        problem = make_problem(make_stats(8), SharedChipMeter())
+        trained = train(AllocationEnv(problem), seed, PPOSettings(iterations=10))
+        return trained.choice.tolist(), trained.curve
+
+    threads = torch.get_num_threads()
+    first = run(1)
+    torch.manual_seed(99)
+    assert run(1) == first
+    assert run(2)[1] != first[1]
+    assert torch.get_num_threads() == threads
+
+
+def random_rewards(problem: Problem, draws: int) -> list[float]:
+    return [problem.reward(random_allocation(problem, seed)) for seed in range(draws)]
+
+
+@pytest.mark.parametrize("world", range(2))
+def test_additive_cost_policy_comes_within_one_percent_of_the_optimum(world: int) -> None:
+    problem = make_problem(make_stats(16, seed=world), AdditiveMeter(), latency_nats=0.0)
+    optimum = problem.reward(solve(problem))
+    for seed in range(2):
+        trained = train(AllocationEnv(problem), seed, PPOSettings())
+        assert problem.fits(trained.choice)
+        assert trained.reward == problem.reward(trained.choice)
+        assert optimum * 1.01 <= trained.reward <= optimum + 1e-12  # rewards are negative
+        assert trained.reward > max(random_rewards(problem, 100))
+        assert np.mean(trained.curve[-10:]) > np.mean(trained.curve[:10])
+
+
+def test_the_same_settings_learn_512_experts() -> None:
+    problem = make_problem(make_stats(256), AdditiveMeter(), latency_nats=0.0)
+    trained = train(AllocationEnv(problem), 0, PPOSettings(iterations=60))
+    assert trained.reward >= 1.02 * problem.reward(solve(problem))
+
+
+@pytest.mark.parametrize("world", range(2))
+def test_shared_chip_policy_beats_the_additive_optimum(world: int) -> None:
+    problem = make_problem(make_stats(16, seed=world), SharedChipMeter(), latency_nats=0.05)
+    exact = solve(problem)
+    others = max(random_rewards(problem, 100))
+    for seed in range(2):
+        trained = train(AllocationEnv(problem), seed, PPOSettings())
+        assert problem.fits(trained.choice)
+        assert trained.reward > 0.97 * problem.reward(exact) > others
+        assert problem.hardware(trained.choice) < 0.85 * problem.hardware(exact)
