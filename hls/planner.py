@@ -111,7 +111,7 @@ def plan(allocation: Allocation, shape: ExpertShape, target: Target, workload: W
         slowest = max(drafts, key=lambda draft: draft.cycles)
         others = [draft for draft in drafts if draft is not slowest]
         faster = ([*others, step] for step in chip.steps(slowest))
-        chosen = next((candidate for candidate in faster if not chip.excess(candidate)), None)
+        chosen = next((candidate for candidate in faster if chip.holds(candidate)), None)
         if chosen is None:
             break
         drafts = chosen
@@ -125,7 +125,7 @@ def plan(allocation: Allocation, shape: ExpertShape, target: Target, workload: W
         tuple(_engine(precision, copy, part) for precision, copy, part in parts),
         tuple(part.option.resources for _, _, part in parts),
         tuple(part.vectors for _, _, part in parts),
-        tuple(chip.excess(drafts)),
+        tuple(sum((part.option.resources for _, _, part in parts), NOTHING).excess(target)),
     )
 
 
@@ -172,10 +172,12 @@ class _Chip:
     def __init__(self, shape: ExpertShape, target: Target) -> None:
         self.shape = shape
         self.target = target
+        self.limits = (target.lut, target.ff, target.dsp, target.bram18)
         self.chains: dict[tuple[Precision, int], tuple[_Option, ...]] = {}
 
-    def excess(self, drafts: list[_Draft]) -> list[str]:
-        return sum((part.option.resources for draft in drafts for part in draft.parts), NOTHING).excess(self.target)
+    def holds(self, drafts: list[_Draft]) -> bool:
+        needs = zip(*(part.option.resources.counts for draft in drafts for part in draft.parts), strict=True)
+        return all(sum(need) <= limit for need, limit in zip(needs, self.limits, strict=True))
 
     def chain(self, precision: Precision, sets: int) -> tuple[_Option, ...]:
         """For each number of products a cycle, fewest first, the datapath that takes the least of the target."""

@@ -39,6 +39,10 @@ class Resources:
             self.lut + other.lut, self.ff + other.ff, self.dsp + other.dsp, self.bram18 + other.bram18, tool
         )
 
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        return self.lut, self.ff, self.dsp, self.bram18
+
     def share(self, target: Target) -> float:
         """Largest share of any of the target's resources; above 1 it does not fit."""
         return max(used / there if there else math.inf for _, used, there in self._against(target) if used)
