@@ -1,8 +1,8 @@
 """The benchmark: a bundle's vectors through the board's agent, compared bit by bit, then timed and weighed.
 
-On a virtual board cycles come from the simulated accelerator and energy from the modelled rail, both `simulated`; an
-active window there stands for repetitions of one simulated launch (see agent/timeline.py). The time of emulated ARM
-cores means nothing, so there is none.
+On a virtual board cycles come from the simulated accelerator and energy from the modelled rail, both `simulated`; its
+windows pass on a virtual clock and stand for repetitions of one simulated launch (see agent/timeline.py). The time of
+emulated ARM cores means nothing, so there is none.
 """
 
 from collections import Counter
@@ -52,15 +52,16 @@ def bench(
         loaded = agent.request("load")
         progress("bench: outputs of the FPGA", 1, steps)
         fpga = agent.request("run", engine="fpga")
-        expected.check("fpga", fpga)
+        expected.check("fpga", fpga, manifest)
         progress("bench: outputs of the ARM cores", 2, steps)
         arm = agent.request("run", engine="arm") if manifest["arm"] else None
         if arm:
-            expected.check("arm", arm)
+            expected.check("arm", arm, manifest)
         progress("bench: energy", 3, steps)
-        measurement = _weigh(agent, manifest, lambda pair: progress("bench: energy", 3 + pair, steps))
+        measurement, launches = _weigh(agent, manifest, lambda pair: progress("bench: energy", 3 + pair, steps))
         agent.request("quit")
     result = _result(manifest, hello | loaded, fpga, arm, measurement)
+    result["energy"] |= launches
     write_json(out / "measurement.json", measurement.to_json())
     write_json(out / "bench.json", result)
     progress("bench", steps, steps)
@@ -82,8 +83,12 @@ class _Expected:
         if not same:
             raise WattbitError(f"{vectors} has other inputs than the bundle; deploy again")
 
-    def check(self, engine: str, reply: dict[str, Any]) -> None:
-        """WattbitError naming the experts whose outputs in the agent's reply are not the expected integers."""
+    def check(self, engine: str, reply: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """WattbitError unless the agent's reply has every vector of that engine, with the expected integers."""
+        experts = manifest["experts"]
+        rows = [i for i, name in enumerate(self._names) if engine == "arm" or experts[name]["engine"] is not None]
+        if reply["rows"] != rows:
+            raise WattbitError(f"{engine} ran {len(reply['rows'])} of {len(rows)} vectors; deploy again")
         found, expected = decode_array(reply["y"]), self._y[reply["rows"]]
         if found.shape != expected.shape or found.dtype != expected.dtype:
             raise WattbitError(f"{engine} gave {found.dtype} {found.shape}, not {expected.dtype} {expected.shape}")
@@ -97,10 +102,16 @@ class _Expected:
             )
 
 
-def _weigh(agent: AgentClient, manifest: dict[str, Any], progress: Callable[[int], None]) -> Measurement:
-    """Idle and active windows in turn, and the samples that were taken in them."""
+def _weigh(
+    agent: AgentClient, manifest: dict[str, Any], progress: Callable[[int], None]
+) -> tuple[Measurement, dict[str, int]]:
+    """Idle and active windows in turn with the samples taken in them, and the launches in the active ones.
+
+    `launches_executed` is less than `launches` where a simulated launch stood for its repetitions.
+    """
     windows: list[Window] = []
     packets, cycles = 0, 0
+    launches = {"launches": 0, "launches_executed": 0}
 
     def idle(seconds: float) -> None:
         reply = agent.request("idle", seconds=seconds)
@@ -113,10 +124,12 @@ def _weigh(agent: AgentClient, manifest: dict[str, Any], progress: Callable[[int
         windows.append(Window("active", reply["start_s"], reply["end_s"]))
         packets += reply["packets"] * reply["launches"]
         cycles += reply["cycles"]
+        launches["launches"] += reply["launches"]
+        launches["launches_executed"] += reply["executed"]
         idle(WINDOW_S)
         progress(pair + 1)
     power = agent.request("power")
-    return Measurement(
+    measurement = Measurement(
         target=manifest["target"]["name"],
         allocation_digest=manifest["allocation_digest"],
         rail=power["rail"],
@@ -126,6 +139,7 @@ def _weigh(agent: AgentClient, manifest: dict[str, Any], progress: Callable[[int
         tokens=packets // _packets_per_token(manifest),
         cycles=cycles,
     )
+    return measurement, launches
 
 
 def _packets_per_token(manifest: dict[str, Any]) -> int:

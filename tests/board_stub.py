@@ -107,8 +107,8 @@ def make_parts(folder: Path, compiler: str = "gcc", seed: int = 0) -> Parts:
     bits = {expert: (4, 8)[engine] for expert, (engine, _) in places().items()}
     for expert, width in bits.items():
         w1, w2 = rng.integers(-7, 8, (H, D)).astype(np.int8), rng.integers(-7, 8, (D, H)).astype(np.int8)
-        ones = [np.full(n, 99, np.int32) for n in (H, D)]
-        ExpertInts(expert, Precision(width), w1, w2, *ones, 12, 12, -4, -4, -5).save(
+        m1, m2 = np.full(H, 99, np.int32), np.full(D, 99, np.int32)
+        ExpertInts(expert, Precision(width), w1, w2, m1, m2, 12, 12, -4, -4, -5).save(
             folder / "export" / f"{expert}.npz"
         )
     number = rng.integers(0, EXPERTS, 60).astype(np.int32)

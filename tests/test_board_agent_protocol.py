@@ -120,3 +120,13 @@ def test_standard_output_is_the_protocols_alone(run: Path) -> None:
         check=True,
     )
     assert json.loads(done.stdout)["protocol"] == 1 and done.stderr.count("noise") == 2
+
+
+def test_a_window_after_another_run_has_the_bundles_vectors_again(session: Session) -> None:
+    x = encode_array(np.zeros((3, D), np.int8))
+    other: dict[str, Any] = {"cmd": "run", "experts": ["L0E1"] * 3, "x": x}
+    active: dict[str, Any] = {"cmd": "active", "seconds": 1}
+    _, first, _, second = ask(session, {"cmd": "load"}, active, other, active)
+    assert first["packets"] == second["packets"] == 60
+    assert first["cycles"] == second["cycles"] == CYCLES_PER_PACKET * 60 * first["launches"]
+    assert first["executed"] == second["executed"] == 1

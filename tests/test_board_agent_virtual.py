@@ -1,5 +1,6 @@
 """The agent on the virtual board: the unmodified pynq over SSH, in emulated ARM user space."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from wattbit.board.bench import bench
 from wattbit.board.bundle import Parts, pack
 from wattbit.board.deploy import deploy
 from wattbit.board.ssh import Connection
-from wattbit.board.virtual import VirtualBoard
+from wattbit.board.virtual import VirtualBoard, mount_namespace
+from wattbit.errors import WattbitError
 
 CROSS = "aarch64-linux-gnu-gcc"
 
@@ -80,3 +82,13 @@ def test_pynqs_own_objects_drive_the_shell(connection: Connection, bundle: Path)
     expected = str(3 * 3 + 16 * 1 + 2)
     assert lines[0].split() == ["0x57423031", "100.0", "0", expected, str(CYCLES_PER_PACKET)]
     assert lines[1] == f"accel.bit is design {DIGEST}, but accel-{DIGEST}.so is not beside it; deploy again"
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(bundle: Path) -> None:
+    probe = subprocess.run([*mount_namespace(), "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"this machine gives no mount namespace: {probe.stderr.strip()}")
+    with VirtualBoard(cache_or_skip(), disk_bytes=64 << 10) as small, small.connection() as connection:
+        with pytest.raises(WattbitError, match=r"^the disk of 127\.0\.0\.1 is full: the bundle takes 0\.1 MB; remove"):
+            deploy(bundle, connection)
+        assert connection.run(["ls", "-A", "wattbit"]) == b""

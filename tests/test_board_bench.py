@@ -1,6 +1,7 @@
 """The whole benchmark over a board that is a folder of this machine."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ def test_bench_closes(run: Path, tmp_path: Path) -> None:
     assert result["fpga"]["cycles_per_token"] == CYCLES_PER_PACKET * per_token
     assert result["fpga"]["ms_per_token"] == pytest.approx(CYCLES_PER_PACKET * per_token / CLOCK_MHZ / 1e3)
     assert result["fpga"]["provenance"] == result["energy"]["provenance"] == "simulated"
+    assert result["energy"]["launches"] > result["energy"]["launches_executed"] == 1
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
 
     measurement = Measurement.from_json(read_json(tmp_path / "bench" / "measurement.json"))
@@ -68,6 +70,17 @@ def test_bench_names_the_expert_that_differs(tmp_path: Path) -> None:
     with pytest.raises(WattbitError, match=rf"{wrong.sum()} of 60 outputs of fpga differ.*L0E3 \({wrong.sum()}\)"):
         bench(tmp_path / "bundle", FolderBoard(tmp_path / "home"), tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
+
+
+def test_bench_counts_the_vectors(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_last(self: AgentClient, cmd: str, **fields: Any) -> dict[str, Any]:
+        reply = request(self, cmd, **fields)
+        return reply | {"rows": reply["rows"][:-1]} if cmd == "run" else reply
+
+    request = AgentClient.request
+    monkeypatch.setattr(AgentClient, "request", without_the_last)
+    with pytest.raises(WattbitError, match="fpga ran 59 of 60 vectors"):
+        bench(run / "bundle", FolderBoard(tmp_path / "home"), tmp_path / "bench")
 
 
 def test_bench_refuses_vectors_of_another_run(run: Path, tmp_path: Path) -> None:

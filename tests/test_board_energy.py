@@ -62,7 +62,8 @@ def test_linear_drift_cancels() -> None:
 def test_a_sensor_that_averages_loses_nothing() -> None:
     def late(time_s: Float) -> Float:
         """The mean over the last 0.2 s, as an INA226 gives it."""
-        return np.mean([profile(1)(time_s - lag) for lag in np.linspace(0, 0.2, 20)], axis=0)
+        lags = np.linspace(0, 0.2, 20)
+        return np.asarray(np.mean([profile(1)(time_s - lag) for lag in lags], axis=0))
 
     assert evaluate(measurement(late)).net_j == pytest.approx(5.0, abs=0.02)
 

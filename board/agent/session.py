@@ -54,6 +54,7 @@ class Session:
         self._logic: Logic | None = None
         self._timeline: Timeline | None = None
         self._kernels: Any = None
+        self._works: dict[str, tuple[Work, int]] = {}
         self.ended = False
 
     @property
@@ -100,6 +101,7 @@ class Session:
         else:
             names, vectors = experts, decode_array(x)
             rows = np.arange(len(vectors))
+        self._works.clear()  # the driver's buffers are about to hold other vectors
         start_s = time.monotonic()
         if engine == "fpga":
             driver = self._loaded().driver
@@ -116,17 +118,10 @@ class Session:
     def active(self, seconds: float, engine: str = "fpga") -> Reply:
         """A window in which the bundle's vectors run again and again on one engine; `packets` in one launch."""
         timeline = self._power()
-        _, names, vectors = self._own_vectors(engine)
-        if engine == "fpga":
-            driver = self._loaded().driver
-            driver.load(*self._places(names), vectors)
-            launch: Callable[[], int | None] = driver.launch
-        else:
-
-            def launch() -> None:
-                self._forward(names, vectors)
-
-        return vars(timeline.active(Work(launch, self._macs(names)), seconds)) | {"packets": len(names)}
+        if engine not in self._works:
+            self._works[engine] = self._work(engine)
+        work, packets = self._works[engine]
+        return vars(timeline.active(work, seconds)) | {"packets": packets}
 
     def power(self) -> Reply:
         """The samples since the last call."""
@@ -154,6 +149,19 @@ class Session:
             else:
                 self._timeline = MeasuredTimeline(open_source(settings))
         return self._timeline
+
+    def _work(self, engine: str) -> tuple[Work, int]:
+        """The bundle's own vectors on an engine as one launch, and how many they are."""
+        _, names, vectors = self._own_vectors(engine)
+        if engine == "fpga":
+            driver = self._loaded().driver
+            driver.load(*self._places(names), vectors)
+            return Work(driver.launch, self._macs(names)), len(names)
+
+        def launch() -> None:
+            self._forward(names, vectors)
+
+        return Work(launch, self._macs(names)), len(names)
 
     def _own_vectors(self, engine: str) -> tuple[NDArray[np.int64], list[str], NDArray[np.int8]]:
         """Rows, experts' names and inputs of the bundle's vectors that run on an engine."""

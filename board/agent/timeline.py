@@ -2,9 +2,10 @@
 
 On a board that clock is the monotonic one, a thread samples, and an active window launches until its time is up.
 On a virtual board the emulation's wall time says nothing about the board, so time is *synthesised*: an idle window
-advances a virtual clock by its length; an active window simulates one launch and stands for as many repetitions of it
-as fill the window, each of cycles / clock seconds. Samples follow the power model on that clock, with noise of a
-fixed seed. Everything from it is flagged `simulated`.
+advances a virtual clock by its length; an active window stands for as many launches as fill it, each of
+cycles / clock seconds. The first window of a work simulates one launch; the accelerator is deterministic, so that later
+windows of the same work take its cycles. Samples follow the power model on that clock, with noise of a fixed seed.
+Everything from it is flagged `simulated`.
 """
 
 import random
@@ -21,9 +22,12 @@ SAMPLE_INTERVAL_S = 0.02
 NOISE_SEED = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
-    """One launch: a call that returns its cycles (None without an accelerator), and what it multiplies, by widths."""
+    """What an active window repeats, and what one launch of it multiplies, by (weight, activation) bits.
+
+    launch returns its cycles, None without an accelerator. A work is itself and equal to nothing else.
+    """
 
     launch: Callable[[], int | None]
     macs: Mapping[tuple[int, int], int]
@@ -121,6 +125,7 @@ class SimulatedTimeline:
         self._taken = 0
         self._random = random.Random(NOISE_SEED)
         self._samples: list[tuple[float, float]] = []
+        self._known: dict[Work, int] = {}
 
     def _advance(self, seconds: float, power_w: float) -> None:
         self._now_s += seconds
@@ -135,14 +140,16 @@ class SimulatedTimeline:
         return Window(start_s, self._now_s)
 
     def active(self, work: Work, seconds: float) -> Window:
-        cycles = work.launch()
+        executed = int(work not in self._known)
+        cycles = work.launch() if executed else self._known[work]
         if not cycles:
             raise WattbitError("only the accelerator has simulated time; on ARM cores measure on a real board")
+        self._known[work] = cycles
         launch_s = cycles / self._clock_hz
         launches = max(1, round(seconds / launch_s))
         start_s = self._now_s
         self._advance(launches * launch_s, self._model.launch_w(work.macs, launch_s))
-        return Window(start_s, self._now_s, launches, 1, launches * cycles)
+        return Window(start_s, self._now_s, launches, executed, launches * cycles)
 
     def samples(self) -> list[tuple[float, float]]:
         taken, self._samples = self._samples, []
