@@ -35,11 +35,13 @@ class Stimulus:
 class Simulation:
     """What an engine returned. Cycles are clock cycles, provenance `simulated`.
 
-    latency_cycles: from the first beat in to the last beat out of the first vector.
+    cycles: from the first beat in to the last beat out.
+    latency_cycles: the same of the first vector.
     cycles_per_vector: median distance of two vectors' last beats; None for fewer than three vectors.
     """
 
     y: Int8  # [N, D]
+    cycles: int
     latency_cycles: int
     cycles_per_vector: int | None
 
@@ -135,7 +137,8 @@ def _result(engine: EngineRtl, path: Path) -> Simulation:
             data += bytes.fromhex(word[0])[::-1]
     y = np.frombuffer(bytes(data), dtype=np.int8).reshape(-1, width)
     last = ends[beats - 1 :: beats]
-    return Simulation(y, last[0] - starts[0], int(np.median(np.diff(last))) if len(last) > 2 else None)
+    steady = int(np.median(np.diff(last))) if len(last) > 2 else None
+    return Simulation(y, last[-1] - starts[0], last[0] - starts[0], steady)
 
 
 def _top(engines: Sequence[EngineRtl]) -> str:
