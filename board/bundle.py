@@ -55,15 +55,18 @@ class Parts:
     top_k: int
 
     @classmethod
-    def of_run(cls, run: Path) -> Self:
+    def of_run(cls, run: Path, target: Target) -> Self:
         """The parts in a run folder; WattbitError when a stage that makes one has not been run."""
         built = read_json(run / "build/hls/build.json")
+        if target.arch not in built["accelerators"]:
+            known = ", ".join(built["accelerators"])
+            raise WattbitError(f"{target.name} is {target.arch}, the simulated accelerator is built for {known} only")
         return cls(
             allocation=Allocation.from_json(read_json(run / "cotrain/allocation.json")),
             export=run / "export",
             design={"digest": built["digest"], "engines": built["plan"]["classes"]},
-            accelerator=run / "build/hls" / built["accelerators"]["aarch64"],
-            kernels=run / "build/arm" if (run / "build/arm/kernels.json").is_file() else None,
+            accelerator=run / "build/hls" / built["accelerators"][target.arch],
+            kernels=run / "build/arm",
             top_k=read_json(run / "export/export.json")["model"]["top_k"],
         )
 
@@ -82,12 +85,12 @@ def make_bundle(run: Path, target: Target, out: Path, progress: Progress = silen
 
     `out` appears whole or not at all. Raises WattbitError when the run's parts are missing or do not belong together.
     """
-    return pack(Parts.of_run(run), target, out, progress)
+    return pack(Parts.of_run(run, target), target, out, progress)
 
 
 def pack(parts: Parts, target: Target, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """The same from parts that lie anywhere."""
-    _check(parts)
+    _check(parts, target)
     with _new_folder(out) as folder:
         steps = ["overlay", "kernels", "vectors", "code", "manifest"]
         progress("bundle", 0, len(steps))
@@ -153,8 +156,11 @@ def _content(parts: Parts, target: Target) -> dict[str, Any]:
     }
 
 
-def _check(parts: Parts) -> None:
-    """WattbitError when the design is not that of the allocation."""
+def _check(parts: Parts, target: Target) -> None:
+    """WattbitError when the design is not that of the allocation, or the kernels are not for the target."""
+    core = None if parts.kernels is None else read_json(parts.kernels / "kernels.json")["core"]
+    if core not in (None, target.core):
+        raise WattbitError(f"the kernels are for {core}, {target.name} has {target.core}; run `wattbit build` again")
     allocated = {p.expert: p.precision for p in parts.allocation.placements if p.engine == "fpga"}
     strange = sorted(set(allocated) ^ set(parts.places))
     if strange:

@@ -11,6 +11,7 @@ from typing import IO, Any, Protocol, Self
 from wattbit.errors import ToolError, WattbitError
 
 STOP_S = 10.0
+HURRIED_S = 1.0  # after Ctrl-C or a failure
 
 
 class Launcher(Protocol):
@@ -56,21 +57,25 @@ class AgentClient:
         return dict(reply)
 
     def _ended(self) -> ToolError:
-        status = self._process.wait(STOP_S)
+        status = self._stop(STOP_S)
         self._stderr.seek(0)
         return ToolError(self._command, status, self._stderr.read(), f"the agent on {self._connection.host} ended")
+
+    def _stop(self, patience_s: float) -> int:
+        """End the agent by the end of its input, or else the connection to it; its exit status."""
+        with contextlib.suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            return self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()  # the agent ends at the end of its input
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._stop(STOP_S if error is None else HURRIED_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._stderr.close()

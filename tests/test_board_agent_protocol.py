@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.board_stub import (
     CLOCK_MHZ,
     CYCLES_PER_PACKET,
     DIGEST,
+    EXPERTS,
     TARGET,
     D,
     converse,
@@ -20,8 +22,12 @@ from tests.board_stub import (
     make_parts,
     stub_outputs,
 )
+from wattbit.arith import ExpertInts, forward
 from wattbit.board.agent.session import Session, decode_array, encode_array
 from wattbit.board.bundle import pack
+from wattbit.errors import WattbitError
+from wattbit.tvm_schedules.compile import build
+from wattbit.tvm_schedules.cores import host_core
 
 RNG = np.random.default_rng(0)
 
@@ -130,3 +136,20 @@ def test_a_window_after_another_run_has_the_bundles_vectors_again(session: Sessi
     assert first["packets"] == second["packets"] == 60
     assert first["cycles"] == second["cycles"] == CYCLES_PER_PACKET * 60 * first["launches"]
     assert first["executed"] == second["executed"] == 1
+
+
+def test_arm_kernels_give_the_deployed_arithmetic(tmp_path: Path) -> None:
+    """On this machine's own cores: agent == host."""
+    target = replace(TARGET, core=host_core().name)
+    parts = make_parts(tmp_path)
+    build(parts.export, parts.allocation, target.core, tmp_path / "arm")
+    pack(replace(parts, kernels=tmp_path / "arm"), target, tmp_path / "bundle")
+    reply = ask(Session(tmp_path / "bundle", load_stub), {"cmd": "load"}, {"cmd": "run", "engine": "arm"})[1]
+    y = decode_array(reply["y"])
+    with np.load(parts.export / "vectors.npz") as known:
+        for number in range(EXPERTS):
+            ints = ExpertInts.load(parts.export / f"L0E{number}.npz")
+            rows = known["expert"] == number
+            assert (y[rows] == forward(ints, known["x"][rows])).all()
+    with pytest.raises(WattbitError, match=f"the kernels are for {target.core}, virtual-z2 has cortex-a53"):
+        pack(replace(parts, kernels=tmp_path / "arm"), TARGET, tmp_path / "other")

@@ -82,13 +82,14 @@ class Session:
     def load(self) -> Reply:
         """Verify the bundle and load its design."""
         manifest = verify(self.bundle)
-        logic = self._loader(self.bundle, manifest) if manifest["design"] else None
+        logic = self._loader(self.bundle, manifest)
         self._manifest, self._logic = manifest, logic
+        self._works.clear()
         return {
             "bundle": manifest["digest"],
-            "design": logic and manifest["design"]["digest"],
-            "clock_mhz": logic and logic.clock_mhz,
-            "engines": logic and logic.driver.engines,
+            "design": manifest["design"]["digest"],
+            "clock_mhz": logic.clock_mhz,
+            "engines": logic.driver.engines,
         }
 
     def run(self, engine: str = "fpga", experts: list[str] | None = None, x: str | None = None) -> Reply:
@@ -137,7 +138,7 @@ class Session:
 
     def _loaded(self) -> Logic:
         if self._logic is None:
-            raise WattbitError("the bundle has no design for the FPGA, or it is not loaded; send load first")
+            raise WattbitError("nothing is loaded; send load first")
         return self._logic
 
     def _power(self) -> Timeline:

@@ -30,6 +30,7 @@ ERRORS = {
 }
 
 HEADER_BYTES = 8
+COUNT_MAX = 2**20 - 1
 
 
 def digest_word(digest: str) -> int:
@@ -41,6 +42,8 @@ def packets(engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.i
     """Packets [N, 8 + D] of inputs x [N, D]: a 64-bit header (engine, set), then the vector."""
     if x.ndim != 2 or x.dtype != np.int8 or not len(x) or len(engine) != len(x) or len(index) != len(x):
         raise WattbitError(f"a launch takes int8 inputs [N, D] with an engine and a set each, not {x.dtype} {x.shape}")
+    if len(x) > COUNT_MAX:
+        raise WattbitError(f"a launch takes up to {COUNT_MAX} vectors, not {len(x)}; send fewer at a time")
     if x.shape[1] % 8:
         raise WattbitError(f"the shell moves vectors of whole 64-bit words; {x.shape[1]} is not a multiple of 8")
     for name, values in (("engine", engine), ("set", index)):

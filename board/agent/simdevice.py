@@ -110,6 +110,8 @@ class SimulatedDevice(Device):
         library = bit.parent / f"accel-{digest}.so"
         if not library.is_file():
             raise WattbitError(f"{bit.name} is design {digest}, but {library.name} is not beside it; deploy again")
+        if self._simulation is not None:
+            self._simulation.close()
         self._simulation = Simulation(library, MEMORY_BASE, MEMORY_BYTES)
         self._running = False
         self._allocated = 0
