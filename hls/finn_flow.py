@@ -53,12 +53,20 @@ def lower(onnx: Path, ints: ExpertInts, spec: EngineClass, part: str, clock_ns: 
 
 
 def structure(onnx: Path) -> list[tuple[Any, ...]]:
-    """An ONNX graph without its numbers: operators with their attributes, and the shapes of its initialisers."""
+    """An ONNX graph without its numbers: operators, attributes, shapes of constants, and the widths of quantisers."""
     import onnx as library
 
     graph = library.load(str(onnx)).graph
-    nodes = [(n.op_type, *sorted(str(a) for a in n.attribute)) for n in graph.node]
-    return [*nodes, *((i.name, *i.dims) for i in graph.initializer)]
+    constants = {i.name: library.numpy_helper.to_array(i) for i in graph.initializer}
+    return [
+        (
+            node.op_type,
+            sorted(str(a) for a in node.attribute),
+            [constants[name].shape if name in constants else None for name in node.input],
+            [float(constants[name]) for name in node.input[2:]] if node.op_type == "Quant" else [],  # zero point, width
+        )
+        for node in graph.node
+    ]
 
 
 def thresholds(multiplier: Int32, shift: int, lo: int, hi: int) -> Int64:

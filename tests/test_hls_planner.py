@@ -1,0 +1,170 @@
+"""The plan fits, is as fast as the chip allows, and says what it says of the hardware truthfully."""
+
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.hls_engine_support import PART, Z2, engine_class, random_ints
+from wattbit.errors import WattbitError
+from wattbit.hls.engine import write_engine
+from wattbit.hls.engine_class import EngineClass
+from wattbit.hls.meter import ModelledMeter, memory_bytes
+from wattbit.hls.planner import EnginePlan, plan
+from wattbit.hls.resources import Resources, dsp_lanes, memory_bram18, model
+from wattbit.hls.synthesis import count, synthesise
+from wattbit.plan import Allocation, ExpertId, ExpertShape, Placement, Precision, Workload
+
+SHAPE = ExpertShape(64, 128)
+EXPERTS = [ExpertId(layer, expert) for layer in range(2) for expert in range(16)]
+
+
+def workload(seed: int = 0) -> Workload:
+    rng = random.Random(seed)
+    weights = {expert: rng.random() ** 2 + 0.01 for expert in EXPERTS}
+    total = {layer: sum(w for e, w in weights.items() if e.layer == layer) for layer in (0, 1)}
+    return Workload(1000, 2, tuple((e, w / total[e.layer]) for e, w in weights.items()))
+
+
+def mixed(seed: int, widths: tuple[int, ...] = (2, 3, 4, 6, 8)) -> Allocation:
+    rng = random.Random(seed)
+    return Allocation.of({expert: rng.choice(widths) for expert in EXPERTS})
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_plans_fit_and_hold_every_expert_once(seed: int) -> None:
+    allocation = mixed(seed)
+    planned = plan(allocation, SHAPE, Z2, workload(seed))
+    assert planned.fits and not planned.total.excess(Z2)
+    placed = [(spec.precision, expert) for spec in planned.classes for expert in spec.experts]
+    assert sorted(placed) == sorted((p.precision, p.expert) for p in allocation.placements)
+    assert len({spec.name for spec in planned.classes}) == len(planned.classes)
+    assert sum(planned.vectors) == pytest.approx(2 * 1000 * 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_plan_of_single_engines_is_faster(seed: int) -> None:
+    """Against all combinations of datapaths of a two-class allocation."""
+    allocation, load = mixed(seed, (3, 8)), workload(seed)
+    small = replace(Z2, dsp=90)
+    planned = plan(allocation, SHAPE, small, load)
+    frequency = dict(load.frequency)
+    best = float("inf")
+    options = [(pe, simd) for pe in (1, 2, 4, 8) for simd in (1, 2, 4, 8)]
+    classes = allocation.classes.items()
+    prices = [
+        [
+            (
+                2000 * sum(frequency[e] for e in ids) * spec.cycles_per_vector(SHAPE),
+                model(spec, SHAPE, 1),
+            )
+            for pe, simd in options
+            for spec in [EngineClass(precision, pe, simd, simd, pe, ids)]
+        ]
+        for precision, ids in classes
+    ]
+    for first, a in prices[0]:
+        for second, b in prices[1]:
+            if not (a + b).excess(small):
+                best = min(best, max(first, second))
+    assert planned.cycles <= best * (1 + 1e-9)
+
+
+def test_a_uniform_allocation_uses_the_whole_chip() -> None:
+    planned = plan(Allocation.of(dict.fromkeys(EXPERTS, 4)), SHAPE, Z2, workload())
+    assert len(planned.classes) > 1
+    assert planned.total.share(Z2) > 0.7
+
+
+def test_json_round_trip_and_digest() -> None:
+    planned = plan(mixed(1), SHAPE, Z2, workload())
+    again = EnginePlan.from_json(planned.to_json())
+    assert again == planned and again.digest == planned.digest
+    assert plan(mixed(2), SHAPE, Z2, workload()).digest != planned.digest
+
+
+def test_what_does_not_fit_says_by_how_much() -> None:
+    tiny = replace(Z2, name="tiny", bram18=20)
+    allocation = Allocation.of(dict.fromkeys(EXPERTS, 8))
+    planned = plan(allocation, SHAPE, tiny, workload())
+    assert not planned.fits and planned.excess[0].startswith("bram18: ") and planned.excess[0].endswith(" of 20")
+    with pytest.raises(WattbitError, match=r"tiny cannot hold the allocation \(bram18: \d+ of 20\); use fewer bits"):
+        ModelledMeter(SHAPE, tiny).cost(allocation, workload())
+
+
+def test_errors_name_the_remedy() -> None:
+    allocation = mixed(0)
+    with pytest.raises(WattbitError, match="z2 has no FPGA; use another"):
+        plan(allocation, SHAPE, replace(Z2, part=None), workload())
+    on_arm = Allocation(tuple(Placement(e, "arm", Precision(4)) for e in EXPERTS))
+    with pytest.raises(WattbitError, match="places no expert on the FPGA"):
+        plan(on_arm, SHAPE, Z2, workload())
+    with pytest.raises(WattbitError, match="has no frequency of L0E0"):
+        plan(allocation, SHAPE, Z2, Workload(1, 2, ()))
+    with pytest.raises(WattbitError, match="pe1 8 must equal simd2 4"):
+        EngineClass(Precision(4), 8, 4, 4, 4, (EXPERTS[0],))
+
+
+def test_meter_prices_memory_and_slower_chips() -> None:
+    meter = ModelledMeter(SHAPE, Z2)
+    cost = meter.cost(Allocation.of(dict.fromkeys(EXPERTS, 4)), workload())
+    assert cost.provenance == "modelled" and cost.energy_j is None
+    assert cost.memory_bytes == 32 * (2 * 64 * 128 * 4 // 8 + 4 * (64 + 128))
+    assert memory_bytes(Precision(3), SHAPE) == 2 * 64 * 128 * 3 // 8 + 4 * (64 + 128)
+    half = ModelledMeter(SHAPE, replace(Z2, dsp=110)).cost(Allocation.of(dict.fromkeys(EXPERTS, 4)), workload())
+    assert half.latency_s > cost.latency_s
+
+
+def test_meter_is_fast_enough_for_reinforcement_learning() -> None:
+    meter, load = ModelledMeter(SHAPE, Z2), workload()
+    allocations = [mixed(seed) for seed in range(50)]
+    for allocation in allocations:
+        meter.cost(allocation, load)
+    start = time.process_time()
+    for allocation in allocations:
+        meter.cost(allocation, load)
+    assert (time.process_time() - start) / len(allocations) < 2e-3
+
+
+def test_dsp_lanes() -> None:
+    """The packing that yosys confirmed."""
+    assert [dsp_lanes(w, 8, 1) for w in (2, 3, 4, 6, 8)] == [3, 3, 2, 2, 2]
+    assert [dsp_lanes(w, 4, 1) for w in (2, 3, 4, 5, 6, 7, 8)] == [5, 4, 4, 3, 3, 2, 2]
+    assert dsp_lanes(4, 8, 2) == 3 and dsp_lanes(2, 4, 2) == 6
+
+
+def test_block_ram_model() -> None:
+    assert memory_bram18(256, 500) == 0
+    assert memory_bram18(1024, 512) == 29
+    assert memory_bram18(16384, 32) == 29
+    assert memory_bram18(768, 384) == 22
+
+
+def test_cells_are_counted() -> None:
+    cells = {
+        "LUT2": 3,
+        "LUT6": 4,
+        "RAM32M": 2,
+        "SRL16E": 1,
+        "FDRE": 7,
+        "FDSE": 1,
+        "DSP48E1": 5,
+        "RAMB36E1": 2,
+        "CARRY4": 9,
+    }
+    assert count(cells | {"RAMB18E1": 1}, "yosys 1") == Resources(16, 8, 5, 5, "yosys 1")
+
+
+@pytest.mark.slow
+def test_model_against_yosys(tmp_path: Path) -> None:
+    """DSP exact, block RAM within two, LUT and FF within 20 % of a synthesis that the fit has not seen."""
+    spec = engine_class(Precision(4, 8), 5, 4, 2)
+    engine = write_engine([random_ints(e, spec.precision, SHAPE) for e in spec.experts], spec, tmp_path, PART)
+    found, modelled = synthesise(engine, tmp_path), model(spec, SHAPE, 1)
+    assert found.dsp == modelled.dsp
+    assert abs(found.bram18 - modelled.bram18) <= 2
+    assert found.lut == pytest.approx(modelled.lut, rel=0.2)
+    assert found.ff == pytest.approx(modelled.ff, rel=0.2)
+    assert synthesise(engine, tmp_path) == found  # from the cache
