@@ -107,7 +107,7 @@ def _weigh(
 ) -> tuple[Measurement, dict[str, int]]:
     """Idle and active windows in turn with the samples taken in them, and the launches in the active ones.
 
-    `launches_executed` is less than `launches` where a simulated launch stood for its repetitions.
+    `launches_executed` is less than `launches` where one simulated launch stood for its repetitions.
     """
     windows: list[Window] = []
     packets, cycles = 0, 0

@@ -43,7 +43,7 @@ def test_bench_closes(run: Path, tmp_path: Path) -> None:
     assert result["fpga"]["cycles_per_token"] == CYCLES_PER_PACKET * per_token
     assert result["fpga"]["ms_per_token"] == pytest.approx(CYCLES_PER_PACKET * per_token / CLOCK_MHZ / 1e3)
     assert result["fpga"]["provenance"] == result["energy"]["provenance"] == "simulated"
-    assert result["energy"]["launches"] > result["energy"]["launches_executed"] == 1
+    assert result["energy"]["launches"] > result["energy"]["launches_executed"] == 0
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
 
     measurement = Measurement.from_json(read_json(tmp_path / "bench" / "measurement.json"))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,16 @@ class Session:
 
         `rows` says which rows of the bundle's vectors they are: those whose expert is on that engine.
         """
-        if experts is None or x is None:
-            rows, names, vectors = self._own_vectors(engine)
-        else:
-            names, vectors = experts, decode_array(x)
-            rows = np.arange(len(vectors))
-        self._works.clear()  # the driver's buffers are about to hold other vectors
+        _check_engine(engine)
+        given = None if experts is None or x is None else (experts, decode_array(x))
+        rows, names, vectors = (np.arange(len(given[1])), *given) if given else self._own_vectors(engine)
         start_s = time.monotonic()
         if engine == "fpga":
+            self._works.pop(engine, None)  # the driver's buffers are about to hold other vectors
             driver = self._loaded().driver
             outputs, cycles = driver.run(*self._places(names), vectors)
+            if not given:
+                self._works[engine] = Work(driver.launch, self._macs(names), cycles), len(names)
         else:
             outputs, cycles = self._forward(names, vectors), None
         wall_s = None if self._virtual else time.monotonic() - start_s
@@ -118,11 +119,15 @@ class Session:
 
     def active(self, seconds: float, engine: str = "fpga") -> Reply:
         """A window in which the bundle's vectors run again and again on one engine; `packets` in one launch."""
+        _check_engine(engine)
         timeline = self._power()
         if engine not in self._works:
             self._works[engine] = self._work(engine)
         work, packets = self._works[engine]
-        return vars(timeline.active(work, seconds)) | {"packets": packets}
+        window = timeline.active(work, seconds)
+        if window.cycles is not None:
+            self._works[engine] = replace(work, cycles=window.cycles // window.launches), packets
+        return vars(window) | {"packets": packets}
 
     def power(self) -> Reply:
         """The samples since the last call."""
@@ -166,8 +171,6 @@ class Session:
 
     def _own_vectors(self, engine: str) -> tuple[NDArray[np.int64], list[str], NDArray[np.int8]]:
         """Rows, experts' names and inputs of the bundle's vectors that run on an engine."""
-        if engine not in ("fpga", "arm"):
-            raise WattbitError(f"engine must be fpga or arm, not {engine}")
         with np.load(self.bundle / self.manifest["vectors"], allow_pickle=False) as archive:
             pairs = zip(archive["layer"], archive["expert"], strict=True)
             names = [f"L{layer}E{expert}" for layer, expert in pairs]
@@ -208,6 +211,11 @@ class Session:
             rows = [i for i, other in enumerate(names) if other == name]
             outputs[rows] = self._kernels.forward(ExpertId.parse(name), x[rows])
         return outputs
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ("fpga", "arm"):
+        raise WattbitError(f"engine must be fpga or arm, not {engine}")
 
 
 def _version(package: str) -> str | None:

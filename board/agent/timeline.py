@@ -3,9 +3,9 @@
 On a board that clock is the monotonic one, a thread samples, and an active window launches until its time is up.
 On a virtual board the emulation's wall time says nothing about the board, so time is *synthesised*: an idle window
 advances a virtual clock by its length; an active window stands for as many launches as fill it, each of
-cycles / clock seconds. The first window of a work simulates one launch; the accelerator is deterministic, so that later
-windows of the same work take its cycles. Samples follow the power model on that clock, with noise of a fixed seed.
-Everything from it is flagged `simulated`.
+cycles / clock seconds. The accelerator is deterministic: where one launch of the same work was simulated already, its
+cycles are taken. Samples follow the power model on that clock, with noise of a fixed seed. All of it is flagged
+`simulated`.
 """
 
 import random
@@ -22,15 +22,16 @@ SAMPLE_INTERVAL_S = 0.02
 NOISE_SEED = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Work:
     """What an active window repeats, and what one launch of it multiplies, by (weight, activation) bits.
 
-    launch returns its cycles, None without an accelerator. A work is itself and equal to nothing else.
+    launch returns its cycles, None without an accelerator. cycles: those of an earlier launch, if there was one.
     """
 
     launch: Callable[[], int | None]
     macs: Mapping[tuple[int, int], int]
+    cycles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,6 @@ class SimulatedTimeline:
         self._taken = 0
         self._random = random.Random(NOISE_SEED)
         self._samples: list[tuple[float, float]] = []
-        self._known: dict[Work, int] = {}
 
     def _advance(self, seconds: float, power_w: float) -> None:
         self._now_s += seconds
@@ -140,11 +140,10 @@ class SimulatedTimeline:
         return Window(start_s, self._now_s)
 
     def active(self, work: Work, seconds: float) -> Window:
-        executed = int(work not in self._known)
-        cycles = work.launch() if executed else self._known[work]
+        executed = int(work.cycles is None)
+        cycles = work.launch() if work.cycles is None else work.cycles
         if not cycles:
             raise WattbitError("only the accelerator has simulated time; on ARM cores measure on a real board")
-        self._known[work] = cycles
         launch_s = cycles / self._clock_hz
         launches = max(1, round(seconds / launch_s))
         start_s = self._now_s
