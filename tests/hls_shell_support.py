@@ -14,7 +14,7 @@ SETS = 5
 
 
 def stub(folder: Path, weight_bits: int, simd: int, pe: int, wait: int = 0, d_model: int = D) -> EngineRtl:
-    """An engine that takes a vector, waits `wait` cycles and returns x + 3 * (weight_bits + set)."""
+    """An engine that takes a vector and returns x + 3 * (weight_bits + set), `wait` cycles before each beat."""
     spec = EngineClass(Precision(weight_bits), 8, simd, pe, 8, tuple(ExpertId(0, i) for i in range(SETS)))
     name = spec.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,11 @@ module {name} (
       if (got == D && waited != WAIT) waited <= waited + 1;
       if (m_tvalid && m_tready) begin
         vector <= vector >> (8 * PE);
+        waited <= 0;
         sent <= sent + PE;
       end
       if (s_set_ready && s_set_valid) begin
         got <= 0;
-        waited <= 0;
         sent <= 0;
       end
     end
@@ -65,8 +65,8 @@ endmodule
 
 
 def stubs(folder: Path) -> list[EngineRtl]:
-    """Three engines of different widths and speeds: 16, 48 and 500 cycles a vector."""
-    return [stub(folder, 2, simd=8, pe=8), stub(folder, 4, simd=4, pe=2), stub(folder, 8, simd=2, pe=1, wait=404)]
+    """Three engines of different widths and speeds: 16, 48 and 544 cycles a vector."""
+    return [stub(folder, 2, simd=8, pe=8), stub(folder, 4, simd=4, pe=2), stub(folder, 8, simd=2, pe=1, wait=7)]
 
 
 def expected(engine: NDArray[np.int64], sets: NDArray[np.int64], x: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -112,6 +112,13 @@ def test_engines_work_in_parallel(accelerator: Accelerator) -> None:
     assert mixed < one * 1.02
 
 
+def test_a_result_that_comes_slowly_does_not_hold_the_port(accelerator: Accelerator) -> None:
+    _, sets, x = vectors(200)
+    fast = accelerator.run(np.zeros(200, np.int64), sets, x)[1]
+    mixed = accelerator.run(np.where(np.arange(200) % 40 == 0, 2, 0), sets, x)[1]
+    assert mixed < fast * 1.02
+
+
 def test_no_packets_end_at_once(accelerator: Accelerator) -> None:
     before = accelerator.memory.copy()
     assert accelerator.launch(BASE, BASE, 0) < 10

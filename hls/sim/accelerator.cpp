@@ -26,8 +26,12 @@ public:
         const char *arguments[] = {"wattbit", "+stall"};
         context->commandArgs(seed ? 2 : 1, arguments);
         context->randSeed(static_cast<int>(seed & 0x7fffffff) | 1);
-        context->randReset(0);
+        context->randReset(seed ? 2 : 0);  // registers wake up at random, or at 0
         shell = std::make_unique<Vwattbit_shell>(context.get());
+        shell->aresetn = 0;
+        shell->s_axi_ctrl_arvalid = 0;
+        shell->s_axi_ctrl_awvalid = 0;
+        shell->s_axi_ctrl_wvalid = 0;
         shell->s_axi_ctrl_bready = 1;
         shell->s_axi_ctrl_rready = 1;
         for (int i = 0; i < RESET_CYCLES; ++i) step();
