@@ -10,8 +10,9 @@ policy's own. Dropping a width class frees its hardware only once its last exper
 hardly ever try; a gate tries it in one draw. Without any open gate all widths are open.
 
 Credit. An iteration draws G gate settings and S choices of each. While learning, memory is not the hinge of the reward
-but a price, y_g nats a bit (`Problem.price` of the open widths): under a hinge any choice that just fits is a local
-optimum, for an expert can't take the bit that another gives up; under a price each decides alone. So
+but a price, y_g nats a bit: under a hinge any choice that just fits is a local optimum, for an expert can't take the
+bit that another gives up; under a price each decides alone. y_g starts as `Problem.price` of the open widths and
+follows the bits that their choices take (dual ascent), for hardware pulls widths too. So
 
     R_g(a) = -sum_i d_i(a_i) - y_g (sum_i b(a_i) - B) - H(a)
 
@@ -22,7 +23,7 @@ and only the meter's H is joint. Expert i's advantage is
 
 divided by its standard deviation over the batch, expert by expert, so that a rare expert's small damage moves its
 choice as surely as a busy one's. A gate setting's advantage is its mean R_g against that of the other settings,
-standardised; gates stay at their start for the first third of the iterations, until experts can use them.
+standardised; gates stay at their start for the first half of the iterations, until experts can use them.
 
 Update. The clipped surrogate, with one ratio per expert and one per gate (a joint ratio over 512 experts leaves the
 clip range at once), plus an entropy bonus that is a mean over experts, falling linearly to 0. One step is an episode
@@ -60,17 +61,23 @@ class PPOSettings:
     """Of Adam, falling linearly to a tenth."""
     entropy: float = 0.3
     """Weight of the normalised entropy at the start."""
+    price_rate: float = 0.3
+    """How fast a bit's price follows the bits taken over the budget."""
     hidden: int = 64
     """Width of both networks."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What one seed learned: its best choice that fits the budget [N], its reward, and the mean reward of every
-    iteration's draws in nats a token."""
+    """What one seed learned.
+
+    choice: the best choice [N] that it drew, after its repair to the budget; reward: of that choice. mode: its likeliest
+    choice [N] at the end, not repaired. curve: mean reward of every iteration's draws, not repaired, in nats a token.
+    """
 
     choice: Choice
     reward: float
+    mode: Choice
     curve: tuple[float, ...]
 
 
@@ -127,24 +134,47 @@ def _train(env: AllocationEnv, seed: int, settings: PPOSettings, progress: Progr
     net = PolicyNet(observation.shape[1], env.problem.size[1], settings.hidden)
     net.start(generator)
     optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
-    best, curve = _Best(env.problem), []
+    best, prices, curve = _Best(env.problem), _Prices(env.problem, settings.price_rate), []
     for iteration in range(settings.iterations):
         left = 1 - iteration / settings.iterations
         optimizer.param_groups[0]["lr"] = settings.learning_rate * max(left, 0.1)
-        batch = _draw(net, env, observation, settings, generator)
+        batch = _draw(net, env, observation, prices, settings, generator)
         best.offer(batch.choices[np.unravel_index(batch.rewards.argmax(), batch.rewards.shape)])
         curve.append(float(batch.rewards.mean()))
         for _ in range(settings.epochs):
             loss = _loss(
-                net, observation, batch, settings, settings.entropy * left, iteration * 3 >= settings.iterations
+                net, observation, batch, settings, settings.entropy * left, iteration * 2 >= settings.iterations
             )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
         progress(f"policy seed {seed}", iteration + 1, settings.iterations)
-    best.offer(_mode(net, observation))
-    return Trained(best.choice, best.reward, tuple(curve))
+    mode = _mode(net, observation)
+    best.offer(mode)
+    return Trained(best.choice, best.reward, mode, tuple(curve))
+
+
+class _Prices:
+    """What a bit costs in nats under each gate setting."""
+
+    def __init__(self, problem: Problem, rate: float) -> None:
+        self.problem = problem
+        self.rate = rate
+        self._known: dict[bytes, float] = {}
+
+    def of(self, gates: NDArray[np.bool_]) -> float:
+        """y_g of gates [K]; at most twice the price of all widths, which is where it starts if no choice fits."""
+        key = gates.tobytes()
+        if key not in self._known:
+            opened = gates if gates.any() else np.ones_like(gates)
+            self._known[key] = min(self.problem.price(opened), self.problem.penalty / self.problem.budget)
+        return self._known[key]
+
+    def adapt(self, gates: NDArray[np.bool_], bits: float) -> None:
+        """Raise the price if these gates' choices took more bits than the budget, else lower it."""
+        price = self.of(gates) * float(np.exp(self.rate * (bits / self.problem.budget - 1)))
+        self._known[gates.tobytes()] = min(price, self.problem.penalty / self.problem.budget)
 
 
 class _Best:
@@ -178,7 +208,12 @@ class _Batch:
 
 @torch.no_grad()
 def _draw(
-    net: PolicyNet, env: AllocationEnv, observation: Tensor, settings: PPOSettings, generator: torch.Generator
+    net: PolicyNet,
+    env: AllocationEnv,
+    observation: Tensor,
+    prices: _Prices,
+    settings: PPOSettings,
+    generator: torch.Generator,
 ) -> _Batch:
     problem = env.problem
     gate_probs = torch.sigmoid(net.gates(observation)).expand(settings.gate_draws, -1)
@@ -191,14 +226,17 @@ def _draw(
     steps = [[env.step(choice) for choice in row] for row in choices]
     rewards = np.array([[reward for _, reward, *_ in row] for row in steps])
     hardware = np.array([[info["hardware_nats"] for *_, info in row] for row in steps])
-    prices = np.array([_price(problem, row) for row in gates.bool().numpy()])[:, None, None]  # [G, 1, 1]
-    priced = problem.damage + prices[..., None] * problem.widths  # [G, 1, N, K]
-    paid = problem.damages(choices) + prices * problem.widths[choices]  # [G, S, N]
+    opened = gates.bool().numpy()
+    price = np.array([prices.of(row) for row in opened])[:, None, None]  # [G, 1, 1]
+    priced = problem.damage + price[..., None] * problem.widths  # [G, 1, N, K]
+    paid = problem.damages(choices) + price * problem.widths[choices]  # [G, S, N]
     expected = (expert_log_probs.exp().double().numpy()[:, None] * priced).sum(axis=-1)  # [G, 1, N]
     draws = settings.choice_draws
     joint = (hardware.mean(axis=1, keepdims=True) - hardware) * draws / (draws - 1)  # [G, S]
     advantage = expected - paid + joint[..., None]
-    values = prices[..., 0] * problem.budget - paid.sum(axis=-1) - hardware  # [G, S], R_g
+    for row, bits in zip(opened, problem.bits(choices).mean(axis=1), strict=True):
+        prices.adapt(row, bits)
+    values = price[..., 0] * problem.budget - paid.sum(axis=-1) - hardware  # [G, S], R_g
     means = values.mean(axis=1, keepdims=True)  # [G, 1]
     return _Batch(
         gates=gates,
@@ -210,12 +248,6 @@ def _draw(
         choices=choices,
         rewards=rewards,
     )
-
-
-def _price(problem: Problem, gates: NDArray[np.bool_]) -> float:
-    """y_g of gates [K]; twice the price of all widths if the open ones can't fit the budget."""
-    opened = gates if gates.any() else np.ones_like(gates)
-    return min(problem.price(opened), problem.penalty / problem.budget)
 
 
 def _loss(
