@@ -71,7 +71,7 @@ class PPOSettings:
 class Trained:
     """What one seed learned.
 
-    choice: the best choice [N] that it drew, after its repair to the budget; reward: of that choice. mode: its likeliest
+    choice: the best choice [N] that it drew, repaired to fit the budget; reward: of that choice. mode: its likeliest
     choice [N] at the end, not repaired. curve: mean reward of every iteration's draws, not repaired, in nats a token.
     """
 
