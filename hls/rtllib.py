@@ -52,16 +52,18 @@ _LEAF_LOAD = r"""	function automatic int unsigned leaf_load(input int unsigned  
 """
 
 
-def _circular(file: str, array: str, length: str, push: str, data: str, tap: str) -> tuple[Patch, ...]:
-    """Turn `if(push) array <= {data, array[...]}` with reads `array[tap]` into a circular buffer."""
-    size = {"FULL_CREDIT-1": "FULL_CREDIT-1", "0:MAX_IN_FLIGHT": "MAX_IN_FLIGHT+1"}.get(length, length)
+def _circular(file: str, array: str, declared: str, entries: str, push: str, data: str, tap: str) -> tuple[Patch, ...]:
+    """Turn a shift register `array[declared]` of `entries` entries into a circular buffer with the same contents.
+
+    It takes `data` on `push` and is read at `tap`, 0 being the youngest entry.
+    """
     pointer, bits = f"{array}Wr", f"{array}_BITS"
-    declaration = rf"localparam int unsigned  {bits} = $clog2({size});\n\t\tlogic [{bits}-1:0]  {pointer} = 0;\n\t\t"
     return (
         Patch(
             file,
-            rf'(\(\* SHREG_EXTRACT = "\w+" \*\)\s+)(\w+\s+){array}\[{re.escape(length)}\];',
-            declaration + rf'(* ram_style = "distributed" *) \2{array}[2**{bits}];',
+            rf'\(\* SHREG_EXTRACT = "\w+" \*\)\s+(\w+\s+){array}\[{re.escape(declared)}\];',
+            f"localparam int unsigned  {bits} = $clog2({entries});\n\t\tlogic [{bits}-1:0]  {pointer} = 0;\n"
+            rf'\t\t(* ram_style = "distributed" *) \1{array}[2**{bits}];',
         ),
         Patch(
             file,
@@ -85,9 +87,12 @@ PATCHES = (
     Patch("fifo/hdl/fifo.sv", r"typedef struct \{", "typedef struct packed {"),
     # Shift registers with a variable tap: yosys infers no SRL and spends flip-flops and multiplexers on them, some
     # 2/3 of an engine. As circular buffers with the same contents they become LUT RAM.
-    *_circular("memstream/hdl/memstream.sv", "OSrl", r"FULL_CREDIT-1", "Rs3", "Dat3", "OPtr"),
-    *_circular("mvu/mvu_vvu_axi.sv", "OBuf", r"0:MAX_IN_FLIGHT", "ovld", "odat", "OPtr[$left(OPtr)-1:0]"),
-    *_circular("fifo/hdl/fifo.sv", "A", r"DEPTH_IMPL", "push", "idat", "Ptr[$left(Ptr)-1:0]"),
+    *_circular("memstream/hdl/memstream.sv", "OSrl", "FULL_CREDIT-1", "FULL_CREDIT-1", "Rs3", "Dat3", "OPtr"),
+    *_circular(
+        *("mvu/mvu_vvu_axi.sv", "OBuf", "0:MAX_IN_FLIGHT", "MAX_IN_FLIGHT+1"),
+        *("ovld", "odat", "OPtr[$left(OPtr)-1:0]"),
+    ),
+    *_circular("fifo/hdl/fifo.sv", "A", "DEPTH_IMPL", "DEPTH_IMPL", "push", "idat", "Ptr[$left(Ptr)-1:0]"),
     # slang: no `default_nettype inside a module.
     *(
         Patch(file, r"(?m)^`default_nettype \w+\n", "", 2)
