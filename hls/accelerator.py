@@ -62,11 +62,13 @@ INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result and arg
 def verilate(shell: ShellRtl, out: Path, arch: Arch) -> Path:
     """Build `out`/ARCH/libwattbit_accel.so from a design, unless it is there from the same sources and tools.
 
-    Raises WattbitError when a compiler is missing, ToolError when Verilator or the compiler fails.
+    Both architectures may share `out`, one call after the other: the second finds the C++ of the first. Raises
+    WattbitError when a compiler is missing, ToolError when Verilator or the compiler fails.
     """
     compiler = f"{arch}-linux-gnu-g++"
     if shutil.which(compiler) is None:
         raise WattbitError(f"{compiler} is not installed; run `apt-get install g++-{arch.replace('_', '-')}-linux-gnu`")
+    out.mkdir(parents=True, exist_ok=True)
     library = out / arch / LIBRARY
     stamp = library.with_suffix(".json")
     own = {path.name: sha256_file(path) for path in sorted(SIM.iterdir())}
@@ -125,7 +127,6 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
@@ -136,7 +137,7 @@ def _run(command: Sequence[str], folder: Path, environment: dict[str, str] | Non
 class Accelerator:
     """One simulated accelerator on this machine, memory and all.
 
-    stall_seed: not 0 stalls all AXI channels and engine streams at random.
+    stall_seed: not 0 stalls all AXI channels and engine streams at random, and wakes the registers at random.
     """
 
     BASE = 0x1000_0000

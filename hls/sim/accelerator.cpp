@@ -157,7 +157,8 @@ void vl_fatal(const char *file, int line, const char *, const char *message) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// mem_bytes of memory from mem_base on, and the design out of reset. stall_seed != 0: random stalls on all streams.
+// mem_bytes of memory from mem_base on, and the design out of reset. stall_seed != 0: random stalls on all streams, and
+// random contents of all registers before reset.
 void *wb_open(uint32_t mem_base, uint32_t mem_bytes, uint32_t stall_seed) {
     auto *handle = new Handle;
     try {
