@@ -21,7 +21,7 @@ from wattbit.models.train import make_optimizer, perplexity, train_step
 from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
 
-FINETUNE_RATE = 4e-4  # training ends at it; falls linearly to zero within each call of `finetune`
+FINETUNE_RATE = 4e-4  # falls linearly to zero within each call of `finetune`; 1e-3 undoes part of the training
 STATS_ACT_BITS = 8  # damage is measured at this activation width
 
 

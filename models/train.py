@@ -109,11 +109,8 @@ def perplexity(network: Transformer, contexts: Tensor, experts: Sequence[Experts
 
 
 def _schedule(step: int, train: TrainConfig) -> float:
-    """Linear warm-up, then a cosine to a tenth."""
-    if step < train.warmup_steps:
-        return (step + 1) / train.warmup_steps
-    share = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+    """Share of the learning rate: up linearly in the warm-up, then down linearly to zero."""
+    return min((step + 1) / train.warmup_steps, (train.steps - step) / max(1, train.steps - train.warmup_steps))
 
 
 def _same(identity: dict[str, Any], found: Any, where: Path) -> None:
