@@ -86,14 +86,17 @@ def read_library() -> Corpus:
 
 def read_folder(folder: Path) -> Corpus:
     """WikiText (train.txt, valid.txt), one text (input.txt, its end for validation), or GLUE (train.tsv, dev.tsv)."""
+    name = folder.resolve().name
     if (folder / "train.txt").is_file() and (folder / "valid.txt").is_file():
-        return Corpus(folder.resolve().name, [_read(folder / "train.txt")[:CHARACTERS_MAX]], [_read(folder / "valid.txt")])
+        return Corpus(
+            folder.resolve().name, [_read(folder / "train.txt")[:CHARACTERS_MAX]], [_read(folder / "valid.txt")]
+        )
     if (folder / "input.txt").is_file():
         text = _read(folder / "input.txt")[:CHARACTERS_MAX]
         cut = int(len(text) * (1 - VALID_SHARE))
-        return Corpus(folder.resolve().name, [text[:cut]], [text[cut:]])
+        return Corpus(name, [text[:cut]], [text[cut:]])
     if (folder / "train.tsv").is_file() and (folder / "dev.tsv").is_file():
-        return Corpus(folder.resolve().name, _read_tsv(folder / "train.tsv"), _read_tsv(folder / "dev.tsv"))
+        return Corpus(name, _read_tsv(folder / "train.tsv"), _read_tsv(folder / "dev.tsv"))
     raise WattbitError(
         f"{folder} holds no corpus; it needs train.txt and valid.txt, or input.txt, or train.tsv and dev.tsv"
     )
