@@ -88,9 +88,7 @@ def read_folder(folder: Path) -> Corpus:
     """WikiText (train.txt, valid.txt), one text (input.txt, its end for validation), or GLUE (train.tsv, dev.tsv)."""
     name = folder.resolve().name
     if (folder / "train.txt").is_file() and (folder / "valid.txt").is_file():
-        return Corpus(
-            folder.resolve().name, [_read(folder / "train.txt")[:CHARACTERS_MAX]], [_read(folder / "valid.txt")]
-        )
+        return Corpus(name, [_read(folder / "train.txt")[:CHARACTERS_MAX]], [_read(folder / "valid.txt")])
     if (folder / "input.txt").is_file():
         text = _read(folder / "input.txt")[:CHARACTERS_MAX]
         cut = int(len(text) * (1 - VALID_SHARE))
