@@ -1,7 +1,8 @@
 """One search: the policy beside its controls, on one damage table and one meter, and what each of them gives.
 
-Nothing here runs a model: `damage` is the sum of the experts' separately measured damages, which predicts the loss of
-an allocation, and `cost` is the meter's, with its own provenance. What an allocation really does is `cotrain`'s to see.
+Nothing here runs a model: `damage` is the sum of the experts' separately measured damages, less their noise (see
+`policy.smoothing`), which predicts the loss of an allocation, and `cost` is the meter's, with its own provenance. What
+an allocation really does is `cotrain`'s to see.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from wattbit.policy.controls import linear_in_frequency, random_allocation, unif
 from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.exact import solve
 from wattbit.policy.problem import Choice, Problem
+from wattbit.policy.smoothing import smoothed
 from wattbit.progress import Progress, silent
 
 POLICY = "dmpq"
@@ -143,7 +145,7 @@ def search(
     from wattbit.policy.ppo import PPOSettings, train  # torch, needed only here
 
     problem = Problem(
-        stats=stats,
+        stats=smoothed(stats),
         meter=meter,
         workload=workload,
         weight_bits=settings.weight_bits,

@@ -12,7 +12,7 @@ from wattbit.plan import Allocation
 from wattbit.policy.cotrain import CotrainSettings, cotrain
 from wattbit.policy.search import SearchSettings, search
 
-STATS = make_stats(4)
+STATS = make_stats(4, noise=0.0)
 SETTINGS = CotrainSettings(search=SearchSettings(iterations=4, seeds=(0, 1)), rounds=2, steps=5, seed=3)
 
 

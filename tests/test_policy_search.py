@@ -1,14 +1,17 @@
 """A search reports every method within the same budget, and its record survives JSON."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from tests.policy_fakes import AdditiveMeter, SharedChipMeter, make_stats, make_workload
+from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_stats, make_workload
 from wattbit.errors import WattbitError
 from wattbit.plan import Allocation, ExpertStats
 from wattbit.policy.repair import retrained_damage
 from wattbit.policy.search import SearchResult, SearchSettings, search, spread
+from wattbit.policy.smoothing import smoothed
 
 STATS = make_stats(8)
 SETTINGS = SearchSettings(iterations=30, latency_nats=0.05)
@@ -91,3 +94,35 @@ def test_retraining_is_never_expected_to_do_harm_or_wonders() -> None:
             assert e.damage_at(4) == pytest.approx(scale * s.damage_at(4))
     with pytest.raises(WattbitError, match="different models"):
         retrained_damage(at_float, make_stats(5), widths)
+
+
+def table(stats: tuple[ExpertStats, ...]) -> np.ndarray:
+    return np.array([[d for _, d in s.damage] for s in stats])
+
+
+def test_smoothing_keeps_what_has_no_noise() -> None:
+    clean = make_stats(16, noise=0.0)
+    assert table(smoothed(clean)) == pytest.approx(table(clean))
+    assert table(smoothed(smoothed(clean))) == pytest.approx(table(clean))
+
+
+def test_smoothing_comes_closer_to_the_truth() -> None:
+    for seed in range(5):
+        truth = table(make_stats(16, seed=seed, noise=0.0))
+        random = np.random.default_rng(seed)
+        noisy = truth + random.normal(0, 1, truth.shape) * np.sqrt(5e-4 * truth.mean(axis=0))
+        stats = tuple(
+            replace(s, damage=tuple(zip(WIDTHS, row.tolist(), strict=True)))
+            for s, row in zip(make_stats(16, seed=seed), noisy, strict=True)
+        )
+        found = table(smoothed(stats))
+        assert (found >= 0).all()
+        assert (np.diff(found, axis=1) <= 0).all()
+        error = np.square(found - truth).sum(axis=0) / np.square(noisy - truth).sum(axis=0)
+        assert (error[1:] < 0.7).all()
+
+
+def test_smoothing_needs_one_set_of_widths() -> None:
+    odd = replace(STATS[0], damage=STATS[0].damage[1:])
+    with pytest.raises(WattbitError, match="damage at the same widths"):
+        smoothed((odd, *STATS[1:]))
