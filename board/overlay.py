@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from wattbit.board.agent import bitstream
-from wattbit.board.agent.shell import INSTANCE, REGISTERS, VLNV
 from wattbit.errors import WattbitError
 from wattbit.files import write_bytes, write_text
 from wattbit.plan import Target
+from wattbit.shell import INSTANCE, VLNV, Register
 
 SHELL_BYTES = 0x10000
 INTERFACE = "s_axi_ctrl"
@@ -136,7 +136,7 @@ def _shell(modules: Element) -> None:
         USAGE="register",
     )
     registers = SubElement(block, "REGISTERS")
-    for name, offset in REGISTERS.items():
+    for name, offset in Register.__members__.items():
         register = SubElement(registers, "REGISTER", NAME=name)
         common = {"DESCRIPTION": name, "ACCESS": "read-write", "IS_ENABLED": "true"}
         _properties(register, common | {"ADDRESS_OFFSET": offset, "SIZE": 32})

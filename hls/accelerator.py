@@ -22,6 +22,7 @@ from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_bytes, write_json
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.simulate import verilator
+from wattbit.shell import ERRORS, IDENTITY, START, Register, interleaved, packets
 
 Arch = Literal["x86_64", "aarch64"]
 LIBRARY = "libwattbit_accel.so"
@@ -33,17 +34,6 @@ COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATO
 LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--version-script=exports.map", "-s")
 ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
 FAST, SLOW = "-O1", "-O0"  # code that runs each cycle, and code that runs once
-
-# Registers
-CTRL, ID, DIGEST, COUNT, IN_ADDR, OUT_ADDR = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14
-CYCLES_LO, CYCLES_HI, D_MODEL, ENGINES, ERROR = 0x18, 0x1C, 0x20, 0x24, 0x28
-ID_VALUE = 0x57423031
-COUNT_MAX = 2**20 - 1
-ERRORS = {
-    1: "a packet names an engine that the design lacks",
-    2: "the memory answered with an error",
-    3: "a packet names a set that its engine lacks",
-}
 
 _HANDLE, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result and arguments
@@ -155,10 +145,12 @@ class Accelerator:
             self._check()
             pointer = self._c.wb_memory(self._handle)
             self.memory: NDArray[np.uint8] = np.ctypeslib.as_array(pointer, (memory_bytes,))
-            if self.read(ID) != ID_VALUE:
-                raise WattbitError(f"{library} is no wattbit accelerator: its ID register reads {self.read(ID):#x}")
-            self.d_model = self.read(D_MODEL)
-            self.engines = self.read(ENGINES)
+            if self.read(Register.ID) != IDENTITY:
+                raise WattbitError(
+                    f"{library} is no wattbit accelerator: its ID register reads {self.read(Register.ID):#x}"
+                )
+            self.d_model = self.read(Register.D_MODEL)
+            self.engines = self.read(Register.ENGINES)
         except BaseException:
             self.close()
             raise
@@ -210,32 +202,32 @@ class Accelerator:
     ) -> tuple[Int8, int]:
         """One launch: results [N, D] of vectors `x` [N, D], vector i on `engine`[i] and set `set_index`[i]; its cycles.
 
-        Raises WattbitError when the vectors do not fit the design or the memory, or the launch reports an error.
+        They are sent `interleaved`. Raises WattbitError when they do not fit the design or the memory, or the launch
+        reports an error.
         """
-        count = len(x)
-        if x.shape != (count, self.d_model) or x.dtype != np.int8:
-            raise WattbitError(f"vectors must be int8 [N, {self.d_model}], not {x.dtype} {list(x.shape)}")
-        stride = 8 + self.d_model
-        in_bytes = count * stride
-        if count > COUNT_MAX or in_bytes + x.nbytes > len(self.memory):
-            raise WattbitError(f"{count} vectors are too many for one launch; split them")
-        for name, index in (("engine", engine), ("set", set_index)):
-            if index.shape != (count,) or (count and not 0 <= index.min() <= index.max() <= 255):
-                raise WattbitError(f"{name} indices must be {count} numbers from 0 to 255")
-        packets = self.memory[:in_bytes].reshape(count, stride)
-        packets[:, :8] = 0
-        packets[:, 0], packets[:, 1] = engine, set_index
-        packets[:, 8:] = x.view(np.uint8)
-        cycles = self.launch(self.BASE, self.BASE + in_bytes, count, max_cycles)
-        results = self.memory[in_bytes : in_bytes + x.nbytes]
-        return results.copy().view(np.int8).reshape(count, self.d_model), cycles
+        words = packets(engine, set_index, x)
+        if x.shape[1] != self.d_model:
+            raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
+        if words.nbytes + x.nbytes > len(self.memory):
+            raise WattbitError(f"{len(x)} vectors are too many for one launch; split them")
+        order = interleaved(engine)
+        self.memory[: words.nbytes] = words[order].ravel()
+        cycles = self.launch(self.BASE, self.BASE + words.nbytes, len(x), max_cycles)
+        results = np.empty_like(x)
+        results[order] = self.memory[words.nbytes : words.nbytes + x.nbytes].view(np.int8).reshape(x.shape)
+        return results, cycles
 
     def launch(self, in_addr: int, out_addr: int, count: int, max_cycles: int = 100_000_000) -> int:
         """Run `count` packets that lie at `in_addr` of the memory, results to `out_addr`; clock cycles."""
-        for offset, value in ((IN_ADDR, in_addr), (OUT_ADDR, out_addr), (COUNT, count), (CTRL, 1)):
+        for offset, value in (
+            (Register.IN_ADDR, in_addr),
+            (Register.OUT_ADDR, out_addr),
+            (Register.COUNT, count),
+            (Register.CTRL, START),
+        ):
             self.write(offset, value)
         if not self.wait(max_cycles):
             raise WattbitError(f"the launch of {count} packets did not end within {max_cycles} cycles")
-        if code := self.read(ERROR):
+        if code := self.read(Register.ERROR):
             raise WattbitError(f"the launch failed: {ERRORS.get(code, f'error {code}')}; check the packets' headers")
-        return self.read(CYCLES_HI) << 32 | self.read(CYCLES_LO)
+        return self.read(Register.CYCLES_HI) << 32 | self.read(Register.CYCLES_LO)

@@ -16,8 +16,8 @@ from tests.board_stub import (
     stub_outputs,
 )
 from wattbit.board.agent.driver import Driver
-from wattbit.board.agent.shell import packets
 from wattbit.errors import WattbitError
+from wattbit.shell import packets
 
 RNG = np.random.default_rng(0)
 

@@ -13,13 +13,13 @@ import pytest
 from tests.board_stub import DIGEST, EXPERTS, TARGET, make_parts, places
 from wattbit.board.agent import bitstream
 from wattbit.board.agent.manifest import read_manifest, verify
-from wattbit.board.agent.shell import INSTANCE, REGISTERS, VLNV
 from wattbit.board.bundle import Parts, pack
 from wattbit.board.carried import carried_files
 from wattbit.board.overlay import handoff
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, ExpertId
+from wattbit.shell import INSTANCE, VLNV, Register
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_handoff_describes_the_shell(part: str, family: str, base: int) -> None:
     modules = {m.get("INSTANCE"): m for m in ElementTree.fromstring(handoff(part, 125.0)).iter("MODULE")}
     shell, processor = modules[INSTANCE], modules[f"{family}_0"]
     assert shell.get("VLNV") == VLNV
-    assert [register.get("NAME") for register in shell.iter("REGISTER")] == list(REGISTERS)
+    assert [register.get("NAME") for register in shell.iter("REGISTER")] == list(Register.__members__)
     ranges = [int(str(memory.get("BASEVALUE")), 16) for memory in processor.iter("MEMRANGE")]
     assert ranges == [base]
 

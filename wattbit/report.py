@@ -156,7 +156,7 @@ def text(run: Run, found: list[Row]) -> str:
     return f"""# wattbit: {run.config.preset} run {run.folder.name}
 
 {model["layers"]} MoE layers of {model["experts"]} experts ({model["d_model"]}-{model["d_hidden"]}-{model["d_model"]}),
-top-{model["top_k"]}, on {corpus["tokens"]["train"]:,} tokens of {corpus["name"]}; board `{run.config.board}`
+top-{model["top_k"]}, on {corpus["tokens"]["train"]:,} tokens of {corpus["corpus"]}; board `{run.config.board}`
 ({target["title"]}); seed {run.config.seed}.
 
 **DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory, {faster:.2f}x the modelled speed, perplexity

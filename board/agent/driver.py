@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wattbit.board.agent.shell import DONE, ERRORS, IDENTITY, REGISTERS, START, digest_word, packets
 from wattbit.errors import WattbitError
+from wattbit.shell import DONE, ERRORS, IDENTITY, START, Register, digest_word, interleaved, packets
 
 
 class Registers(Protocol):
@@ -35,6 +35,7 @@ class Driver:
         self._timeout_s = timeout_s
         self._packets: Any = None
         self._results: Any = None
+        self._order = np.empty(0, np.int64)
         if self._read("ID") != IDENTITY:
             raise WattbitError(f"no wattbit shell answers: ID is {self._read('ID'):#010x}, not {IDENTITY:#010x}")
         if self._read("DIGEST") != digest_word(digest):
@@ -46,19 +47,20 @@ class Driver:
         self.engines = self._read("ENGINES")
 
     def _read(self, name: str) -> int:
-        return int(self._registers.read(REGISTERS[name]))
+        return int(self._registers.read(Register[name]))
 
     def _write(self, name: str, value: int) -> None:
-        self._registers.write(REGISTERS[name], value)
+        self._registers.write(Register[name], value)
 
     def load(self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]) -> None:
-        """Put inputs x [N, D], each for one engine and set, where the accelerator reads them."""
+        """Put inputs x [N, D], each for one engine and set, where the accelerator reads them, `interleaved`."""
         words = packets(engine, index, x)
         if x.shape[1] != self.d_model:
             raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
         self._packets = self._allocate(words.shape, np.uint8)
         self._results = self._allocate(x.shape, np.int8)
-        self._packets[:] = words
+        self._order = interleaved(engine)
+        self._packets[:] = words[self._order]
         self._packets.flush()
 
     def launch(self) -> int:
@@ -83,7 +85,9 @@ class Driver:
     def results(self) -> NDArray[np.int8]:
         """Outputs [N, D] of the last launch."""
         self._results.invalidate()
-        return np.array(self._results, np.int8)
+        results = np.empty(self._results.shape, np.int8)
+        results[self._order] = self._results
+        return results
 
     def run(
         self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]

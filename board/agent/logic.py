@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wattbit.board.agent.driver import Driver
-from wattbit.board.agent.shell import INSTANCE
+from wattbit.shell import INSTANCE
 
 VIRTUAL_TIMEOUT_S = 300.0  # simulation in emulated user space: wall time has no meaning there
 REAL_TIMEOUT_S = 10.0

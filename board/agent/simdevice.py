@@ -21,9 +21,9 @@ from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
 
 from wattbit.board.agent.bitstream import read_digest
-from wattbit.board.agent.shell import INSTANCE, REGISTERS, START
 from wattbit.board.agent.simulation import Simulation
 from wattbit.errors import WattbitError
+from wattbit.shell import INSTANCE, START, Register
 
 MEMORY_BASE = 0x10000000
 MEMORY_BYTES = 16 << 20
@@ -126,7 +126,7 @@ class SimulatedDevice(Device):
         if self._simulation is None or address not in self._registers:
             return self._words.get(address, 0)
         offset = address - self._registers.start
-        if self._running and offset == REGISTERS["CTRL"]:
+        if self._running and offset == Register.CTRL:
             self._running = not self._simulation.run(POLL_CYCLES)
         return self._simulation.read(offset)
 
@@ -136,7 +136,7 @@ class SimulatedDevice(Device):
             return
         offset = address - self._registers.start
         self._simulation.write(offset, value)
-        self._running |= offset == REGISTERS["CTRL"] and bool(value & START)
+        self._running |= offset == Register.CTRL and bool(value & START)
 
     def allocate(self, shape: Any, dtype: DTypeLike, **_: Any) -> PynqBuffer:
         """A buffer in simulated memory, as seen through a cache. Memory is not reused before the next download."""

@@ -1,4 +1,9 @@
-"""The accelerator shell as software sees it: its identity, registers and packets. Host and board agree on it here."""
+"""The accelerator shell as software sees it: its identity, registers and packets. Simulator and board agree on it here.
+
+NumPy only, for the board carries it.
+"""
+
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,19 +14,23 @@ VLNV = "wattbit:wattbit:wattbit_shell:1.0"
 INSTANCE = "wattbit_0"
 IDENTITY = 0x57423031
 
-REGISTERS = {
-    "CTRL": 0x00,
-    "ID": 0x04,
-    "DIGEST": 0x08,
-    "COUNT": 0x0C,
-    "IN_ADDR": 0x10,
-    "OUT_ADDR": 0x14,
-    "CYCLES_LO": 0x18,
-    "CYCLES_HI": 0x1C,
-    "D_MODEL": 0x20,
-    "ENGINES": 0x24,
-    "ERROR": 0x28,
-}
+
+class Register(IntEnum):
+    """Byte offsets of the 32-bit registers; `wattbit.hls.shell` says what each does."""
+
+    CTRL = 0x00
+    ID = 0x04
+    DIGEST = 0x08
+    COUNT = 0x0C
+    IN_ADDR = 0x10
+    OUT_ADDR = 0x14
+    CYCLES_LO = 0x18
+    CYCLES_HI = 0x1C
+    D_MODEL = 0x20
+    ENGINES = 0x24
+    ERROR = 0x28
+
+
 START, DONE, IDLE = 1, 2, 4
 ERRORS = {
     1: "a packet names an engine that the design does not have",
@@ -38,7 +47,7 @@ def digest_word(digest: str) -> int:
     return int(digest, 16) & 0xFFFFFFFF
 
 
-def packets(engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]) -> NDArray[np.uint8]:
+def packets(engine: NDArray[np.integer], index: NDArray[np.integer], x: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Packets [N, 8 + D] of inputs x [N, D]: a 64-bit header (engine, set), then the vector."""
     if x.ndim != 2 or x.dtype != np.int8 or not len(x) or len(engine) != len(x) or len(index) != len(x):
         raise WattbitError(f"a launch takes int8 inputs [N, D] with an engine and a set each, not {x.dtype} {x.shape}")
@@ -54,3 +63,16 @@ def packets(engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.i
     result[:, 1] = index
     result[:, HEADER_BYTES:] = x.view(np.uint8)
     return result
+
+
+def interleaved(engine: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The order [N] in which to send packets for engines [N]: each engine's spread evenly over the launch.
+
+    The shell takes packets in order, and one for an engine whose queue is full holds up those behind it; so a burst
+    for one engine would leave the others idle.
+    """
+    place = np.empty(len(engine))
+    for one in np.unique(engine):
+        mine = np.flatnonzero(engine == one)
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.argsort(place, kind="stable")
