@@ -29,7 +29,7 @@ from wattbit.models.quant import brevitas_experts
 from wattbit.plan import Allocation, ExpertId
 from wattbit.progress import Progress, silent
 
-VECTOR_TOKENS = 96  # of running validation text, sent through every layer
+VECTOR_TOKENS = 256  # spread over validation text, so that experts occur as often as they do there
 CHECKED_VECTORS = 6  # of each expert, under QONNX's slow executor; the ends of the input range come on top
 
 Vectors = dict[str, NDArray[Any]]
@@ -97,12 +97,14 @@ def run_qonnx(graph: ModelWrapper, ints: ExpertInts, x: Int8) -> Int8:
 
 @torch.no_grad()
 def routed_vectors(learner: MoELearner, modules: Mapping[ExpertId, BrevitasExpert]) -> Vectors:
-    """Real traffic: what the quantized model's experts get and return for running validation text.
+    """Real traffic: what the quantized model's experts get and return for validation text.
 
     layer [N], expert [N] int32; x [N, D] quantized inputs; y [N, D] what Brevitas returns for them, both int8. Rows are
     in the order of layer, token and slot. An expert to which no token goes is sent its layer's first token, at the end.
     """
-    stream = learner.network.embedding(learner.samples.held[:1, :-1][:, :VECTOR_TOKENS])
+    contexts = learner.samples.held[:, :-1]
+    stream = learner.network.embedding(contexts)
+    picked = torch.linspace(0, contexts.numel() - 1, min(VECTOR_TOKENS, contexts.numel())).long()
     routed: list[tuple[ExpertId, Tensor]] = []
     for i, block in enumerate(learner.network.layers):
         stream, inputs = block.attend(stream)
@@ -110,9 +112,12 @@ def routed_vectors(learner: MoELearner, modules: Mapping[ExpertId, BrevitasExper
         y, routing = block.mixture(inputs, brevitas_experts(layer))
         stream = stream + y.view_as(stream)
         routed += [
-            (ExpertId(i, e), row) for row, slots in zip(inputs, routing.experts.tolist(), strict=True) for e in slots
+            (ExpertId(i, e), row)
+            for row, slots in zip(inputs[picked], routing.experts[picked].tolist(), strict=True)
+            for e in slots
         ]
-        routed += [(ExpertId(i, e), inputs[0]) for e, count in enumerate(routing.counts) if count == 0]
+        unseen = set(range(len(routing.counts))) - set(routing.experts[picked].flatten().tolist())
+        routed += [(ExpertId(i, e), inputs[0]) for e in sorted(unseen)]
     x = [modules[e].quantize(row[None]) for e, row in routed]
     y_ints = [modules[e].forward_ints(row) for (e, _), row in zip(routed, x, strict=True)]
     return {
