@@ -8,8 +8,7 @@ import pytest
 
 from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_stats, make_workload
 from wattbit.errors import WattbitError
-from wattbit.plan import Allocation, ExpertStats
-from wattbit.policy.repair import retrained_damage
+from wattbit.plan import ExpertStats
 from wattbit.policy.search import SearchResult, SearchSettings, search, spread
 from wattbit.policy.smoothing import smoothed
 
@@ -64,36 +63,6 @@ def test_controls_need_their_widths() -> None:
 def test_spread_of_one_value_has_no_deviation() -> None:
     assert spread([2.0]) == {"mean": 2.0, "std": None, "values": [2.0]}
     assert spread([1.0, 3.0])["std"] == pytest.approx(2**0.5)
-
-
-def test_retrained_damage_scales_what_was_not_retrained() -> None:
-    at_float = make_stats(4, noise=0.0)
-    widths = {s.expert: 4 if s.expert.expert % 2 else 3 for s in at_float}
-    share = {3: 0.5, 4: 0.25}
-
-    def now(s: ExpertStats) -> ExpertStats:
-        damage = {b: d * (share[b] if b == widths[s.expert] else 1.0) for b, d in s.damage}
-        return ExpertStats.from_json(s.to_json() | {"damage": damage, "tokens": 7})
-
-    expected = retrained_damage(at_float, [now(s) for s in at_float], Allocation.of(widths))
-    before = {b: sum(s.damage_at(b) for s in at_float if widths[s.expert] == b) for b in (3, 4)}
-    overall = sum(share[b] * before[b] for b in (3, 4)) / sum(before.values())
-    for s, e in zip(at_float, expected, strict=True):
-        assert e.tokens == 7
-        for bits, damage in s.damage:
-            assert e.damage_at(bits) == pytest.approx(share.get(bits, overall) * damage)
-
-
-def test_retraining_is_never_expected_to_do_harm_or_wonders() -> None:
-    at_float = make_stats(4, noise=0.0)
-    widths = Allocation.of({s.expert: 4 for s in at_float})
-    for scale, left in ((3.0, 1.0), (-2.0, 0.0)):
-        now = [ExpertStats.from_json(s.to_json() | {"damage": {b: scale * d for b, d in s.damage}}) for s in at_float]
-        for s, e in zip(at_float, retrained_damage(at_float, now, widths), strict=True):
-            assert e.damage_at(2) == pytest.approx(left * s.damage_at(2))
-            assert e.damage_at(4) == pytest.approx(scale * s.damage_at(4))
-    with pytest.raises(WattbitError, match="different models"):
-        retrained_damage(at_float, make_stats(5), widths)
 
 
 def table(stats: tuple[ExpertStats, ...]) -> np.ndarray:
