@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def main() -> None:
     is not redone; an interrupted one resumes.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform")  # brevitas, of a kernel that nothing here uses
 
 
 @main.command()
