@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wattbit.models.data import Tokens, load_tokens
 
-VALID_CONTEXTS = 192  # two thirds of them price a model in perplexity, one third gives the statistics
+VALID_CONTEXTS = 384  # two thirds of them price a model in perplexity, one third gives the statistics
 CALIBRATION_CONTEXTS = 32
 CALIBRATION_SEED = 2**31  # apart from training's seeds
 

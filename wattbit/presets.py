@@ -10,7 +10,7 @@ from wattbit.policy.search import SearchSettings
 from wattbit.run import RunConfig
 
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig, CotrainSettings]] = {
-    "demo": (DEMO_MODEL, DEMO_TRAIN, CotrainSettings()),
+    "demo": (DEMO_MODEL, DEMO_TRAIN, CotrainSettings(steps=30)),
     # for tests: every part small, the path whole
     "tiny": (
         ModelConfig(vocab_size=384, d_model=16, d_hidden=32, layers=2, heads=2, experts=4, top_k=2, context=32),

