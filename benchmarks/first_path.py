@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import click
-
 from rows import Row, show, write
+
 from wattbit.cli import RUNS, perform
 from wattbit.files import read_json
 from wattbit.plan import Provenance
