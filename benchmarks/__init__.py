@@ -1,1 +1,0 @@
-"""Ratios against controls and peers; `results/` holds their runs."""
