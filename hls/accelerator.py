@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Literal, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ Arch = Literal["x86_64", "aarch64"]
 LIBRARY = "libwattbit_accel.so"
 SIM = Path(__file__).parent / "sim"
 JOBS = 2
+COMPILERS = BoundedSemaphore(JOBS)  # held by each running compiler, so that designs may be built side by side
 
 GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "60000", "-Wno-fatal", "-Wno-lint")
 COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATOR=1", "-DVM_TRACE=0", "-DVM_COVERAGE=0")
@@ -84,7 +86,8 @@ def _generate(shell: ShellRtl, out: Path, key: str) -> Path:
     out.mkdir(parents=True)
     command, environment = verilator()
     command += [*GENERATE, "--top-module", shell.top, "-Mdir", str(out.absolute()), *shell.sources]
-    _run(command, shell.folder, environment)
+    with COMPILERS:
+        _run(command, shell.folder, environment)
     names = "".join(f'    {{"{name}", R"({(shell.folder / name).read_text()})"}},\n' for name in shell.memories)
     text = f'#include "memories.h"\n\nconst MemoryFile memory_files[] = {{\n{names}    {{nullptr, nullptr}},\n}};\n'
     (out / "memory_files.cpp").write_text(text)
@@ -100,16 +103,17 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
     files = sorted([*sources.glob("*.cpp"), *SIM.glob("*.cpp"), *runtime], key=lambda path: -path.stat().st_size)
     folders = [f"-I{path}" for path in (sources.absolute(), SIM, include, include / "vltstd")]
 
-    def command(source: Path) -> list[str]:
+    def compile_one(source: Path) -> None:
         # The runtime keeps its own $readmemh; what it prints must not mix with the agent's stdout.
         own = (*ENDS, "-DVL_PRINTF(...)=std::fprintf(stderr,__VA_ARGS__)")
         rename = () if source in runtime else ("-DVL_READMEM_N=wb_readmem",)
         optimise = SLOW if "__Slow" in source.name else FAST
         output = ["-c", str(source.absolute()), "-o", str(work.absolute() / f"{source.stem}.o")]
-        return [compiler, *COMPILE, optimise, *own, *rename, *folders, *output]
+        with COMPILERS:
+            _run([compiler, *COMPILE, optimise, *own, *rename, *folders, *output], work)
 
     with ThreadPoolExecutor(JOBS) as pool:
-        list(pool.map(lambda source: _run(command(source), work), files))
+        list(pool.map(compile_one, files))
     (work / "exports.map").write_text("{ global: wb_*; local: *; };\n")
     library = work / LIBRARY
     _run([compiler, *LINK, "-o", library.name, *(f"{source.stem}.o" for source in files)], work)

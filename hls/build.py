@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 from wattbit.arith import ExpertInts
-from wattbit.errors import WattbitError
 from wattbit.files import digest_json, sha256_file, write_json
-from wattbit.hls.accelerator import Accelerator, Arch, verilate
+from wattbit.hls.accelerator import Arch, verilate
+from wattbit.hls.compare import require_fit, simulate
 from wattbit.hls.engine import EngineRtl, build_engine
 from wattbit.hls.planner import EnginePlan
 from wattbit.hls.resources import Resources
 from wattbit.hls.shell import build_shell
 from wattbit.hls.synthesis import synthesise
-from wattbit.plan import ExpertId
 from wattbit.progress import Progress, silent
 
 ARCHITECTURES: tuple[Arch, ...] = ("x86_64", "aarch64")
@@ -29,8 +28,7 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
     simulated design by architecture; simulation, the exported vectors through it with and without random stalls,
     which must give PyTorch's integers, else WattbitError.
     """
-    if not plan.fits:
-        raise WattbitError(f"the plan does not fit {plan.part}: {', '.join(plan.excess)}; use fewer widths or bits")
+    require_fit(plan)
     steps = len(plan.classes) * 2 + len(ARCHITECTURES) + 2
     finished = 0
 
@@ -61,9 +59,11 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
             progress(f"Verilator: accelerator for {arch}", finished, steps)
             libraries[arch] = verilate(shell, out / "accelerator", arch)
             step(f"Verilator: accelerator for {arch}")
-        simulation = simulate(plan, libraries["x86_64"], export / "vectors.npz")
+        with np.load(export / "vectors.npz", allow_pickle=False) as vectors:
+            steady = simulate(plan, libraries["x86_64"], vectors)
+            stalled = simulate(plan, libraries["x86_64"], vectors, STALL_SEED)
         step("simulated")
-        return {"libraries": libraries, "simulation": simulation}
+        return {"libraries": libraries, "simulation": steady | {"cycles_with_stalls": stalled["cycles"]}}
 
     with ThreadPoolExecutor(2) as pool:  # yosys on one core, the compilers on the other
         model = pool.submit(compile_model)
@@ -88,31 +88,3 @@ def design_digest(plan: EnginePlan, engines: list[EngineRtl]) -> str:
     """Digest of the plan and of every file of its engines: of what the hardware does."""
     files = {path.name: sha256_file(path) for engine in engines for path in (*engine.sources, *engine.memories)}
     return digest_json({"plan": plan.to_json(), "files": files})
-
-
-def simulate(plan: EnginePlan, library: Path, vectors: Path) -> dict[str, Any]:
-    """The exported vectors through the Verilated shell; WattbitError if any output differs from PyTorch's integers."""
-    places = {
-        expert: (engine, index) for engine, spec in enumerate(plan.classes) for index, expert in enumerate(spec.experts)
-    }
-    with np.load(vectors, allow_pickle=False) as archive:
-        layer, expert, x, y = (archive[name] for name in ("layer", "expert", "x", "y"))
-    ids = [ExpertId(int(a), int(b)) for a, b in zip(layer, expert, strict=True)]
-    on_fpga = np.array([place in places for place in ids])
-    engine, index = np.array([places[place] for place in ids if place in places]).T
-    cycles = {}
-    for name, seed in (("steady", 0), ("stalled", STALL_SEED)):
-        with Accelerator(library, stall_seed=seed) as accelerator:
-            got, cycles[name] = accelerator.run(engine, index, x[on_fpga])
-        wrong = int((got != y[on_fpga]).any(axis=1).sum())
-        if wrong:
-            raise WattbitError(
-                f"{wrong} of {len(got)} vectors differ from QONNX in the {name} simulation; this is a bug"
-            )
-    return {
-        "vectors": int(on_fpga.sum()),
-        "cycles": cycles["steady"],
-        "cycles_with_stalls": cycles["stalled"],
-        "bit_exact": True,  # any difference has raised
-        "provenance": "simulated",
-    }

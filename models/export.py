@@ -42,7 +42,7 @@ def export(learner: MoELearner, allocation: Allocation, out: Path, progress: Pro
     arithmetic, or the allocation is one of another model.
     """
     experts = learner.config.expert_ids
-    modules = {expert: learner.expert(expert, allocation.precision(expert)) for expert in experts}
+    modules = _modules(learner, allocation)
     vectors = routed_vectors(learner, modules)
     for done, expert in enumerate(experts):
         progress("export", done, len(experts) + 1)
@@ -63,6 +63,12 @@ def export(learner: MoELearner, allocation: Allocation, out: Path, progress: Pro
     write_json(out / "export.json", record)  # last: its presence says that the rest is there
     progress("export", len(experts) + 1, len(experts) + 1)
     return record
+
+
+def integers(learner: MoELearner, allocation: Allocation) -> tuple[dict[ExpertId, ExpertInts], Vectors]:
+    """Every expert's integers and the `routed_vectors`, as `export` writes them, without files or QONNX graphs."""
+    modules = _modules(learner, allocation)
+    return {expert: module.ints() for expert, module in modules.items()}, routed_vectors(learner, modules)
 
 
 def export_expert(module: BrevitasExpert, x: Int8, out: Path) -> None:
@@ -118,14 +124,22 @@ def routed_vectors(learner: MoELearner, modules: Mapping[ExpertId, BrevitasExper
         ]
         unseen = set(range(len(routing.counts))) - set(routing.experts[picked].flatten().tolist())
         routed += [(ExpertId(i, e), inputs[0]) for e in sorted(unseen)]
-    x = [modules[e].quantize(row[None]) for e, row in routed]
-    y_ints = [modules[e].forward_ints(row) for (e, _), row in zip(routed, x, strict=True)]
+    x = np.empty((len(routed), learner.config.d_model), dtype=np.int8)  # [N, D]
+    y = np.empty_like(x)
+    for expert, module in modules.items():  # all rows of an expert at once, for Brevitas takes milliseconds a call
+        mine = [i for i, (e, _) in enumerate(routed) if e == expert]
+        x[mine] = module.quantize(torch.stack([routed[i][1] for i in mine]))
+        y[mine] = module.forward_ints(x[mine])
     return {
         "layer": np.array([e.layer for e, _ in routed], dtype=np.int32),
         "expert": np.array([e.expert for e, _ in routed], dtype=np.int32),
-        "x": np.concatenate(x),
-        "y": np.concatenate(y_ints),
+        "x": x,
+        "y": y,
     }
+
+
+def _modules(learner: MoELearner, allocation: Allocation) -> dict[ExpertId, BrevitasExpert]:
+    return {expert: learner.expert(expert, allocation.precision(expert)) for expert in learner.config.expert_ids}
 
 
 def _rows_of(vectors: Vectors, expert: ExpertId) -> NDArray[np.bool_]:

@@ -73,16 +73,17 @@ def cotrain(
     - rounds, one each: round, allocation, mean_bits, reward, curves, damage {predicted, observed} (in nats a token,
       before the round's fine-tuning; observed is against the float weights), perplexity_before and _after (the
       round's fine-tuning);
-    - methods by name: runs (one a random seed, else one: allocation, mean_bits, cost, perplexity_before and _after),
-      and over the runs allocation (the first's), mean_bits, memory_bytes and cost (means), perplexity_before and
-      _after {mean, std, values}, fine_tuning_steps. Here before is at the float weights, after is after all rounds.
+    - methods by name: runs (one a random seed, else one: allocation, mean_bits, cost, perplexity_before and _after,
+      weights: the file of its fine-tuned weights, relative to `out`), and over the runs allocation (the first's),
+      mean_bits, memory_bytes and cost (means), perplexity_before and _after {mean, std, values}, fine_tuning_steps.
+      Here before is at the float weights, after is after all rounds.
 
     Raises WattbitError if `out` holds steps of other settings or other weights.
     """
     inputs = settings.to_json() | {"workload": _workload_json(workload)}
     chains = 4 + len(settings.search.random_seeds)
     total = 4 * settings.rounds + chains * (settings.rounds + 1) + 1
-    loop = _Loop(Steps(learner, out / "steps", inputs, progress, total), meter, workload, settings)
+    loop = _Loop(Steps(learner, out / "steps", inputs, progress, total), meter, workload, settings, out)
     rounds, allocations = loop.rounds(stats, searched)
     final = allocations[POLICY][0]
     result = {
@@ -110,6 +111,7 @@ class _Loop:
     meter: Meter
     workload: Workload
     settings: CotrainSettings
+    out: Path
 
     def rounds(
         self, given: Sequence[ExpertStats] | None, searched: SearchResult | None
@@ -190,6 +192,7 @@ class _Loop:
             "allocation": allocation.to_json(),
             "mean_bits": allocation.mean_bits,
             "cost": self.meter.cost(allocation, self.workload).to_json(),
+            "weights": str(end.relative_to(self.out)),
         }
 
     def _finetune(self, chain: str, turn: int, allocation: Allocation) -> Path:

@@ -4,6 +4,7 @@ Heavy imports stay inside the stages, so that `wattbit --help` is quick.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,10 +139,10 @@ def build(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def controls(run: Run, progress: Progress) -> dict[str, Any]:
-    """Simulate the engines of every control's first allocation, with its fine-tuned weights; a file for each keeps it.
+    """Simulate the engines of every control's first allocation, with its fine-tuned weights, two side by side.
 
-    `controls/controls.json`: by method what `hls.compare.simulate_plan` returns, the allocation's digest, cycles and
-    milliseconds a token, and modelled_cycles_per_token of the same plan.
+    `controls/METHOD.json` keeps a finished one; `controls/controls.json` has all by name: what `simulate_plan` returns,
+    the allocation's digest, cycles and milliseconds a token, and modelled_cycles_per_token of the same plan.
     """
     from wattbit.hls.compare import simulate_plan
     from wattbit.hls.planner import plan
@@ -150,30 +151,42 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
 
     methods = read_json(run.path("cotrain", "cotrain.json"))["methods"]
     first = {name: method["runs"][0] for name, method in methods.items() if name != POLICY}
+    kept = {name: run.path("controls", f"{name}.json") for name in first}
     model = learner(run)
-    packets_per_token = model.config.layers * model.config.top_k
 
-    def simulated(name: str) -> dict[str, Any]:
+    def start(name: str) -> None:
         allocation = Allocation.from_json(first[name]["allocation"])
-        model.load(run.path("cotrain", first[name]["weights"]))
         planned = plan(allocation, model.config.shape, target(run), workload(run))
-        result = simulate_plan(planned, *integers(model, allocation), run.path("controls", name))
-        cycles = result["cycles"] * packets_per_token / result["vectors"]
-        return result | {
-            "allocation": allocation.digest,
-            "cycles_per_token": cycles,
-            "ms_per_token": cycles / planned.clock_mhz * 1e-3,
-            "modelled_cycles_per_token": planned.cycles / WORKLOAD_TOKENS,
-        }
+        model.load(run.path("cotrain", first[name]["weights"]))
+        ints, vectors = integers(model, allocation)
 
-    found = {}
-    for done, name in enumerate(first):
-        progress(f"{name}: Verilator", done, len(first))
-        kept = run.path("controls", f"{name}.json")
-        if not kept.exists():
-            write_json(kept, simulated(name))
-        found[name] = read_json(kept)
+        def simulate() -> None:
+            result = simulate_plan(planned, ints, vectors, run.path("controls", name))
+            cycles = result["cycles"] * model.config.layers * model.config.top_k / result["vectors"]
+            more = {
+                "allocation": allocation.digest,
+                "cycles_per_token": cycles,
+                "ms_per_token": cycles / planned.clock_mhz * 1e-3,
+                "modelled_cycles_per_token": planned.cycles / WORKLOAD_TOKENS,
+            }
+            write_json(kept[name], result | more)
+
+        running[name] = pool.submit(simulate)
+
+    running: dict[str, Future[None]] = {}
+    pool = ThreadPoolExecutor(2)
+    try:
+        for name in first:
+            if not kept[name].exists():
+                start(name)
+        for done, name in enumerate(first):
+            progress(f"{name}: Verilator", done, len(first))
+            if name in running:
+                running[name].result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # interrupted, or one failed: start no other
     progress("simulated", len(first), len(first))
+    found = {name: read_json(path) for name, path in kept.items()}
     write_json(run.path("controls", "controls.json"), found)
     return found
 

@@ -1,0 +1,67 @@
+"""A design in RTL simulation, held to the integers that PyTorch returns for real routed vectors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.arith import ExpertInts
+from wattbit.errors import WattbitError
+from wattbit.hls.accelerator import Accelerator, verilate
+from wattbit.hls.engine import write_engine
+from wattbit.hls.planner import EnginePlan
+from wattbit.hls.shell import build_shell
+from wattbit.plan import ExpertId
+
+Vectors = Mapping[str, NDArray[Any]]
+"""layer, expert [N]: who gets a vector; x, y [N, D] int8: what it is and what the expert returns."""
+
+
+def require_fit(plan: EnginePlan) -> None:
+    """WattbitError if the plan does not fit its part."""
+    if not plan.fits:
+        raise WattbitError(f"the plan does not fit {plan.part}: {', '.join(plan.excess)}; use fewer widths or bits")
+
+
+def simulate(plan: EnginePlan, library: Path, vectors: Vectors, stall_seed: int = 0) -> dict[str, Any]:
+    """One launch of the vectors that are for the plan's experts, through the Verilated shell.
+
+    stall_seed: not 0 stalls all streams at random. Returns vectors, their number; cycles, from start to done;
+    bit_exact and provenance. Raises WattbitError if any output differs.
+    """
+    places = {
+        expert: (engine, index) for engine, spec in enumerate(plan.classes) for index, expert in enumerate(spec.experts)
+    }
+    ids = [ExpertId(int(a), int(b)) for a, b in zip(vectors["layer"], vectors["expert"], strict=True)]
+    on_fpga = np.array([place in places for place in ids])
+    engine, index = np.array([places[place] for place in ids if place in places]).T
+    with Accelerator(library, stall_seed=stall_seed) as accelerator:
+        got, cycles = accelerator.run(engine, index, vectors["x"][on_fpga])
+    wrong = int((got != vectors["y"][on_fpga]).any(axis=1).sum())
+    if wrong:
+        stalls = "with stalls" if stall_seed else "without stalls"
+        raise WattbitError(f"{wrong} of {len(got)} vectors differ from PyTorch in simulation {stalls}; this is a bug")
+    return {
+        "vectors": len(got),
+        "cycles": cycles,
+        "bit_exact": True,  # any difference has raised
+        "provenance": "simulated",
+    }
+
+
+def simulate_plan(plan: EnginePlan, ints: Mapping[ExpertId, ExpertInts], vectors: Vectors, out: Path) -> dict[str, Any]:
+    """The plan's engines in their shell, written to `out` and simulated on this machine; see `simulate`.
+
+    For comparing designs that no board gets: the engines are those of `hls.build`, but no expert is taken through FINN
+    and yosys counts nothing. Raises WattbitError if the plan does not fit its part, or any output differs.
+    """
+    require_fit(plan)
+    engines = [
+        write_engine([ints[expert] for expert in spec.experts], spec, out / "engines", plan.part)
+        for spec in plan.classes
+    ]
+    shell = build_shell(engines, plan.shape.d_model, plan.digest, out / "shell")
+    library = verilate(shell, out / "accelerator", "x86_64")
+    return simulate(plan, library, vectors)
