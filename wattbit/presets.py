@@ -1,21 +1,35 @@
 """Sizes of a run by name, and the configuration that they make."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wattbit.board.targets import load
 from wattbit.errors import WattbitError
 from wattbit.models.config import DEMO_MODEL, DEMO_TRAIN, ModelConfig, TrainConfig
+from wattbit.plan import Target
 from wattbit.policy.cotrain import CotrainSettings
 from wattbit.policy.search import SearchSettings
 from wattbit.run import RunConfig
 
-PRESETS: dict[str, tuple[ModelConfig, TrainConfig, CotrainSettings]] = {
-    "demo": (DEMO_MODEL, DEMO_TRAIN, CotrainSettings(steps=30)),
+
+@dataclass(frozen=True)
+class Preset:
+    """The sizes of a run. chip_share: how much of the board's FPGA its engines may take."""
+
+    model: ModelConfig
+    train: TrainConfig
+    cotrain: CotrainSettings
+    chip_share: float = 1.0
+
+
+PRESETS = {
+    "demo": Preset(DEMO_MODEL, DEMO_TRAIN, CotrainSettings()),
     # for tests: every part small, the path whole
-    "tiny": (
+    "tiny": Preset(
         ModelConfig(vocab_size=384, d_model=16, d_hidden=32, layers=2, heads=2, experts=4, top_k=2, context=32),
         TrainConfig(steps=30, batch=8, warmup_steps=5),
-        CotrainSettings(search=SearchSettings(iterations=20), steps=3),
+        CotrainSettings(search=SearchSettings(weight_bits=(2, 4, 8), iterations=20), steps=3),
+        chip_share=1 / 16,
     ),
 }
 
@@ -24,11 +38,16 @@ def run_config(preset: str, data: str | None, board: str, seed: int) -> RunConfi
     """The configuration of a run; WattbitError for a preset or board that does not exist."""
     if preset not in PRESETS:
         raise WattbitError(f"preset must be one of {', '.join(sorted(PRESETS))}, not {preset!r}")
-    model, train, cotrain = PRESETS[preset]
+    sizes = PRESETS[preset]
     settings: dict[str, Any] = {
-        "model": model.to_json(),
-        "train": train.to_json() | {"seed": seed},
-        "cotrain": cotrain.to_json() | {"seed": seed},
-        "target": load(board).target.to_json(),
+        "model": sizes.model.to_json(),
+        "train": sizes.train.to_json() | {"seed": seed},
+        "cotrain": sizes.cotrain.to_json() | {"seed": seed},
+        "target": share(load(board).target, sizes.chip_share).to_json(),
     }
     return RunConfig(preset=preset, data=data, board=board, seed=seed, settings=settings)
+
+
+def share(target: Target, part: float) -> Target:
+    """The target with a part of its FPGA's resources."""
+    return replace(target, **{name: int(getattr(target, name) * part) for name in ("lut", "ff", "dsp", "bram18")})
