@@ -1,6 +1,7 @@
 """The `wattbit` command."""
 
 import json
+import shutil
 import signal
 import sys
 import warnings
@@ -16,7 +17,7 @@ from wattbit.doctor import conclusions, examine
 from wattbit.errors import WattbitError
 from wattbit.pipeline import PIPELINE
 from wattbit.presets import PRESETS, run_config
-from wattbit.run import Run, cache_folder
+from wattbit.run import Run, RunConfig, cache_folder
 
 RUNS = Path("runs")
 
@@ -67,6 +68,18 @@ def perform(run: Run, last: str, as_json: bool) -> None:
         click.echo(json.dumps({"run": str(run.folder), "stage": last, "result": result}, indent=1))
     elif "summary" in result:
         click.echo(result["summary"])
+
+
+def start(config: RunConfig, last: str, as_json: bool) -> None:
+    """Perform on the run of a configuration; a new run whose first stage fails leaves no folder."""
+    new = not (RUNS / config.digest).exists()
+    run = Run.create(RUNS, config)
+    try:
+        perform(run, last, as_json)
+    except WattbitError:
+        if new and not any(run.path("stages").glob("*.json")):
+            shutil.rmtree(run.folder)
+        raise
 
 
 class OneLineErrors(click.Group):
@@ -133,7 +146,7 @@ def doctor(as_json: bool) -> None:
 @json_option
 def train(preset: str, data: str | None, board: str, seed: int, as_json: bool) -> None:
     """Make a run: corpus, vocabulary and the float model."""
-    perform(Run.create(RUNS, run_config(preset, data, board, seed)), "train", as_json)
+    start(run_config(preset, data, board, seed), "train", as_json)
 
 
 @main.command()
@@ -141,7 +154,7 @@ def train(preset: str, data: str | None, board: str, seed: int, as_json: bool) -
 @json_option
 def demo(preset: str, data: str | None, board: str, seed: int, as_json: bool) -> None:
     """Do everything, from text to an energy report on the virtual board."""
-    perform(Run.create(RUNS, run_config(preset, data, board, seed)), "report", as_json)
+    start(run_config(preset, data, board, seed), "report", as_json)
 
 
 def stage_command(name: str, text: str) -> None:
