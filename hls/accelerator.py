@@ -7,10 +7,8 @@ nothing but the C library, and is deployed like a bitstream. Its C interface is 
 import ctypes
 import importlib.metadata
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Literal, Self
@@ -23,6 +21,7 @@ from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_bytes, write_json
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.simulate import verilator
+from wattbit.processes import execute, workers
 from wattbit.shell import ERRORS, IDENTITY, START, Register, interleaved, packets
 
 Arch = Literal["x86_64", "aarch64"]
@@ -112,7 +111,7 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
         with COMPILERS:
             _run([compiler, *COMPILE, optimise, *own, *rename, *folders, *output], work)
 
-    with ThreadPoolExecutor(JOBS) as pool:
+    with workers(JOBS) as pool:
         list(pool.map(compile_one, files))
     (work / "exports.map").write_text("{ global: wb_*; local: *; };\n")
     library = work / LIBRARY
@@ -121,7 +120,7 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = execute(command, folder, environment)
     if done.returncode:
         errors = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
         raise ToolError(list(command), done.returncode, "\n".join(errors[:1]) or done.stderr)

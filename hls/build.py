@@ -1,6 +1,5 @@
 """From exported experts to a checked accelerator: engines, shell, simulation, synthesis."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from wattbit.hls.planner import EnginePlan
 from wattbit.hls.resources import Resources
 from wattbit.hls.shell import build_shell
 from wattbit.hls.synthesis import synthesise
+from wattbit.processes import workers
 from wattbit.progress import Progress, silent
 
 ARCHITECTURES: tuple[Arch, ...] = ("x86_64", "aarch64")
@@ -65,7 +65,7 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
         step("simulated")
         return {"libraries": libraries, "simulation": steady | {"cycles_with_stalls": stalled["cycles"]}}
 
-    with ThreadPoolExecutor(2) as pool:  # yosys on one core, the compilers on the other
+    with workers(2) as pool:  # yosys on one core, the compilers on the other
         model = pool.submit(compile_model)
         for done in [pool.submit(synthesise_engine, engine) for engine in engines]:
             done.result()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from wattbit.arith import Int8
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json
 from wattbit.hls.engine import RTL, EngineRtl
+from wattbit.processes import execute
 
 FLAGS = (
     *("--cc", "--exe", "--build", "-j", "2", "--no-timing", "--assert", "-O3", "-Wno-fatal", "-Wno-lint"),
@@ -76,7 +76,7 @@ def build_simulator(engines: Sequence[EngineRtl], out: Path) -> Path:
         (work / "bench.sv").write_text(top, encoding="utf-8")
         files = [str(path.absolute()) for path in (main, *sources, bench, work / "bench.sv")]
         command += [*FLAGS, "--top-module", "bench", "-Mdir", str(work), *files]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = execute(command, environment=environment)
         if done.returncode:
             errors = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
             raise ToolError(command, done.returncode, "\n".join(errors[:1] or [done.stderr]))
@@ -100,7 +100,7 @@ def simulate(
             arguments += [f"+{engine.module}_in={engine.module}.in", f"+{engine.module}_out={engine.module}.out"]
             arguments.append(f"+{engine.module}_vectors={len(stimulus.x)}")
         command = [str(program.absolute()), *arguments]
-        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+        done = execute(command, work)
         if done.returncode:
             raise ToolError(command[:1], done.returncode, done.stdout + done.stderr)
         return [_result(engine, work / f"{engine.module}.out") for engine in engines]

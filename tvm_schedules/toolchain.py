@@ -1,7 +1,6 @@
 """Kernels to object files by TVM in a process of its own, and those to a library or program by the C compiler."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from wattbit.errors import ToolError
 from wattbit.files import atomic
 from wattbit.plan import ExpertShape
+from wattbit.processes import execute
 from wattbit.tvm_schedules.cores import Core
 from wattbit.tvm_schedules.layout import LAYOUT_VERSION
 
@@ -76,7 +76,7 @@ def _link(kernels: tuple[Kernel, ...], core: Core, objects: Path, arguments: lis
 
 def run_tool(command: list[str], text: str = "", remedy: str = "") -> str:
     """Run a program with `text` as its input; returns what it wrote to stderr, raises ToolError when it fails."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = execute(command, text=text)
     if done.returncode:
         raise ToolError(command, done.returncode, done.stderr, remedy)
     return done.stderr

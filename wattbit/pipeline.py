@@ -4,7 +4,7 @@ Heavy imports stay inside the stages, so that `wattbit --help` is quick.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wattbit import report
 from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Target, Workload
+from wattbit.processes import workers
 from wattbit.progress import Progress
 from wattbit.run import Pipeline, Run, Stage, cache_folder
 
@@ -174,8 +175,7 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
         running[name] = pool.submit(simulate)
 
     running: dict[str, Future[None]] = {}
-    pool = ThreadPoolExecutor(2)
-    try:
+    with workers(2) as pool:
         for name in first:
             if not kept[name].exists():
                 start(name)
@@ -183,8 +183,6 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
             progress(f"{name}: Verilator", done, len(first))
             if name in running:
                 running[name].result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # interrupted, or one failed: start no other
     progress("simulated", len(first), len(first))
     found = {name: read_json(path) for name, path in kept.items()}
     write_json(run.path("controls", "controls.json"), found)

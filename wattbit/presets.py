@@ -50,4 +50,5 @@ def run_config(preset: str, data: str | None, board: str, seed: int) -> RunConfi
 
 def share(target: Target, part: float) -> Target:
     """The target with a part of its FPGA's resources."""
-    return replace(target, **{name: int(getattr(target, name) * part) for name in ("lut", "ff", "dsp", "bram18")})
+    lut, ff, dsp, bram18 = (int(whole * part) for whole in (target.lut, target.ff, target.dsp, target.bram18))
+    return replace(target, lut=lut, ff=ff, dsp=dsp, bram18=bram18)
