@@ -1,6 +1,7 @@
 """Sizes of a run by name, and the configuration that they make."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from wattbit.board.targets import load
@@ -23,7 +24,7 @@ class Preset:
 
 
 PRESETS = {
-    "demo": Preset(DEMO_MODEL, DEMO_TRAIN, CotrainSettings()),
+    "demo": Preset(DEMO_MODEL, DEMO_TRAIN, CotrainSettings(steps=30)),
     # for tests: every part small, the path whole
     "tiny": Preset(
         ModelConfig(vocab_size=384, d_model=16, d_hidden=32, layers=2, heads=2, experts=4, top_k=2, context=32),
@@ -40,12 +41,21 @@ def run_config(preset: str, data: str | None, board: str, seed: int) -> RunConfi
         raise WattbitError(f"preset must be one of {', '.join(sorted(PRESETS))}, not {preset!r}")
     sizes = PRESETS[preset]
     settings: dict[str, Any] = {
+        "corpus": files(data),
         "model": sizes.model.to_json(),
         "train": sizes.train.to_json() | {"seed": seed},
         "cotrain": sizes.cotrain.to_json() | {"seed": seed},
         "target": share(load(board).target, sizes.chip_share).to_json(),
     }
     return RunConfig(preset=preset, data=data, board=board, seed=seed, settings=settings)
+
+
+def files(data: str | None) -> list[list[str | int]]:
+    """Name, size and time of change of a corpus folder's files, so that changed text makes another run."""
+    if data is None or not Path(data).is_dir():
+        return []
+    found = ((path, path.stat()) for path in sorted(Path(data).iterdir()) if path.is_file())
+    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in found]
 
 
 def share(target: Target, part: float) -> Target:
