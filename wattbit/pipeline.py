@@ -145,6 +145,8 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
     `controls/METHOD.json` keeps a finished one; `controls/controls.json` has all by name: what `simulate_plan` returns,
     the allocation's digest, cycles and milliseconds a token, and modelled_cycles_per_token of the same plan.
     """
+    import torch
+
     from wattbit.hls.compare import simulate_plan
     from wattbit.hls.planner import plan
     from wattbit.models.export import integers
@@ -154,6 +156,7 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
     first = {name: method["runs"][0] for name, method in methods.items() if name != POLICY}
     kept = {name: run.path("controls", f"{name}.json") for name in first}
     model = learner(run)
+    torch.set_num_threads(1)  # beside two compilers, more threads of torch only wait for each other
 
     def start(name: str) -> None:
         allocation = Allocation.from_json(first[name]["allocation"])
@@ -177,6 +180,7 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
     running: dict[str, Future[None]] = {}
     with workers(2) as pool:
         for name in first:
+            progress(f"{name}: integers", 0, len(first))
             if not kept[name].exists():
                 start(name)
         for done, name in enumerate(first):

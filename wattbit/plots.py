@@ -66,14 +66,16 @@ def rewards(curves: Mapping[str, Sequence[float]], path: Path) -> Path:
     return save(figure, path)
 
 
-def front(points: Mapping[str, tuple[float, float, float]], float_perplexity: float, path: Path) -> Path:
-    """Perplexity and its standard deviation over modelled latency in us a token: {method: (us, mean, std)}."""
+def front(
+    points: Mapping[str, tuple[float, float, float]], float_perplexity: float, provenance: str, path: Path
+) -> Path:
+    """Perplexity and its standard deviation over latency in us a token: {method: (us, mean, std)}."""
     figure, panel = plt.subplots(figsize=(5.8, 3.8))
     for place, (name, (latency_us, mean, std)) in enumerate(points.items()):
         colour = COLOURS[place % len(COLOURS)]
         panel.errorbar([latency_us], [mean], yerr=[std], fmt="o", color=colour, capsize=3, label=name)
     panel.axhline(float_perplexity, color="black", linewidth=0.8, linestyle="--", label="float")
-    panel.set_xlabel("accelerator time a token, us (modelled)")
+    panel.set_xlabel(f"accelerator time a token, us ({provenance})")
     panel.set_ylabel("validation perplexity")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8)

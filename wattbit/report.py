@@ -5,6 +5,7 @@ import platform
 import re
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ code { background: #f2f2f2; padding: 0 0.2em; }
 
 @dataclass(frozen=True)
 class Row:
-    """One method of the table. The last three are None where only the built method, DMPQ, has run on the board."""
+    """One method of the table.
+
+    cycles_per_token, ms_per_token: of its first allocation in RTL simulation, the policy's on the board.
+    model_error: what the planner modelled for that allocation over these cycles, less 1.
+    energy_mj_per_token: None for the controls, which no board runs.
+    """
 
     method: str
     mean_bits: float
@@ -47,17 +53,23 @@ class Row:
     seeds: int
     modelled: Cost
     tokens: int
-    cycles_per_token: float | None
-    ms_per_token: float | None
+    cycles_per_token: float
+    ms_per_token: float
+    model_error: float
     energy_mj_per_token: float | None
 
 
-def rows(cotrain: dict[str, Any], bench: dict[str, Any], tokens: int) -> list[Row]:
+def rows(cotrain: dict[str, Any], controls: dict[str, Any], bench: dict[str, Any], tokens: int) -> list[Row]:
     """The table's rows, in the order of METHODS; `tokens` is the workload that the modelled cost prices."""
     found = []
     for name in METHODS:
         method = cotrain["methods"][name]
+        modelled = Cost.from_json(method["cost"])
         on_board = name == "dmpq"
+        run = bench["fpga"] if on_board else controls[name]
+        predicted = (
+            1e6 * run["clock_mhz"] * modelled.latency_s / tokens if on_board else run["modelled_cycles_per_token"]
+        )
         found.append(
             Row(
                 method=name,
@@ -67,18 +79,32 @@ def rows(cotrain: dict[str, Any], bench: dict[str, Any], tokens: int) -> list[Ro
                 perplexity=method["perplexity_after"]["mean"],
                 perplexity_std=method["perplexity_after"]["std"],
                 seeds=len(method["perplexity_after"]["values"]),
-                modelled=Cost.from_json(method["cost"]),
+                modelled=modelled,
                 tokens=tokens,
-                cycles_per_token=bench["fpga"]["cycles_per_token"] if on_board else None,
-                ms_per_token=bench["fpga"]["ms_per_token"] if on_board else None,
+                cycles_per_token=run["cycles_per_token"],
+                ms_per_token=run["ms_per_token"],
+                model_error=predicted / run["cycles_per_token"] - 1,
                 energy_mj_per_token=bench["energy"]["net_mj_per_token"] if on_board else None,
             )
         )
     return found
 
 
-def figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+def cycles_provenance(board_provenance: str) -> str:
+    """Where the rows' cycles come from: the controls' from simulation, the policy's from the board."""
+    return "simulated" if board_provenance == "simulated" else f"simulated; DMPQ {board_provenance}"
+
+
+def figure(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if not value:
+        return "-" if value is None else "0"
+    rounded = float(f"{value:.2e}")
+    return f"{rounded:,.{max(2 - floor(log10(abs(rounded))), 0)}f}"
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -96,8 +122,8 @@ def main_table(found: list[Row], board_provenance: str, clock_mhz: float) -> str
         "perplexity after (measured)",
         "cycles/token (modelled)",
         "ms/token (modelled)",
-        f"cycles/token ({board_provenance})",
-        f"ms/token ({board_provenance})",
+        f"cycles/token ({cycles_provenance(board_provenance)})",
+        f"ms/token ({cycles_provenance(board_provenance)})",
         f"mJ/token ({board_provenance})",
     ]
     lines = []
@@ -112,10 +138,10 @@ def main_table(found: list[Row], board_provenance: str, clock_mhz: float) -> str
                 figure(row.perplexity_before, 2),
                 figure(row.perplexity, 2) + spread,
                 figure(ms * clock_mhz * 1e3, 1),
-                figure(ms, 4),
+                significant(ms),
                 figure(row.cycles_per_token, 1),
-                figure(row.ms_per_token, 4),
-                figure(row.energy_mj_per_token, 3),
+                significant(row.ms_per_token),
+                significant(row.energy_mj_per_token),
             ]
         )
     return table(header, lines)
@@ -146,7 +172,7 @@ def text(run: Run, found: list[Row]) -> str:
     target, model = run.config.settings["target"], run.config.settings["model"]
     uniform8, dmpq = found[0], found[-1]
     saved = 1 - dmpq.memory_bytes / uniform8.memory_bytes
-    faster = uniform8.modelled.latency_s / dmpq.modelled.latency_s
+    faster = uniform8.ms_per_token / dmpq.ms_per_token
     worse = dmpq.perplexity / uniform8.perplexity - 1
     modelled_cycles = 1e6 * target["clock_mhz"] * dmpq.modelled.latency_s / dmpq.tokens
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
@@ -159,17 +185,20 @@ def text(run: Run, found: list[Row]) -> str:
 top-{model["top_k"]}, on {corpus["tokens"]["train"]:,} tokens of {corpus["corpus"]}; board `{run.config.board}`
 ({target["title"]}); seed {run.config.seed}.
 
-**DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory, {faster:.2f}x the modelled speed, perplexity
-{100 * worse:+.2f} % (measured after equal fine-tuning; float: {cotrain["float_perplexity"]:.2f}).**
+**DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory, {faster:.2f}x the speed
+({cycles_provenance(fpga["provenance"])}), perplexity {100 * worse:+.2f} % (measured after equal
+fine-tuning; float: {cotrain["float_perplexity"]:.2f}).**
 
 {main_table(found, fpga["provenance"], target["clock_mhz"])}
 
 *Measured*: taken on this machine, the validation perplexity. *Simulated*: taken in a simulation, the accelerator's
 cycles in its Verilated RTL and the power of the virtual board's rail. *Modelled*: computed by a formula, the planner's.
-A dash stands where nothing was taken: only the policy's allocation was built and run. Every method had the same
-{cotrain["methods"]["dmpq"]["fine_tuning_steps"]} fine-tuning steps from the same float weights; `random` is the mean
-over {len(cotrain["methods"]["random"]["runs"])} allocations. One training seed: differences of perplexity below about
-1 % mean nothing here, `results/` has several seeds.
+Every method's engines were simulated with its own fine-tuned weights and routed vectors, bit-exact against PyTorch; of
+`random`, the mean over {len(cotrain["methods"]["random"]["runs"])} allocations, the first. The planner's cycles for
+the simulated allocations are off by {100 * max(abs(row.model_error) for row in found):.1f} % at most. Only the policy's
+design went through FINN, synthesis and the board: a dash stands where no energy was taken. Every method had the same
+{cotrain["methods"]["dmpq"]["fine_tuning_steps"]} fine-tuning steps from the same float weights.
+One training seed: differences of perplexity below about 1 % mean nothing here, `results/` has several seeds.
 
 ## Which expert got how many bits
 
@@ -195,9 +224,9 @@ LUT, FF, DSP and BRAM of each engine out of context, counted by {hls["engines"][
 - On the board: {bench["packets"]} vectors through `pynq`, bit-exact; {fpga["cycles_per_token"]:.1f} cycles a token
   ({fpga["provenance"]}), the planner modelled {modelled_cycles:.1f}.
 - ARM kernels on the board: {f"{arm['packets']} vectors bit-exact" if arm else "not built"}.
-- Energy: {energy["net_mj_per_token"]:.4f} ± {energy["net_mj_per_token_half"]:.4f} mJ a token above idle (95 %),
-  {energy["absolute_mj_per_token"]:.4f} with idle; {energy["provenance"]}, rail "{energy["rail"]}",
-  {energy["pairs"]} pairs of windows.
+- Energy: {significant(energy["net_mj_per_token"])} ± {significant(energy["net_mj_per_token_half"])} mJ a token above
+  idle (95 %), {significant(energy["absolute_mj_per_token"])} with idle; {energy["provenance"]},
+  rail "{energy["rail"]}", {energy["pairs"]} pairs of windows.
 
 ## Reproduce
 
@@ -211,13 +240,15 @@ def write(run: Run, tokens: int) -> dict[str, Any]:
     folder = run.path("report")
     cotrain, search = read_json(run.path("cotrain", "cotrain.json")), read_json(run.path("search", "search.json"))
     stats = [ExpertStats.from_json(record) for record in read_json(run.path("stats", "stats.json"))["experts"]]
-    found = rows(cotrain, read_json(run.path("bench", "bench.json")), tokens)
+    bench, controls = read_json(run.path("bench", "bench.json")), read_json(run.path("controls", "controls.json"))
+    found = rows(cotrain, controls, bench, tokens)
     methods = cotrain["methods"]
     chosen = {name: Allocation.from_json(methods[name]["allocation"]) for name in ("exact", "dmpq")}
     plots.widths(stats, chosen, folder / "widths.png")
     plots.rewards({f"seed {seed}": curve for seed, curve in search["curves"].items()}, folder / "reward.png")
-    points = {r.method: (1e6 * r.modelled.latency_s / tokens, r.perplexity, r.perplexity_std or 0.0) for r in found}
-    plots.front(points, cotrain["float_perplexity"], folder / "front.png")
+    points = {r.method: (1e3 * r.ms_per_token, r.perplexity, r.perplexity_std or 0.0) for r in found}
+    provenance = cycles_provenance(bench["fpga"]["provenance"])
+    plots.front(points, cotrain["float_perplexity"], provenance, folder / "front.png")
     markdown = text(run, found)
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", embed_pictures(markdown, folder))

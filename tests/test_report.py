@@ -1,0 +1,65 @@
+"""The report's rows: what is simulated, what is modelled, and how figures are printed."""
+
+import pytest
+
+from wattbit.plan import Cost
+from wattbit.report import METHODS, cycles_provenance, main_table, rows, significant
+
+TOKENS = 1000
+CLOCK_MHZ = 100.0
+SPREAD = {"mean": 30.0, "std": None, "values": [30.0]}
+COTRAIN = {
+    "methods": {
+        name: {
+            "mean_bits": 4.0,
+            "memory_bytes": 286720,
+            "perplexity_before": SPREAD,
+            "perplexity_after": SPREAD | ({"std": 0.7, "values": [29.0, 30.0, 31.0]} if name == "random" else {}),
+            "cost": Cost(2e-3, None, 286720, "modelled").to_json(),  # 200 cycles a token
+        }
+        for name in METHODS
+    }
+}
+CONTROLS = {
+    name: {"cycles_per_token": 240.0 + i, "ms_per_token": 2.4e-3, "modelled_cycles_per_token": 120.0}
+    for i, name in enumerate(METHODS)
+    if name != "dmpq"
+}
+BENCH = {
+    "fpga": {"cycles_per_token": 250.0, "ms_per_token": 2.5e-3, "clock_mhz": CLOCK_MHZ, "provenance": "simulated"},
+    "energy": {"net_mj_per_token": 0.00053126},
+}
+
+
+def test_every_method_has_cycles_and_only_the_boards_has_energy() -> None:
+    found = {row.method: row for row in rows(COTRAIN, CONTROLS, BENCH, TOKENS)}
+    assert list(found) == list(METHODS)
+    for place, name in enumerate(CONTROLS):
+        assert found[name].cycles_per_token == 240 + place
+        assert found[name].energy_mj_per_token is None
+        # of the allocation that was simulated, which is not the mean that `cost` is
+        assert found[name].model_error == pytest.approx(120 / (240 + place) - 1)
+    assert found["dmpq"].cycles_per_token == 250
+    assert found["dmpq"].energy_mj_per_token == 0.00053126
+    assert found["dmpq"].model_error == pytest.approx(200 / 250 - 1)
+
+
+def test_the_table_prints_tiny_figures_and_says_where_cycles_are_from() -> None:
+    head, _, *lines = main_table(rows(COTRAIN, CONTROLS, BENCH, TOKENS), "simulated", CLOCK_MHZ).splitlines()
+    assert "| cycles/token (simulated) | ms/token (simulated) | mJ/token (simulated) |" in head
+    assert lines[0].endswith("| 200.0 | 0.00200 | 240.0 | 0.00240 | - |")
+    assert lines[-1].endswith("| 200.0 | 0.00200 | 250.0 | 0.00250 | 0.000531 |")
+    assert cycles_provenance("measured") == "simulated; DMPQ measured"
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(0.00206891, "0.00207"), (0.000999999, "0.00100"), (1.33e-6, "0.00000133"), (1234.5, "1,230"), (9.999, "10.0")],
+)
+def test_three_significant_digits(value: float, printed: str) -> None:
+    assert significant(value) == printed
+    assert significant(-value) == f"-{printed}"
+
+
+def test_nothing_and_zero_are_not_the_same() -> None:
+    assert (significant(None), significant(0.0)) == ("-", "0")
