@@ -193,10 +193,11 @@ fine-tuning; float: {cotrain["float_perplexity"]:.2f}).**
 
 *Measured*: taken on this machine, the validation perplexity. *Simulated*: taken in a simulation, the accelerator's
 cycles in its Verilated RTL and the power of the virtual board's rail. *Modelled*: computed by a formula, the planner's.
-Every method's engines were simulated with its own fine-tuned weights and routed vectors, bit-exact against PyTorch; of
-`random`, the mean over {len(cotrain["methods"]["random"]["runs"])} allocations, the first. The planner's cycles for
-the simulated allocations are off by {100 * max(abs(row.model_error) for row in found):.1f} % at most. Only the policy's
-design went through FINN, synthesis and the board: a dash stands where no energy was taken. Every method had the same
+Every method's engines were simulated with its own fine-tuned weights and routed vectors, bit-exact against PyTorch;
+`random` is the mean over {len(cotrain["methods"]["random"]["runs"])} allocations, of which the first was simulated.
+The planner's cycles for the simulated allocations are off by
+{100 * max(abs(row.model_error) for row in found):.1f} % at most. Only the policy's design went through FINN, synthesis
+and the board; a dash stands where no energy was taken. Every method had the same
 {cotrain["methods"]["dmpq"]["fine_tuning_steps"]} fine-tuning steps from the same float weights.
 One training seed: differences of perplexity below about 1 % mean nothing here, `results/` has several seeds.
 
