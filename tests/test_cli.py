@@ -1,13 +1,23 @@
 """The command line: help everywhere, one-line errors, doctor in two forms."""
 
+import errno
 import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from wattbit.board.targets import load
 from wattbit.cli import main
+from wattbit.errors import WattbitError
+from wattbit.presets import run_config
 from wattbit.run import Run, RunConfig
 
 STAGES = {"doctor", "train", "stats", "search", "cotrain", "export", "build", "deploy", "bench", "report", "demo"}
@@ -69,3 +79,74 @@ def test_empty_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
     fails_in_one_line(run("train", "--preset", "tiny", "--data", str(tmp_path / "corpus")), "corpus")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"\x7fELF" + bytes(range(256)) * 40, "corpus"), (b"too short\n", "corpus")],
+    ids=["binary", "too short"],
+)
+def test_strange_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, word: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "input.txt").write_bytes(content)
+    fails_in_one_line(run("train", "--preset", "tiny", "--data", "corpus"), word)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_unknown_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails_in_one_line(run("train", "--preset", "tiny", "--data", "wikitext-9"), "wikitext-9", "wikitext-103")
+
+
+@pytest.mark.parametrize("bits", [0, 9])
+def test_unknown_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """A width that no preset has, in a run's own configuration."""
+    monkeypatch.chdir(tmp_path)
+    config = run_config("tiny", None, "virtual-z2", 0)
+    search = config.settings["cotrain"]["search"] | {"weight_bits": [4, 8, bits]}
+    strange = replace(config, settings=config.settings | {"cotrain": config.settings["cotrain"] | {"search": search}})
+    folder = Run.create(tmp_path, strange).folder
+    fails_in_one_line(run("stats", "--run", str(folder)), str(bits))
+    assert not list(folder.glob("stages/*.json")), "found before anything is trained"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("name", [None, "here"])
+def test_a_host_that_refuses_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str | None
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code), name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wattbit.run.write_json", refuse)
+    result = run("train", "--preset", "tiny")
+    fails_in_one_line(result, "full" if code == errno.ENOSPC else "refused", name or ";")
+    assert "None" not in result.stderr
+
+
+def test_a_board_that_cannot_be_reached(tmp_path: Path) -> None:
+    """As the stages reach it, by its TOML; the command line prints the message as it does any other."""
+    text = (resources.files("wattbit.board") / "targets/pynq-z2.toml").read_text()
+    with socket.socket() as taken:  # bound, but nobody listens: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        address = f'host = "127.0.0.1"\nport = {taken.getsockname()[1]}'
+        (tmp_path / "board.toml").write_text(text.replace('host = "pynq"', address))
+        ssh = load(str(tmp_path / "board.toml")).ssh
+        assert ssh is not None and ssh.connection().deadline_s <= 35
+        with pytest.raises(WattbitError, match="cannot be reached"), replace(ssh.connection(), deadline_s=0.5):
+            pass
+
+
+def test_usage_errors_are_clicks_own() -> None:
+    result = run("demo", "--preset", "huge")
+    assert result.exit_code == 2 and "Usage:" in result.stderr and "huge" in result.stderr
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    program = str(Path(sys.executable).with_name("wattbit"))
+    with subprocess.Popen([program, "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

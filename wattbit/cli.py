@@ -1,5 +1,6 @@
 """The `wattbit` command."""
 
+import errno
 import json
 import shutil
 import signal
@@ -15,7 +16,7 @@ from wattbit import __version__
 from wattbit.display import Display
 from wattbit.doctor import conclusions, examine
 from wattbit.errors import WattbitError
-from wattbit.pipeline import PIPELINE
+from wattbit.pipeline import PIPELINE, check
 from wattbit.presets import PRESETS, run_config
 from wattbit.run import Run, RunConfig, cache_folder
 
@@ -54,6 +55,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def perform(run: Run, last: str, as_json: bool) -> None:
     """Run what is missing up to the stage `last`, showing progress; then say what it found."""
+    check(run)
     with run.lock(), Display() as display:
         pending = PIPELINE.pending(last, run)
         display.say(f"run {run.folder}")
@@ -82,6 +84,14 @@ def start(config: RunConfig, last: str, as_json: bool) -> None:
         raise
 
 
+FULL = ("the disk is full", "free some space and run again")
+FORBIDDEN = ("access is refused", "run in a folder that you may write to, or change its rights")
+REFUSED = {
+    **{errno.ENOSPC: FULL, errno.EDQUOT: FULL},
+    **{errno.EACCES: FORBIDDEN, errno.EPERM: FORBIDDEN, errno.EROFS: FORBIDDEN},
+}
+
+
 class OneLineErrors(click.Group):
     """Commands whose expected failures are one line on stderr and a non-zero exit status."""
 
@@ -95,9 +105,11 @@ class OneLineErrors(click.Group):
             click.echo("wattbit: interrupted; the same command resumes from here", err=True)
             ctx.exit(130)
         except OSError as error:
-            if error.errno != 28:  # ENOSPC; anything else is a bug and keeps its traceback
+            if error.errno not in REFUSED:  # a bug, which keeps its traceback, or a closed pipe, which click handles
                 raise
-            click.echo(f"wattbit: the disk is full at {error.filename}; free some space and run again", err=True)
+            what, remedy = REFUSED[error.errno]
+            where = f" at {error.filename}" if error.filename else ""
+            click.echo(f"wattbit: {what}{where}; {remedy}", err=True)
             ctx.exit(1)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wattbit import report
 from wattbit.files import read_json, write_json, write_text
-from wattbit.plan import Allocation, ExpertStats, Target, Workload
+from wattbit.plan import Allocation, ExpertStats, Precision, Target, Workload
 from wattbit.processes import workers
 from wattbit.progress import Progress
 from wattbit.run import Pipeline, Run, Stage, cache_folder
@@ -32,6 +32,19 @@ def model_config(run: Run) -> "ModelConfig":
 
 def target(run: Run) -> Target:
     return Target.from_json(run.config.settings["target"])
+
+
+def check(run: Run) -> None:
+    """WattbitError, before any work, for settings that some stage would refuse."""
+    from wattbit.models.config import TrainConfig
+    from wattbit.policy.cotrain import CotrainSettings
+
+    model_config(run)
+    target(run)
+    TrainConfig.from_json(run.config.settings["train"])
+    search = CotrainSettings.from_json(run.config.settings["cotrain"]).search
+    for bits in search.weight_bits:
+        Precision(bits, search.act_bits)
 
 
 def learner(run: Run) -> "MoELearner":
