@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wattbit.arith import load_vectors
 from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.session import decode_array
 from wattbit.board.client import AgentClient, Launcher
@@ -72,14 +73,11 @@ class _Expected:
     """The outputs that every engine must give."""
 
     def __init__(self, vectors: Path, inputs: Path) -> None:
-        try:
-            with np.load(vectors, allow_pickle=False) as known, np.load(inputs, allow_pickle=False) as sent:
-                same = all(np.array_equal(known[name], sent[name]) for name in ("layer", "expert", "x"))
-                pairs = zip(known["layer"], known["expert"], strict=True)
-                self._names = [f"L{layer}E{expert}" for layer, expert in pairs]
-                self._y: NDArray[np.int8] = known["y"]
-        except (OSError, ValueError, KeyError) as error:
-            raise WattbitError(f"{vectors} holds no expected outputs ({error}); run `wattbit export`") from None
+        known = load_vectors(vectors)
+        with np.load(inputs, allow_pickle=False) as sent:  # the bundle was verified
+            same = all(np.array_equal(known[name], sent[name]) for name in ("layer", "expert", "x"))
+        self._names = [f"L{layer}E{expert}" for layer, expert in zip(known["layer"], known["expert"], strict=True)]
+        self._y: NDArray[np.int8] = known["y"]
         if not same:
             raise WattbitError(f"{vectors} has other inputs than the bundle; deploy again")
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from wattbit.arith import ExpertInts
+from wattbit.arith import ExpertInts, load_vectors
 from wattbit.files import digest_json, sha256_file, write_json
 from wattbit.hls.accelerator import Arch, verilate
 from wattbit.hls.compare import require_fit, simulate
@@ -37,6 +35,7 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
         finished += 1
         progress(what, finished, steps)
 
+    vectors = load_vectors(export / "vectors.npz")
     experts = [expert for spec in plan.classes for expert in spec.experts]
     ints = {expert: ExpertInts.load(export / f"{expert}.npz") for expert in experts}
     onnx = {expert: export / f"expert_{expert}.onnx" for expert in experts}
@@ -59,9 +58,8 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
             progress(f"Verilator: accelerator for {arch}", finished, steps)
             libraries[arch] = verilate(shell, out / "accelerator", arch)
             step(f"Verilator: accelerator for {arch}")
-        with np.load(export / "vectors.npz", allow_pickle=False) as vectors:
-            steady = simulate(plan, libraries["x86_64"], vectors)
-            stalled = simulate(plan, libraries["x86_64"], vectors, STALL_SEED)
+        steady = simulate(plan, libraries["x86_64"], vectors)
+        stalled = simulate(plan, libraries["x86_64"], vectors, STALL_SEED)
         step("simulated")
         return {"libraries": libraries, "simulation": steady | {"cycles_with_stalls": stalled["cycles"]}}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.board_support import cache_or_skip
+from wattbit.cli import main
 from wattbit.files import read_json
 from wattbit.pipeline import PIPELINE
 
@@ -142,6 +145,28 @@ def hidden(run: Path) -> list[Path]:
     """Temporary files and folders in a run folder; what the board's own user keeps there is not ours."""
     mine = (path for path in run.rglob(".*") if run / "board" not in path.parents or path.name.startswith(".incoming"))
     return [path for path in mine if path.name != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("model/float.safetensors", "stats"),
+        ("cotrain/model.safetensors", "export"),
+        ("export/L0E0.npz", "build"),
+        ("export/vectors.npz", "bench"),
+        ("bundle/vectors.npz", "bench"),
+    ],
+)
+def test_a_truncated_file_is_one_line(finished: Place, tmp_path: Path, file: str, stage: str) -> None:
+    run = tmp_path / finished.run.name
+    shutil.copytree(finished.run, run)
+    os.truncate(run / file, 100)
+    (run / "stages" / f"{stage}.json").unlink()
+    result = CliRunner().invoke(main, [stage, "--run", str(run)])
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("wattbit: ") and Path(file).name in line and ";" in line
+    assert not (run / "stages" / f"{stage}.json").exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wattbit.arith import load_vectors
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId
 from wattbit.tvm_schedules.boardside import Kernels
@@ -15,8 +16,7 @@ def verify(folder: Path, vectors: Path) -> int:
     Raises WattbitError naming the first expert whose outputs differ in any bit.
     """
     kernels = Kernels(folder)
-    with np.load(vectors, allow_pickle=False) as archive:
-        layer, expert, x, y = (archive[name] for name in ("layer", "expert", "x", "y"))
+    layer, expert, x, y = load_vectors(vectors).values()
     for index in sorted(set(zip(layer.tolist(), expert.tolist(), strict=True))):
         rows = (layer == index[0]) & (expert == index[1])
         if not np.array_equal(kernels.forward(ExpertId(*index), x[rows]), y[rows]):

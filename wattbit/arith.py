@@ -18,6 +18,7 @@ channel c is multiplier[c] * 2^-shift * (scale out / scale in). PyTorch and ONNX
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -108,6 +109,15 @@ class ExpertInts:
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise WattbitError(f"{path} is not an expert's integers ({error}); run `wattbit export` again") from None
         return cls(ExpertId(layer, expert), Precision(weight_bits, act_bits), *arrays, *rest)
+
+
+def load_vectors(path: Path) -> dict[str, NDArray[Any]]:
+    """The routed vectors of an export: layer, expert [N]; x, y [N, D] int8. WattbitError if there are none."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in ("layer", "expert", "x", "y")}
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+        raise WattbitError(f"{path} holds no expected outputs ({error}); run `wattbit export` again") from None
 
 
 def requant(acc: Int64, multiplier: Int32, shift: int, lo: int, hi: int) -> Int64:
