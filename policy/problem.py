@@ -28,8 +28,6 @@ from wattbit.plan import WEIGHT_BITS, Allocation, Cost, ExpertId, ExpertStats, M
 Floats = NDArray[np.float64]
 Choice = NDArray[np.int64]  # [N], index of a width for every expert
 
-REFERENCE_BITS = 8
-
 
 @dataclass(eq=False)
 class Problem:
