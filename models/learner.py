@@ -5,11 +5,12 @@ from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from wattbit.errors import WattbitError
-from wattbit.files import atomic, read_json
+from wattbit.files import read_json, write_bytes
 from wattbit.models.config import ModelConfig, TrainConfig
 from wattbit.models.expert import BrevitasExpert
 from wattbit.models.network import Experts, Transformer
@@ -121,8 +122,7 @@ class MoELearner:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         for (expert, precision), scales in self._trained.items():
             tensors[f"scales.{expert}.{precision}"] = torch.from_numpy(scales.to_array())
-        with atomic(path) as temporary:
-            save_file(tensors, temporary, metadata={"model": self.config.digest})
+        write_bytes(path, safetensors_bytes(tensors, metadata={"model": self.config.digest}))
 
     def load(self, path: Path) -> None:
         """Take the weights and scales of a file that `save` or training wrote."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from wattbit.errors import WattbitError
-from wattbit.files import atomic, read_json, write_json
+from wattbit.files import read_json, write_bytes, write_json
 from wattbit.models.config import ModelConfig, TrainConfig
 from wattbit.models.network import Experts, Transformer, token_losses
 from wattbit.models.sample import Samples, draw
@@ -58,8 +59,8 @@ def train(data: Path, out: Path, model: ModelConfig, train: TrainConfig, progres
         if (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < train.steps:
             _save_checkpoint(checkpoint, identity, step + 1, curve, network, optimizer)
         progress("train", step + 1, train.steps)
-    with atomic(out / "float.safetensors") as temporary:
-        save_file(_named("network", network.state_dict()), temporary, metadata={"model": model.digest})
+    weights = safetensors_bytes(_named("network", network.state_dict()), metadata={"model": model.digest})
+    write_bytes(out / "float.safetensors", weights)
     result = identity | {
         "loss": curve,
         "valid_perplexity": perplexity(network, samples.valid),
@@ -137,8 +138,7 @@ def _save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     header = {"identity": json.dumps(identity), "step": str(step), "curve": json.dumps(curve)}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    write_bytes(path, safetensors_bytes(tensors, metadata=header))
 
 
 def _resume(

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from tests.board_support import cache_or_skip
-from wattbit.cli import main
+from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.pipeline import PIPELINE
+from wattbit.progress import silent
+from wattbit.run import Run
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it and so would ours
 DEMO = [str(Path(sys.executable).with_name("wattbit")), "demo", "--preset", "tiny"]
@@ -148,25 +149,24 @@ def hidden(run: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("file", "stage"),
+    ("file", "maker", "stage"),
     [
-        ("model/float.safetensors", "stats"),
-        ("cotrain/model.safetensors", "export"),
-        ("export/L0E0.npz", "build"),
-        ("export/vectors.npz", "bench"),
-        ("bundle/vectors.npz", "bench"),
+        ("model/float.safetensors", "train", "stats"),
+        ("cotrain/model.safetensors", "cotrain", "export"),
+        ("export/L0E0.npz", "export", "build"),
+        ("export/vectors.npz", "export", "bench"),
+        ("bundle/vectors.npz", "deploy", "bench"),
     ],
 )
-def test_a_truncated_file_is_one_line(finished: Place, tmp_path: Path, file: str, stage: str) -> None:
-    run = tmp_path / finished.run.name
-    shutil.copytree(finished.run, run)
-    os.truncate(run / file, 100)
-    (run / "stages" / f"{stage}.json").unlink()
-    result = CliRunner().invoke(main, [stage, "--run", str(run)])
-    assert result.exit_code == 1
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("wattbit: ") and Path(file).name in line and ";" in line
-    assert not (run / "stages" / f"{stage}.json").exists()
+def test_a_truncated_file_is_made_again(finished: Place, tmp_path: Path, file: str, maker: str, stage: str) -> None:
+    """The stage that made it is pending again; one that meets it before that names it and the remedy in one line."""
+    shutil.copytree(finished.run, tmp_path / finished.run.name)
+    run = Run.open(tmp_path / finished.run.name)
+    assert PIPELINE.pending("report", run) == []
+    os.truncate(run.path(file), 100)
+    assert [pending.name for pending in PIPELINE.pending("report", run)] == [maker]
+    with pytest.raises(WattbitError, match=rf"{Path(file).name}.*;"):
+        PIPELINE.stages[stage].work(run, silent)
 
 
 @pytest.mark.slow

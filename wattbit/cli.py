@@ -187,6 +187,7 @@ for stage_name, stage_help in {
     "build": "Build the FPGA engines (FINN RTL, simulated, synthesised) and the ARM kernels.",
     "deploy": "Pack the bundle and put it on the board over SSH.",
     "bench": "Run tokens on the board: outputs compared bit by bit, cycles, power.",
+    "controls": "Simulate every control's engines with its own fine-tuned weights, for the report's table.",
     "report": "Write report.md and report.html.",
 }.items():
     stage_command(stage_name, stage_help)

@@ -240,7 +240,7 @@ PIPELINE = Pipeline(
         Stage("cotrain", "co-training", ("search",), ("policy", "models"), ("cotrain",), ("cotrain",), cotrain),
         Stage("export", "QONNX and integers", ("cotrain",), ("models",), (), ("export",), export),
         Stage("build", "engines and kernels", ("export",), ("hls", "tvm_schedules"), ("target",), ("build",), build),
-        Stage("deploy", "bundle to the board", ("build",), ("board",), ("board",), ("bundle", "board"), deploy),
+        Stage("deploy", "bundle to the board", ("build",), ("board",), ("board",), ("bundle",), deploy),
         Stage("bench", "run, compare, weigh", ("deploy",), ("board",), ("board",), ("bench",), bench),
         Stage(
             "controls",

@@ -1,8 +1,9 @@
 """Run folders: `runs/<digest of the configuration>/`, their stages, and which of them are done.
 
-A stage is done when `stages/NAME.json` holds the key that it would get now. The key covers the configuration, the
-code of the folders it uses and the keys of the stages it needs, so that a change redoes what depends on it and nothing
-else. An interrupted stage has written no record: the next run takes it up again.
+A stage is done when `stages/NAME.json` holds the key that it would get now and its files are as long as it left them;
+what was deleted or cut short is made again. The key covers the configuration, the code of the folders it uses and the
+keys of the stages it needs, so that a change redoes what depends on it and nothing else. An interrupted stage has
+written no record: the next run takes it up again.
 """
 
 import fcntl
@@ -123,7 +124,8 @@ class Stage:
 
     code: the folders whose sources it depends on.
     settings: the keys of the configuration that it depends on.
-    outputs: its folders in the run; what another configuration or other code left there is removed.
+    outputs: its folders in the run, which no other stage writes to; what another configuration or other code left there
+    is removed.
     work: takes the run and a progress callback, returns a JSON object that its record keeps.
     """
 
@@ -155,8 +157,16 @@ class Pipeline:
         )
 
     def done(self, name: str, run: Run) -> bool:
+        """Whether the stage has ended with the key that it would get now, and its files are as it left them."""
         record = run.record(name)
-        return record is not None and record["key"] == self.key(name, run)
+        if record is None or record["key"] != self.key(name, run):
+            return False
+        return bool(record["files"] == self.files(name, run))
+
+    def files(self, name: str, run: Run) -> dict[str, int]:
+        """Length in bytes of every file that the stage has left in the run."""
+        paths = (path for output in self.stages[name].outputs for path in sorted(run.path(output).rglob("*")))
+        return {str(path.relative_to(run.folder)): path.stat().st_size for path in paths if path.is_file()}
 
     def pending(self, name: str, run: Run) -> list[Stage]:
         """The stages still to be run for `name`, in order, itself last."""
@@ -170,14 +180,15 @@ class Pipeline:
     def execute(self, stage: Stage, run: Run, progress: Progress) -> dict[str, Any]:
         """Run one stage whose needs are met and record it; an interruption leaves it to be resumed."""
         key = self.key(stage.name, run)
-        started = run.path("stages", f"{stage.name}.started")
-        if not started.exists() or started.read_text() != key:
+        started, ended = (run.path("stages", f"{stage.name}.{suffix}") for suffix in ("started", "json"))
+        if ended.exists() or not started.exists() or started.read_text() != key:
+            ended.unlink(missing_ok=True)
             for output in stage.outputs:
                 shutil.rmtree(run.path(output), ignore_errors=True)
             write_text(started, key)
         begin = time.monotonic()
         result = stage.work(run, progress)
         seconds = round(time.monotonic() - begin, 2)
-        record = {"key": key, "seconds": seconds, "result": result}
-        write_json(run.path("stages", f"{stage.name}.json"), record)
+        record = {"key": key, "seconds": seconds, "result": result, "files": self.files(stage.name, run)}
+        write_json(ended, record)
         return record
