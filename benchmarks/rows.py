@@ -10,8 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
+import click
 
 from wattbit.files import write_json
 from wattbit.plan import Provenance
@@ -43,28 +42,18 @@ class Row:
 
 
 def show(rows: Sequence[Row]) -> None:
-    table = Table(title=rows[0].case, title_justify="left")
-    for column in ("metric", "provenance", "ours", "against", "peer", "ratio", "goal", ""):
-        table.add_column(column, justify="left" if column in ("metric", "provenance", "against", "") else "right")
+    click.echo(rows[0].case)
     for row in rows:
-        table.add_row(
-            row.metric,
-            row.provenance,
-            f"{row.ours:.5g} ± {row.ours_std:.2g}",
-            row.peer_name,
-            f"{row.peer:.5g} ± {row.peer_std:.2g}",
-            f"{row.ratio:.3f}",
-            "" if row.goal is None else f"{row.goal:.3f}",
-            row.verdict,
-        )
-    Console().print(table)
+        goal = "" if row.goal is None else f", goal {row.goal:.3f}: {row.verdict}"
+        ours, peer = f"{row.ours:.5g} ± {row.ours_std:.2g}", f"{row.peer:.5g} ± {row.peer_std:.2g}"
+        click.echo(f"{row.ratio:6.3f}x  {row.metric} ({row.provenance}): {ours} against {row.peer_name} {peer}{goal}")
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The rows to `path`, and beside it, in NAME.about.json, what they were taken with."""
     write_json(path, [asdict(row) for row in rows])
     about = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
