@@ -22,6 +22,7 @@ from wattbit.progress import Progress, silent
 SSH_FAILED = 255  # OpenSSH's own exit status; everything else is the remote command's
 RETRY_S = 1.0
 PERSIST_S = 60  # an idle connection closes by itself, should this program be killed
+SOCKET_PATH_MAX = 108 - 18  # a socket address has 108 bytes, of which ssh takes 17 for a suffix and 1 for the end
 DISK_FULL = ("no space left on device", "disk quota exceeded", "wrote only")  # the last in GNU tar's words
 TAR_NOISE = "tar: Exiting with failure status due to previous errors\n"
 UNREACHABLE = (
@@ -151,15 +152,15 @@ class Connection:
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
             "ConnectTimeout": str(self.connect_timeout_s),
-            "ControlMaster": "auto",
-            "ControlPath": _quoted(Path(self._sockets.name) / "control"),
-            "ControlPersist": str(PERSIST_S),
             "ServerAliveInterval": "15",
             "ServerAliveCountMax": "4",
             "ClearAllForwardings": "yes",
             "RequestTTY": "no",
             "LogLevel": "ERROR",
         }
+        control = Path(self._sockets.name) / "control"
+        if len(bytes(control)) < SOCKET_PATH_MAX:  # below a longer temporary folder each command connects anew
+            options |= {"ControlMaster": "auto", "ControlPath": _quoted(control), "ControlPersist": str(PERSIST_S)}
         if self.known_hosts is not None:
             options["UserKnownHostsFile"] = _quoted(self.known_hosts)
         if self.identity is not None:

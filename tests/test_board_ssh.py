@@ -157,3 +157,14 @@ def test_a_board_that_goes_away_is_said() -> None:
 def test_a_connection_that_is_not_open_is_said() -> None:
     with pytest.raises(WattbitError, match="use it in a with block"):
         Connection("127.0.0.1").run(["true"])
+
+
+def test_a_long_temporary_folder_is_no_obstacle(
+    board: VirtualBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of a socket has 108 bytes: below a longer folder there is no shared connection."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with board.connection() as opened:
+        assert opened.run(["echo", "here"]) == b"here\n"

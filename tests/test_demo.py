@@ -27,7 +27,7 @@ METHODS = {"uniform8", "uniform4", "linear", "random", "exact", "dmpq"}
 WORDS = {"measured", "simulated", "modelled"}
 LIMIT_S = 900
 # how far into a stage to interrupt it; longer where another part of it shall be hit: yosys and compilers at work
-MOMENTS_S = {"cotrain": 3.0, "build": 12.0, "controls": 8.0, "bench": 4.0, "report": 0.1}
+MOMENTS_S = {"stats": 0.2, "search": 0.1, "cotrain": 3.0, "build": 12.0, "controls": 8.0, "bench": 4.0, "report": 0.1}
 
 
 @dataclass

@@ -62,6 +62,7 @@ def perform(run: Run, last: str, as_json: bool) -> None:
         for stage in pending:
             display.begin(stage.name, stage.title)
             record = PIPELINE.execute(stage, run, display)
+            display.heed()
             display.say(f"  {stage.name:<8} {stage.title}: {record['seconds']:.1f} s")
         if not pending:
             display.say(f"  {last}: done already, nothing has changed")

@@ -1,5 +1,6 @@
 """How a command shows its progress: a live bar on a terminal, one line a stage elsewhere."""
 
+import signal
 import sys
 from types import TracebackType
 from typing import Self
@@ -9,7 +10,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 
 class Display:
-    """Shows stages one after the other on stderr; call it as a `wattbit.progress.Progress` while one runs."""
+    """Shows stages one after the other on stderr; call it as a `wattbit.progress.Progress` while one runs.
+
+    It also minds Ctrl-C: some libraries swallow KeyboardInterrupt (a bare `except` around an import is enough), so what
+    was interrupted is interrupted again whenever it next says how far it is.
+    """
 
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, highlight=False)
@@ -24,8 +29,10 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self.task: TaskID | None = None
+        self.interrupted = False
 
     def __enter__(self) -> Self:
+        self.handler = signal.signal(signal.SIGINT, self.interrupt)
         self.bar.start()
         return self
 
@@ -33,15 +40,26 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+        signal.signal(signal.SIGINT, self.handler)
+
+    def interrupt(self, *_: object) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
     def begin(self, stage: str, title: str) -> None:
+        self.heed()
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(title, total=None, stage=stage)
 
+    def heed(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
     def __call__(self, what: str, done: int, total: int) -> None:
+        self.heed()
         if self.task is not None:
             self.bar.update(self.task, description=what, completed=done, total=total or None)
