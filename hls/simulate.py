@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ def build_simulator(engines: Sequence[EngineRtl], out: Path) -> Path:
         work.mkdir()
         (work / "bench.sv").write_text(top, encoding="utf-8")
         files = [str(path.absolute()) for path in (main, *sources, bench, work / "bench.sv")]
-        command += [*FLAGS, "--top-module", "bench", "-Mdir", str(work), *files]
+        # the wheel's makefile calls Python `python`, which Debian has not
+        python = ("-MAKEFLAGS", f"PYTHON3={sys.executable}")
+        command += [*FLAGS, *python, "--top-module", "bench", "-Mdir", str(work), *files]
         done = execute(command, environment=environment)
         if done.returncode:
             errors = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
