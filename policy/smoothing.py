@@ -1,19 +1,16 @@
 """Damage tables without their sampling noise, which an optimiser would take for savings.
 
 One expert's damage at 4 bits and more is smaller than what the sample of text adds or takes, so an optimum over the
-raw table collects lucky errors (winner's curse). Seen on a model of the demo's size (32 experts, mean 4 bits, loss in
-nats over the float model): the raw table's optimum promised 0.0018 and gave 0.0143, where uniform 4 bit gave 0.0115;
-the smoothed table's promised 0.0084 and gave 0.0137.
+raw table collects lucky errors (winner's curse).
 
 Rounding weights changes the loss by a term of first order, which is zero on average over texts and grows with the step
 size, and one of second order, the lasting damage, which grows with its square: the noise's variance is proportional to
-the damage (there its ratio was 9, 4, 4, 5 e-4 nats at 3, 4, 6, 8 bits). Where experts differ by a factor,
-d_i(b) = c_i m(b), least squares weighted by 1 / m(b) is every expert's share of every width's total:
+the damage. Where experts differ by a factor, d_i(b) = c_i m(b), least squares weighted by 1 / m(b) is every expert's
+share of every width's total:
 
     d_i(b) = sum_b' d_i(b') * sum_i' d_i'(b) / sum_i' sum_b' d_i'(b')
 
-(there what the table held beyond that was no more than noise). A total below 0 counts as 0, and a width's total as no
-more than that of the next narrower one.
+A total below 0 counts as 0, and a width's total as no more than that of the next narrower one.
 """
 
 from collections.abc import Sequence

@@ -208,7 +208,6 @@ class Target:
     ff: int = 0
     dsp: int = 0
     bram18: int = 0
-    port_bits: int = 64
     rails: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def main_table(found: list[Row], board_provenance: str, clock_mhz: float) -> str
     header = [
         "method",
         "mean weight bits",
-        "expert MB",
+        "expert MB (modelled)",
         "perplexity before fine-tuning (measured)",
         "perplexity after (measured)",
         "cycles/token (modelled)",

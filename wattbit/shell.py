@@ -31,7 +31,7 @@ class Register(IntEnum):
     ERROR = 0x28
 
 
-START, DONE, IDLE = 1, 2, 4
+START, DONE = 1, 2
 ERRORS = {
     1: "a packet names an engine that the design does not have",
     2: "the memory answered with an AXI error",
