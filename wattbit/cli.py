@@ -1,89 +1,24 @@
 """The `wattbit` command."""
 
 import errno
+import importlib
 import json
-import shutil
+import pkgutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wattbit import __version__
+from wattbit import __version__, commands
 from wattbit.display import Display
 from wattbit.doctor import conclusions, examine
 from wattbit.errors import WattbitError
-from wattbit.pipeline import PIPELINE, check
-from wattbit.presets import PRESETS, run_config
-from wattbit.run import Run, RunConfig, cache_folder
-
-RUNS = Path("runs")
-
-run_option = click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder; by default the last one used.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that make a run."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of training and search."),
-        click.option("--board", default="virtual-z2", show_default=True, help="Target board: a name or a TOML file."),
-        click.option(
-            "--data",
-            default=None,
-            help="Corpus: a folder, wikitext-103, c4, glue/TASK; by default Python's sources.",
-        ),
-        click.option(
-            "--preset",
-            type=click.Choice(sorted(PRESETS)),
-            default="demo",
-            show_default=True,
-            help="Sizes.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def perform(run: Run, last: str, as_json: bool) -> None:
-    """Run what is missing up to the stage `last`, showing progress; then say what it found."""
-    check(run)
-    with run.lock(), Display() as display:
-        pending = PIPELINE.pending(last, run)
-        display.say(f"run {run.folder}")
-        for stage in pending:
-            display.begin(stage.name, stage.title)
-            record = PIPELINE.execute(stage, run, display)
-            display.heed()
-            display.say(f"  {stage.name:<8} {stage.title}: {record['seconds']:.1f} s")
-        if not pending:
-            display.say(f"  {last}: done already, nothing has changed")
-    result = (run.record(last) or {})["result"]
-    if as_json:
-        click.echo(json.dumps({"run": str(run.folder), "stage": last, "result": result}, indent=1))
-    elif "summary" in result:
-        click.echo(result["summary"])
-
-
-def start(config: RunConfig, last: str, as_json: bool) -> None:
-    """Perform on the run of a configuration; a new run whose first stage fails leaves no folder."""
-    new = not (RUNS / config.digest).exists()
-    run = Run.create(RUNS, config)
-    try:
-        perform(run, last, as_json)
-    except WattbitError:
-        if new and not any(run.path("stages").glob("*.json")):
-            shutil.rmtree(run.folder)
-        raise
-
+from wattbit.perform import RUNS, json_option, model_options, perform, run_option, start
+from wattbit.presets import run_config
+from wattbit.run import Run, cache_folder
 
 FULL = ("the disk is full", "free some space and run again")
 FORBIDDEN = ("access is refused", "run in a folder that you may write to, or change its rights")
@@ -192,3 +127,9 @@ for stage_name, stage_help in {
     "report": "Write report.md and report.html.",
 }.items():
     stage_command(stage_name, stage_help)
+
+
+for module in pkgutil.iter_modules(commands.__path__):
+    main.add_command(
+        importlib.import_module(f"{commands.__name__}.{module.name}").command, module.name.replace("_", "-")
+    )

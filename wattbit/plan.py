@@ -193,7 +193,10 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Target:
-    """A board, read from `board/targets/NAME.toml`. None where the board has no such thing."""
+    """A board, read from `board/targets/NAME.toml`. None where the board has no such thing.
+
+    memory_ports: 64-bit AXI ports to DDR that its processor offers the logic.
+    """
 
     name: str
     title: str
@@ -208,6 +211,7 @@ class Target:
     ff: int = 0
     dsp: int = 0
     bram18: int = 0
+    memory_ports: int = 1
     rails: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -230,11 +234,13 @@ class Workload:
     """How much a meter shall price: tokens through every MoE layer, each to `top_k` experts.
 
     frequency: expected share of its layer's (token, slot) pairs for each expert.
+    batch: tokens that go through a layer together.
     """
 
     tokens: int
     top_k: int
     frequency: tuple[tuple[ExpertId, float], ...]
+    batch: int = 256
 
 
 @dataclass(frozen=True)
