@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId, ExpertShape, Precision
 
 PARALLELISM = (1, 2, 4, 8)  # divides the 64-bit beats of the shell
 SETS_MAX = 256  # a set index has 8 bits
+SLOTS = 2  # experts that a streamed engine holds at a time: it computes with one while the other is loaded
+Home = Literal["chip", "stream"]
 
 
 def accumulator_bits(fan_in: int, input_max: int, weight_bits: int) -> int:
@@ -22,6 +24,7 @@ class EngineClass:
 
     fc1 takes simd1 inputs and makes pe1 outputs a beat, fc2 simd2 and pe2. The hidden vector passes from one to the
     other without a width converter, hence pe1 == simd2. copy: 0, 1, ... among the engines of one precision.
+    home: where the weights are, all on the chip, or in DDR, from which an expert is loaded into one of SLOTS slots.
     """
 
     precision: Precision
@@ -31,6 +34,7 @@ class EngineClass:
     simd2: int
     experts: tuple[ExpertId, ...]
     copy: int = 0
+    home: Home = "chip"
 
     def __post_init__(self) -> None:
         for name in ("pe1", "simd1", "pe2", "simd2"):
@@ -40,6 +44,12 @@ class EngineClass:
             raise WattbitError(f"pe1 {self.pe1} must equal simd2 {self.simd2}: the hidden vector passes unconverted")
         if not 1 <= len(self.experts) <= SETS_MAX:
             raise WattbitError(f"an engine holds 1 to {SETS_MAX} experts, not {len(self.experts)}")
+        if self.home not in get_args(Home):
+            raise WattbitError(f"the home of weights must be one of {', '.join(get_args(Home))}, not {self.home}")
+
+    @property
+    def streamed(self) -> bool:
+        return self.home == "stream"
 
     @property
     def name(self) -> str:
@@ -68,6 +78,7 @@ class EngineClass:
             "simd2": self.simd2,
             "experts": [str(expert) for expert in self.experts],
             "copy": self.copy,
+            "home": self.home,
         }
 
     @classmethod
