@@ -1,5 +1,6 @@
-"""What every policy is compared with: uniform, linear in frequency, and random allocations of the same budget."""
+"""What every policy is compared with: uniform, linear in frequency, greedy, random allocations of the same budget."""
 
+import heapq
 import random
 
 import numpy as np
@@ -53,6 +54,34 @@ def _step_each(problem: Problem, choice: Choice, order: Choice, sign: int) -> bo
             choice[i] = stepped[i]
             moved = True
     return moved
+
+
+def greedy(problem: Problem) -> Choice:
+    """From the narrowest widths up: whichever wider width lowers damage most per bit is taken while it fits."""
+    experts, widths = problem.size
+    choice = np.zeros(experts, dtype=np.int64)
+    left = problem.budget - int(problem.bits(choice))
+    if left < 0:
+        raise WattbitError(f"a budget of {problem.budget} bits is below {experts} experts at {problem.widths[0]}")
+    gains: list[tuple[float, int, int, int]] = []  # (-nats a bit, expert, from, to)
+
+    def offer(i: int) -> None:
+        here = int(choice[i])
+        for k in range(here + 1, widths):
+            gain = (problem.damage[i, here] - problem.damage[i, k]) / int(problem.widths[k] - problem.widths[here])
+            if gain > 0:
+                heapq.heappush(gains, (-float(gain), i, here, k))
+
+    for i in range(experts):
+        offer(i)
+    while gains:
+        _, i, here, k = heapq.heappop(gains)
+        bits = int(problem.widths[k] - problem.widths[here])
+        if choice[i] == here and bits <= left:
+            choice[i] = k
+            left -= bits
+            offer(i)
+    return choice
 
 
 def random_allocation(problem: Problem, seed: int) -> Choice:

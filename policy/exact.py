@@ -1,22 +1,40 @@
 """The exact optimum of the additive part: a multiple-choice knapsack, solved by dynamic programming.
 
 min sum_i d_i(a_i) subject to sum_i b(a_i) <= B, one width an expert. Widths are integers, so the table over the bits
-spent is exact: O(N B K). It ignores the meter: latency and energy are not additive over experts.
+spent is exact: O(N B K). It ignores the meter: latency and energy are not additive over experts. `solve_shared` is
+the strongest that a table can do about them: what the experts share is mostly which widths have hardware at all, so it
+solves the table for every set of widths, 2^K - 1 of them, and lets the meter price each solution.
 """
 
-import numpy as np
+from itertools import combinations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.errors import WattbitError
 from wattbit.policy.problem import Choice, Problem
 
 
-def solve(problem: Problem) -> Choice:
-    """The choice [N] of least damage within the budget; of equal ones, one with the fewest bits."""
-    experts, _ = problem.size
+def solve(problem: Problem, opened: NDArray[np.bool_] | None = None) -> Choice:
+    """The choice [N] of least damage within the budget; of equal ones, one with the fewest bits.
+
+    opened: the widths [K] that may be used, by default all. Raises WattbitError when even the narrowest of them
+    exceeds the budget.
+    """
+    experts, widths = problem.size
+    allowed = np.ones(widths, dtype=np.bool_) if opened is None else opened
+    narrowest = int(problem.widths[allowed].min())
+    if narrowest * experts > problem.budget:
+        raise WattbitError(
+            f"{experts} experts of at least {narrowest} bits exceed the budget of {problem.budget} bits; "
+            f"the smallest feasible one is {narrowest * experts}"
+        )
     best = np.zeros(problem.budget + 1)  # least damage of the experts so far within b bits
     taken = np.zeros((experts, problem.budget + 1), dtype=np.int64)
     for i, damage in enumerate(problem.damage):
         options = np.full((len(problem.widths), len(best)), np.inf)  # [K, B + 1]
-        for k, width in enumerate(problem.widths.tolist()):
+        for k in np.flatnonzero(allowed):
+            width = int(problem.widths[k])
             options[k, width:] = best[: len(best) - width] + damage[k]
         taken[i] = options.argmin(axis=0)
         best = options.min(axis=0)
@@ -26,3 +44,16 @@ def solve(problem: Problem) -> Choice:
         choice[i] = taken[i, left]
         left -= int(problem.widths[choice[i]])
     return choice
+
+
+def solve_shared(problem: Problem) -> Choice:
+    """Of the least-damage choices of every set of widths, the one [N] with the highest reward."""
+    experts, widths = problem.size
+    sets = [list(one) for size in range(1, widths + 1) for one in combinations(range(widths), size)]
+    found: dict[bytes, Choice] = {}
+    for one in sets:
+        opened = np.isin(np.arange(widths), one)
+        if int(problem.widths[opened].min()) * experts <= problem.budget:
+            choice = solve(problem, opened)
+            found[choice.tobytes()] = choice
+    return max(found.values(), key=problem.reward)

@@ -186,10 +186,10 @@ class _Best:
         self.reward = -np.inf
 
     def offer(self, choice: Choice) -> None:
-        fitted = self.problem.fit(choice)
-        reward = self.problem.reward(fitted)
-        if reward > self.reward:
-            self.choice, self.reward = fitted, reward
+        for repaired in (self.problem.fit(choice), self.problem.shrink(choice)):
+            reward = self.problem.reward(repaired)
+            if reward > self.reward:
+                self.choice, self.reward = repaired, reward
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,9 @@ perplexity 1 % worse is a fair price for half the latency.
 Memory is counted in weight bits an expert, exactly: experts of one model have one shape, so B = budget_bits * N is
 proportional to bytes. Damage per bit has a price: with y(W) the least y >= 0 at which experts that each minimise
 d_i + y b over the widths W fit the budget (Lagrange's multiplier, found by bisection), overshooting by one bit wins
-about y in damage. The penalty is p = 2 y(all widths) B, so it loses twice that.
+about y in damage. The penalty is p = 2 y(all widths) B, so it loses twice that. An allocation that the hardware cannot
+hold (`Infeasible`) loses, instead of what the hardware would cost, latency_nats + p and what the damage can vary by:
+it is worse than any that fits the budget and is as fast as uniform 8 bit.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wattbit.errors import WattbitError
+from wattbit.errors import Infeasible, WattbitError
 from wattbit.plan import WEIGHT_BITS, Allocation, Cost, ExpertId, ExpertStats, Meter, Placement, Precision, Workload
 
 Floats = NDArray[np.float64]
@@ -78,7 +80,7 @@ class Problem:
         self.budget = int(self.budget_bits * len(self.experts) + 1e-9)
         self.penalty = 2 * self.price(np.ones(len(bits), dtype=np.bool_)) * self.budget
         self._placements = [[Placement(e, "fpga", Precision(b, self.act_bits)) for b in bits] for e in self.experts]
-        self._costs: dict[bytes, Cost] = {}
+        self._costs: dict[bytes, Cost | Infeasible] = {}
         self._choices: dict[bytes, Choice] = {}
         self.reference = self.meter.cost(Allocation.of(dict.fromkeys(self.experts, 8), self.act_bits), self.workload)
         if self.energy_nats and self.reference.energy_j is None:
@@ -94,8 +96,8 @@ class Problem:
 
     @property
     def priced(self) -> tuple[Choice, ...]:
-        """Every choice that the meter has priced so far, in order."""
-        return tuple(self._choices.values())
+        """Every choice that the meter has priced so far and the hardware can hold, in order."""
+        return tuple(choice for key, choice in self._choices.items() if isinstance(self._costs[key], Cost))
 
     def allocation(self, choice: Choice) -> Allocation:
         return Allocation(tuple(row[k] for row, k in zip(self._placements, choice.tolist(), strict=True)))
@@ -142,15 +144,25 @@ class Problem:
         return high
 
     def cost(self, choice: Choice) -> Cost:
+        """The meter's price of a choice; raises Infeasible when the hardware cannot hold it."""
         key = choice.tobytes()
         if key not in self._costs:
-            self._costs[key] = self.meter.cost(self.allocation(choice), self.workload)
             self._choices[key] = choice.copy()
-        return self._costs[key]
+            try:
+                self._costs[key] = self.meter.cost(self.allocation(choice), self.workload)
+            except Infeasible as error:
+                self._costs[key] = error
+        cost = self._costs[key]
+        if isinstance(cost, Infeasible):
+            raise cost
+        return cost
 
     def hardware(self, choice: Choice) -> float:
         """What the hardware's latency and energy cost in nats, for one choice [N]."""
-        cost = self.cost(choice)
+        try:
+            cost = self.cost(choice)
+        except Infeasible:
+            return self.latency_nats + self.penalty + float(np.ptp(self.damage, axis=1).sum())
         nats = self.latency_nats * cost.latency_s / self.reference.latency_s
         if self.energy_nats:
             if cost.energy_j is None or not self.reference.energy_j:
@@ -163,19 +175,28 @@ class Problem:
         additive = float(self.damages(choice).sum()) + float(self.memory_penalty(self.bits(choice)))
         return -additive - self.hardware(choice)
 
-    def fit(self, choice: Choice) -> Choice:
-        """Repair a choice so that it satisfies the budget, then spend what is left of it.
+    def shrink(self, choice: Choice) -> Choice:
+        """Repair a choice so that it satisfies the budget.
 
-        While it is too big, the step to a narrower width that adds least damage per bit saved is taken; then, while
-        some step to a wider width lowers damage and fits, the one that lowers it most per bit. Only widths already in
-        the choice are used, so that no new class of hardware opens, unless even its narrowest does not fit.
+        While it is too big, the step to a narrower width that adds least damage per bit saved is taken. Only widths
+        already in the choice are used, so that no new class of hardware opens, unless even its narrowest does not fit.
         """
         used = np.isin(np.arange(len(self.widths)), choice)
         if self.widths[used][0] * len(choice) > self.budget:
             used[:] = True
-        fitted = choice.copy()
-        while (over := int(self.bits(fitted)) - self.budget) > 0:
-            self._step(fitted, used, -1, over)
+        shrunk = choice.copy()
+        while (over := int(self.bits(shrunk)) - self.budget) > 0:
+            self._step(shrunk, used, -1, over)
+        return shrunk
+
+    def fit(self, choice: Choice) -> Choice:
+        """`shrink` a choice, then spend what is left of the budget.
+
+        While some step to a wider width, among those already used, lowers damage and fits, the one that lowers it most
+        per bit is taken. That costs time where the wider class is the slow one, so the shrunk choice may be better.
+        """
+        fitted = self.shrink(choice)
+        used = np.isin(np.arange(len(self.widths)), np.union1d(choice, fitted))
         while (room := self.budget - int(self.bits(fitted))) > 0 and self._step(fitted, used, 1, room):
             pass
         return fitted
