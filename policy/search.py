@@ -142,7 +142,7 @@ def search(
     Deterministic in the settings' seeds. For 32 experts and 5 widths some 4000 allocations a seed are priced: 4 s with
     a meter of 0.5 ms.
     """
-    from wattbit.policy.ppo import PPOSettings, train  # torch, needed only here
+    from wattbit.policy.agent import AgentSettings, train  # torch, needed only here
 
     problem = Problem(
         stats=smoothed(stats),
@@ -161,8 +161,8 @@ def search(
         "random": [random_allocation(problem, seed) for seed in settings.random_seeds],
         "exact": [solve(problem)],
     }
-    env, ppo = AllocationEnv(problem), PPOSettings(iterations=settings.iterations)
-    trained = {seed: train(env, seed, ppo, progress) for seed in settings.seeds}
+    env, agent = AllocationEnv(problem), AgentSettings(iterations=settings.iterations)
+    trained = {seed: train(env, seed, agent, progress) for seed in settings.seeds}
     choices[POLICY] = [policy.choice for policy in trained.values()]
     return SearchResult(
         settings,

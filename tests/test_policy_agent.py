@@ -1,6 +1,7 @@
 """The environment keeps Gymnasium's rules; the policy finds the optimum where one is known and beats it elsewhere."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from tests.policy_fakes import AdditiveMeter, SharedChipMeter, make_problem, make_stats
-from wattbit.policy.controls import random_allocation
+from wattbit.errors import WattbitError
+from wattbit.policy.a2c import A2C
+from wattbit.policy.agent import AgentSettings, Policy, train, train_on
+from wattbit.policy.controls import linear_in_frequency, random_allocation
 from wattbit.policy.environment import AllocationEnv, observe
-from wattbit.policy.exact import solve
-from wattbit.policy.ppo import PolicyNet, PPOSettings, train
+from wattbit.policy.exact import solve, solve_shared
+from wattbit.policy.network import PolicyNet
 from wattbit.policy.problem import Problem
 
 
@@ -52,7 +56,7 @@ def test_one_network_serves_any_number_of_experts() -> None:
 def test_training_is_deterministic_in_the_seed_alone() -> None:
     def run(seed: int) -> tuple[list[int], tuple[float, ...]]:
         problem = make_problem(make_stats(8), SharedChipMeter())
-        trained = train(AllocationEnv(problem), seed, PPOSettings(iterations=10))
+        trained = train(AllocationEnv(problem), seed, AgentSettings(iterations=10))
         return trained.choice.tolist(), trained.curve
 
     threads = torch.get_num_threads()
@@ -71,7 +75,7 @@ def random_rewards(problem: Problem, draws: int) -> list[float]:
 def test_additive_cost_policy_comes_within_one_percent_of_the_optimum(world: int) -> None:
     problem = make_problem(make_stats(16, seed=world), AdditiveMeter(), latency_nats=0.0)
     optimum = problem.reward(solve(problem))
-    trained = [train(AllocationEnv(problem), seed, PPOSettings()) for seed in range(2)]
+    trained = [train(AllocationEnv(problem), seed, AgentSettings()) for seed in range(2)]
     for policy in trained:
         assert problem.fits(policy.choice)
         assert policy.reward == problem.reward(policy.choice)
@@ -86,7 +90,7 @@ def test_additive_cost_policy_comes_within_one_percent_of_the_optimum(world: int
 
 def test_the_same_settings_learn_512_experts() -> None:
     problem = make_problem(make_stats(256), AdditiveMeter(), latency_nats=0.0)
-    trained = train(AllocationEnv(problem), 0, PPOSettings(iterations=60))
+    trained = train(AllocationEnv(problem), 0, AgentSettings(iterations=60))
     assert trained.reward >= 1.02 * problem.reward(solve(problem))
 
 
@@ -96,7 +100,42 @@ def test_shared_chip_policy_beats_the_additive_optimum(world: int) -> None:
     exact = solve(problem)
     others = max(random_rewards(problem, 100))
     for seed in range(2):
-        trained = train(AllocationEnv(problem), seed, PPOSettings())
+        trained = train(AllocationEnv(problem), seed, AgentSettings())
         assert problem.fits(trained.choice)
         assert trained.reward > 0.97 * problem.reward(exact) > others
         assert problem.hardware(trained.choice) < 0.85 * problem.hardware(exact)
+
+
+def test_actor_critic_learns_the_same_problem() -> None:
+    problem = make_problem(make_stats(16), SharedChipMeter(), latency_nats=0.05)
+    trained = train(AllocationEnv(problem), 0, AgentSettings(algorithm=A2C(), warm=False))
+    assert trained.reward > 0.97 * problem.reward(solve(problem))
+
+
+def test_a_warm_start_is_never_worse_than_what_it_starts_from() -> None:
+    problem = make_problem(make_stats(16), SharedChipMeter(), latency_nats=0.05)
+    trained = train(AllocationEnv(problem), 0, AgentSettings(iterations=1))
+    assert trained.reward >= problem.reward(solve_shared(problem))
+
+
+def test_a_policy_serves_other_numbers_of_experts_layers_and_budgets_without_training(tmp_path: Path) -> None:
+    """Learned on 16-expert layers at three budgets, asked for 3 layers of 40 experts at budgets between."""
+    worlds = [make_problem(make_stats(16, seed=s), AdditiveMeter(), budget_bits=b) for s, b in enumerate((2.5, 3, 4))]
+    trained = train_on([AllocationEnv(world) for world in worlds], 0, AgentSettings(iterations=180))
+    trained[0].policy.save(tmp_path / "policy.safetensors")
+    policy = Policy.load(tmp_path / "policy.safetensors")
+    for budget in (2.75, 3.5):
+        problem = make_problem(make_stats(40, layers=3, seed=9), AdditiveMeter(), budget_bits=budget)
+        choice = policy.choose(problem)
+        assert (choice == trained[0].policy.choose(problem)).all()
+        assert problem.fits(choice)
+        reward, optimum = problem.reward(choice), problem.reward(solve(problem))
+        assert reward > problem.reward(linear_in_frequency(problem))
+        assert reward > 1.05 * optimum
+        assert problem.reward(policy.choose(problem, draws=16)) >= reward
+
+
+def test_what_is_no_policy_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy.safetensors").write_bytes(b"x" * 64)
+    with pytest.raises(WattbitError, match="holds no policy"):
+        Policy.load(tmp_path / "policy.safetensors")
