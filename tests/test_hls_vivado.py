@@ -1,0 +1,327 @@
+"""Toolchain `vivado` against a stand-in that knows Vivado's commands: untested with Vivado itself, and on hardware."""
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.hls_shell_support import stubs
+from wattbit.board.targets import known, load
+from wattbit.errors import WattbitError
+from wattbit.hls.shell import ShellRtl, build_shell
+from wattbit.hls.simulate import verilator
+from wattbit.hls.vivado.processor import processor
+from wattbit.hls.vivado.reports import Timing, last_error, timing, utilisation, version
+from wattbit.hls.vivado.script import implementation, quote, synthesis
+from wattbit.hls.vivado.toolchain import VivadoToolchain
+from wattbit.hls.vivado.wrapper import masters, ports, wrapper
+from wattbit.plan import Target
+from wattbit.processes import execute
+
+STUB = Path(__file__).parent / "vivado_stub.tcl"
+LOGIC = [name for name in known() if load(name).target.part]
+Z2, KV260 = load("pynq-z2").target, load("kv260").target
+
+# The tables that the toolchain reads, as `report_timing_summary` and `report_utilization` print them (UG906, UG904).
+TIMING = """
+------------------------------------------------------------------------------------------------
+| Design Timing Summary
+| ---------------------
+------------------------------------------------------------------------------------------------
+
+    WNS(ns)      TNS(ns)  TNS Failing Endpoints  TNS Total Endpoints      WHS(ns)      THS(ns)  THS Failing Endpoints
+    -------      -------  ---------------------  -------------------      -------      -------  ---------------------
+{setup:11.3f}        0.000                      0                  723 {hold:12.3f}        0.000                      0
+
+
+All user specified timing constraints are met.
+"""
+UTILISATION = """
+1. Slice Logic
+--------------
+
++----------------------------+-------+-------+------------+-----------+-------+
+|          Site Type         |  Used | Fixed | Prohibited | Available | Util% |
++----------------------------+-------+-------+------------+-----------+-------+
+| {slice} LUTs                 | 12345 |     0 |          0 |     53200 | 23.20 |
+|   LUT as Logic             | 12000 |     0 |          0 |     53200 | 22.56 |
+| {slice} Registers            | 23456 |     0 |          0 |    106400 | 22.05 |
++----------------------------+-------+-------+------------+-----------+-------+
+
+3. Memory
+---------
+
++-------------------+------+-------+------------+-----------+-------+
+|     Site Type     | Used | Fixed | Prohibited | Available | Util% |
++-------------------+------+-------+------------+-----------+-------+
+| Block RAM Tile    | 14.5 |     0 |          0 |       140 | 10.36 |
+|   RAMB36/FIFO*    |   10 |     0 |          0 |       140 |  7.14 |
+|   RAMB18          |    9 |     0 |          0 |       280 |  3.21 |
++-------------------+------+-------+------------+-----------+-------+
+
+| DSPs              |   64 |     0 |          0 |       220 | 29.09 |
+"""
+
+
+def top_of(shell: ShellRtl) -> str:
+    return (shell.folder / f"{shell.top}.v").read_text(encoding="utf-8")
+
+
+def with_weight_masters(top: str, count: int) -> str:
+    """The same top with read-only masters m_axi_w0, m_axi_w1, ... besides."""
+    signals = {
+        "araddr": 32,
+        "arlen": 8,
+        "arsize": 3,
+        "arburst": 2,
+        "arcache": 4,
+        "arprot": 3,
+        "arvalid": 1,
+        "rready": 1,
+    }
+    more = ""
+    for i in range(count):
+        more += "".join(f",\n  output wire [{bits - 1}:0] m_axi_w{i}_{name}" for name, bits in signals.items())
+        inputs = {"arready": 1, "rdata": 64, "rresp": 2, "rlast": 1, "rvalid": 1}
+        more += "".join(f",\n  input  wire [{bits - 1}:0] m_axi_w{i}_{name}" for name, bits in inputs.items())
+    return top.replace("\n);", f"{more}\n);", 1)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> ShellRtl:
+    return build_shell(stubs(tmp_path / "rtl"), 64, "0123456789abcdef", tmp_path / "a folder {of $HOME}" / "shell")
+
+
+@pytest.fixture
+def vivado(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program `vivado` on PATH that takes Vivado's options and runs scripts by the stand-in."""
+    tclsh = shutil.which("tclsh")
+    if tclsh is None:
+        pytest.skip("tclsh is not installed (Debian package tcl)")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "vivado"
+    program.write_text(f"""#!/bin/sh
+case "$1" in -version) echo "vivado v${{STUB_VERSION:-2023.2}} (64-bit)"; exit 0;; esac
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -mode|-log|-source) eval "${{1#-}}=\\$2"; shift 2;;
+    -nojournal|-notrace) shift;;
+    *) echo "ERROR: [Common 17-170] Unknown option '$1'"; exit 1;;
+  esac
+done
+[ "$mode" = batch ] || exit 1
+exec "{tclsh}" "{STUB}" "$source" >"$log" 2>&1
+""")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    reports(tmp_path, monkeypatch, setup=2.0, hold=0.02)
+    return program
+
+
+def reports(folder: Path, monkeypatch: pytest.MonkeyPatch, setup: float, hold: float, site: str = "Slice") -> None:
+    (folder / "timing").write_text(TIMING.format(setup=setup, hold=hold))
+    (folder / "utilisation").write_text(UTILISATION.format(slice=site))
+    monkeypatch.setenv("STUB_TIMING", str(folder / "timing"))
+    monkeypatch.setenv("STUB_UTILISATION", str(folder / "utilisation"))
+
+
+@pytest.mark.parametrize("name", LOGIC)
+def test_every_board_builds(name: str, shell: ShellRtl, vivado: Path, tmp_path: Path) -> None:
+    target = load(name).target
+    built = VivadoToolchain().build(shell, target, tmp_path / "out")
+    assert (built.toolchain, built.part, built.clock_mhz) == ("vivado", target.part, target.clock_mhz)
+    assert built.bit and built.bit.is_file() and built.hwh and built.hwh.is_file()
+    assert built.utilisation == {"lut": 12345, "ff": 23456, "dsp": 64, "bram18": 29}
+    assert built.tool_versions == {"vivado": "2023.2"} and not built.hardware_tested
+    calls = (tmp_path / "out" / "calls.txt").read_text()
+    assert f"create_project -force -part {target.part}" in calls
+    assert "write_bitstream -force wattbit.bit" in calls
+
+
+@pytest.mark.parametrize("target", [Z2, KV260], ids=lambda target: target.name)
+@pytest.mark.parametrize(
+    ("weights", "memory_ports", "expected"), [(0, 4, [1]), (3, 4, [1, 1, 1, 1]), (6, 4, [2, 2, 2, 1]), (2, 1, [3])]
+)
+def test_weight_masters_share_the_memory_ports(
+    target: Target, weights: int, memory_ports: int, expected: list[int], shell: ShellRtl, vivado: Path, tmp_path: Path
+) -> None:
+    (shell.folder / f"{shell.top}.v").write_text(with_weight_masters(top_of(shell), weights))
+    VivadoToolchain().build(shell, replace(target, memory_ports=memory_ports), tmp_path / "out")
+    script = (tmp_path / "out" / "synthesis.tcl").read_text()
+    shares = [int(n) for n in re.findall(r"NUM_SI \{(\d+)\} CONFIG\.NUM_MI \{1\}\] \[get_bd_cells memory", script)]
+    assert shares == expected
+    assert len(re.findall(r"wattbit_0/m_axi_\w+\]", script)) == weights + 1
+
+
+def test_a_finished_step_is_not_redone(
+    shell: ShellRtl, vivado: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setenv("STUB_PLACEMENT_FAILS", "1")
+    with pytest.raises(
+        WattbitError, match=r"implementation failed.*\[Place 30-487\].*its log is .*implementation\.log"
+    ):
+        VivadoToolchain().build(shell, Z2, out)
+    monkeypatch.delenv("STUB_PLACEMENT_FAILS")
+    (out / "calls.txt").unlink()
+    built = VivadoToolchain().build(shell, Z2, out)
+    calls = (out / "calls.txt").read_text()
+    assert "place_design" in calls and "create_project" not in calls, "synthesis was kept"
+    (out / "calls.txt").unlink()
+    assert VivadoToolchain().build(shell, Z2, out) == built
+    assert not (out / "calls.txt").exists(), "all was kept"
+    VivadoToolchain().build(shell, replace(Z2, clock_mhz=80.0), out)
+    assert "create_project" in (out / "calls.txt").read_text(), "another clock is another design"
+
+
+def test_synthesis_that_fails_gives_the_last_error_of_its_run(
+    shell: ShellRtl, vivado: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_SYNTHESIS_FAILS", "1")
+    with pytest.raises(
+        WattbitError, match=r"synthesis failed with exit status 1: ERROR: \[Synth 8-439\].*log is "
+    ) as error:
+        VivadoToolchain().build(shell, Z2, tmp_path / "out")
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out" / "synthesised.dcp").exists()
+
+
+def test_a_part_that_vivado_lacks_is_its_last_error(shell: ShellRtl, vivado: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        WattbitError, match=r"ERROR: \[Coretcl 2-106\] Specified part could not be found.*synthesis\.log"
+    ):
+        VivadoToolchain().build(shell, replace(Z2, part="xc7z999clg400-1"), tmp_path / "out")
+
+
+def test_the_last_error_is_that_of_the_first_log_that_has_one(tmp_path: Path) -> None:
+    run, log = tmp_path / "runme.log", tmp_path / "vivado.log"
+    log.write_text("ERROR: [A 1-1] first\nERROR: [A 1-2] last\nINFO: ERROR: none\nERROR-free\n")
+    assert last_error((run, log)) == "ERROR: [A 1-2] last"
+    run.write_text("ERROR: [B 2-2] cause\n")
+    assert last_error((run, log)) == "ERROR: [B 2-2] cause"
+    assert last_error(()) == "no ERROR in its log"
+
+
+def test_missed_setup_lowers_the_clock_and_missed_hold_is_refused(
+    shell: ShellRtl, vivado: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports(tmp_path, monkeypatch, setup=-2.5, hold=0.01)
+    built = VivadoToolchain().build(shell, Z2, tmp_path / "late")
+    assert (built.fmax_mhz, built.clock_mhz) == (80.0, 80.0)
+    reports(tmp_path, monkeypatch, setup=1.0, hold=-0.05)
+    with pytest.raises(WattbitError, match=r"hold requirements are missed by 0\.05 ns.*timing\.rpt"):
+        VivadoToolchain().build(shell, Z2, tmp_path / "hold")
+
+
+@pytest.mark.parametrize("found", ["2019.1", "2022.1", "2031.1"])
+def test_another_version_is_refused(found: str, vivado: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_VERSION", found)
+    reason = VivadoToolchain().available(Z2)
+    assert reason and f"Vivado {found} is not among the supported versions" in reason
+    monkeypatch.setenv("STUB_VERSION", "2022.2")
+    assert VivadoToolchain().available(Z2) is None
+
+
+def test_a_missing_vivado_and_a_foreign_part_are_said(
+    shell: ShellRtl, vivado: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "xcvc1902 is neither" in (VivadoToolchain().available(replace(Z2, part="xcvc1902")) or "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WattbitError, match=r"vivado is not on PATH; install Vivado 2022\.2 to 2025\.2"):
+        VivadoToolchain().build(shell, Z2, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("place_design -fast", "has no option -fast"),
+        ("plase_design", 'invalid command name "plase_design"'),
+        ("report_utilization -file", "option -file lacks its value"),
+        ("connect_bd_net [get_bd_pins wattbit_0/irq]", "takes 2 to 999 arguments"),
+        ("create_bd_cell -type ip -vlnv xilinx.com:ip:axi_dma:7.1 dma", "there is no IP"),
+        ("set_property -dict [list CONFIG.PCW_USE_S_AXI_HP0 {1}] [get_bd_cells control]", "has no setting"),
+        ("set_property -dict [list CONFIG.NUM_SLAVES {1}] [get_bd_cells control]", "has no setting"),
+        ("connect_bd_net [get_bd_pins control/aclk2] [get_bd_pins wattbit_0/aclk]", "has no pin aclk2"),
+        ("puts {", "missing close-brace"),
+    ],
+)
+def test_the_stand_in_refuses_what_vivado_would(
+    wrong: str, message: str, shell: ShellRtl, vivado: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    VivadoToolchain().build(shell, Z2, out)
+    script = (out / "synthesis.tcl").read_text().replace("validate_bd_design\n", f"{wrong}\nvalidate_bd_design\n")
+    (out / "wrong.tcl").write_text(script)
+    done = execute(["tclsh", str(STUB), "wrong.tcl"], out)
+    assert done.returncode == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize("line", ["memory0/M00_AXI", "control/aclk", "wattbit_0/aresetn", "-offset"])
+def test_the_stand_in_misses_every_connection(line: str, shell: ShellRtl, vivado: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    VivadoToolchain().build(shell, KV260, out)
+    lines = (out / "synthesis.tcl").read_text().splitlines()
+    (out / "wrong.tcl").write_text("\n".join(text for text in lines if line not in text))
+    assert execute(["tclsh", str(STUB), "wrong.tcl"], out).returncode == 1
+
+
+def test_the_wrapper_is_verilog_with_the_shells_ports(shell: ShellRtl) -> None:
+    top = with_weight_masters(top_of(shell), 2)
+    assert masters(top) == ("m_axi_mem", "m_axi_w0", "m_axi_w1")
+    text = wrapper(top, shell.top)
+    assert ports(text) == ports(top)
+    assert 'PROTOCOL AXI4LITE, READ_WRITE_MODE READ_WRITE" *)\n  input wire [11:0] s_axi_ctrl_araddr' in text
+    assert 'PROTOCOL AXI4, READ_WRITE_MODE READ_WRITE" *)\n  output wire [31:0] m_axi_mem_araddr' in text
+    assert 'PROTOCOL AXI4, READ_WRITE_MODE READ_ONLY" *)\n  output wire [31:0] m_axi_w1_araddr' in text
+
+
+def test_the_wrapper_compiles_with_the_shell(shell: ShellRtl) -> None:
+    (shell.folder / "wattbit_vivado.v").write_text(wrapper(top_of(shell), shell.top))
+    command, environment = verilator()
+    command += ["--lint-only", "-Wno-lint", "-Wno-fatal", "--top-module", "wattbit_vivado", *shell.sources]
+    done = execute([*command, "wattbit_vivado.v"], shell.folder, environment)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if "wattbit_vivado.v" in line]
+
+
+def test_what_is_no_shell_is_refused() -> None:
+    with pytest.raises(WattbitError, match="no port aclk, aresetn, irq"):
+        ports("module other (\n  input wire clk\n);\nendmodule\n")
+
+
+def test_words_are_quoted_for_tcl(tmp_path: Path) -> None:
+    if shutil.which("tclsh") is None:
+        pytest.skip("tclsh is not installed (Debian package tcl)")
+    word = 'a b{c}$d[e]"f;g#h\\i'
+    (tmp_path / "x.tcl").write_text(f"puts -nonewline [lindex [list {quote(word)}] 0]\n")
+    assert execute(["tclsh", "x.tcl"], tmp_path).stdout == word
+
+
+def test_scripts_are_the_same_for_the_same_design() -> None:
+    arguments = (processor("xc7z020clg400-1"), "xc7z020clg400-1", 100.0, ["m_axi_mem"], 4, [Path("a.v")])
+    assert synthesis(*arguments) == synthesis(*arguments)
+    assert implementation().endswith("write_bitstream -force wattbit.bit\n")
+
+
+def test_reports_are_read() -> None:
+    assert timing(TIMING.format(setup=-0.642, hold=0.043)) == Timing(-0.642, 0.043)
+    assert Timing(-0.642, 0.043).fmax_mhz(200.0) == pytest.approx(1000 / 5.642)
+    for site in ("Slice", "CLB"):
+        assert utilisation(UTILISATION.format(slice=site))["lut"] == 12345
+    assert version("vivado v2024.1.2 (64-bit)\nTool Version Limit: 2024.05\n") == "2024.1"
+    assert version("Vivado v2022.2 (64-bit)") == "2022.2"
+    assert version("bash: vivado: not found") is None
+
+
+@pytest.mark.parametrize(
+    "report", ["", "    WNS(ns)      TNS(ns)      WHS(ns)\n   ----\n         NA           NA           NA\n"]
+)
+def test_a_report_without_figures_is_refused(report: str) -> None:
+    with pytest.raises(WattbitError, match="timing report has no slack"):
+        timing(report)
+    with pytest.raises(WattbitError, match="has no row Slice LUTs or CLB LUTs"):
+        utilisation(report)
