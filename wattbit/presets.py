@@ -25,6 +25,7 @@ class Preset:
 
 PRESETS = {
     "demo": Preset(DEMO_MODEL, DEMO_TRAIN, CotrainSettings(steps=30)),
+    "e64": Preset(replace(DEMO_MODEL, experts=64), DEMO_TRAIN, CotrainSettings(steps=30)),
     # for tests: every part small, the path whole
     "tiny": Preset(
         ModelConfig(vocab_size=384, d_model=16, d_hidden=32, layers=2, heads=2, experts=4, top_k=2, context=32),
