@@ -4,6 +4,7 @@
 |---|---|
 | `manifest.json` | target, allocation, design, experts' places, sha256 and length of every other file, own digest |
 | `accel.bit`, `accel.hwh`, `accel-DIGEST.so` | the simulated bitstream, its handoff and the accelerator that it names |
+| `weights/` | images of the experts that the design streams from memory, a file for each stream |
 | `arm/` | kernels and packed weights for the board's cores |
 | `vectors.npz` | inputs to run: `layer`, `expert` [N], `x` [N, D]. The expected outputs stay on the host |
 | `code/` | the agent and the wattbit modules that it imports |
@@ -23,9 +24,9 @@ import numpy as np
 
 from wattbit.arith import ExpertInts
 from wattbit.board.agent.manifest import FORMAT, NAME, file_record, seal
-from wattbit.board.agent.power import PowerModel
 from wattbit.board.carried import carried_files
 from wattbit.board.overlay import write_overlay
+from wattbit.board.targets import SIMULATED, Power
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, ExpertId, Target
@@ -45,6 +46,7 @@ class Parts:
     accelerator: the simulated accelerator for the board's architecture.
     kernels: folder that holds kernels.json, or None.
     top_k: experts that a token is sent to in each layer.
+    images: files of the images that the design streams, in the order of its streams.
     """
 
     allocation: Allocation
@@ -53,6 +55,7 @@ class Parts:
     accelerator: Path
     kernels: Path | None
     top_k: int
+    images: tuple[Path, ...] = ()
 
     @classmethod
     def of_run(cls, run: Path, target: Target) -> Self:
@@ -68,6 +71,7 @@ class Parts:
             accelerator=run / "build/hls" / built["accelerators"][target.arch],
             kernels=run / "build/arm",
             top_k=read_json(run / "export/export.json")["model"]["top_k"],
+            images=tuple(run / "build/hls" / path for path in built["images"]),
         )
 
     @property
@@ -80,15 +84,19 @@ class Parts:
         }
 
 
-def make_bundle(run: Path, target: Target, out: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Make the bundle of a run for a virtual board in the folder `out`; its manifest.
+def make_bundle(
+    run: Path, target: Target, out: Path, progress: Progress = silent, power: Power = SIMULATED
+) -> dict[str, Any]:
+    """Make the bundle of a run in the folder `out`, for a board whose power is read so; its manifest.
 
     `out` appears whole or not at all. Raises WattbitError when the run's parts are missing or do not belong together.
     """
-    return pack(Parts.of_run(run, target), target, out, progress)
+    return pack(Parts.of_run(run, target), target, out, progress, power)
 
 
-def pack(parts: Parts, target: Target, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def pack(
+    parts: Parts, target: Target, out: Path, progress: Progress = silent, power: Power = SIMULATED
+) -> dict[str, Any]:
     """The same from parts that lie anywhere."""
     _check(parts, target)
     with _new_folder(out) as folder:
@@ -106,7 +114,7 @@ def pack(parts: Parts, target: Target, out: Path, progress: Progress = silent) -
             _copy(path, folder / "code" / name)
         progress("bundle", 4, len(steps))
         files = {p.relative_to(folder).as_posix(): file_record(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-        manifest = seal(_content(parts, target) | {"files": files})
+        manifest = seal(_content(parts, target, power) | {"files": files})
         write_json(folder / NAME, manifest)
         progress("bundle", 5, len(steps))
     return manifest
@@ -117,7 +125,7 @@ def bundle_bytes(manifest: dict[str, Any]) -> int:
     return sum(int(record["bytes"]) for record in manifest["files"].values())
 
 
-def _content(parts: Parts, target: Target) -> dict[str, Any]:
+def _content(parts: Parts, target: Target, power: Power) -> dict[str, Any]:
     experts, places = {}, parts.places
     for placement in parts.allocation.placements:
         ints = ExpertInts.load(parts.export / f"{placement.expert}.npz")
@@ -142,7 +150,7 @@ def _content(parts: Parts, target: Target) -> dict[str, Any]:
         "target": target.to_json(),
         "allocation": parts.allocation.to_json(),
         "allocation_digest": parts.allocation.digest,
-        "design": parts.design,
+        "design": parts.design | {"images": [f"weights/{path.name}" for path in parts.images]},
         "experts": experts,
         "model": {
             "d_model": ints.shape.d_model,
@@ -150,7 +158,7 @@ def _content(parts: Parts, target: Target) -> dict[str, Any]:
             "layers": len(layers),
             "top_k": parts.top_k,
         },
-        "power": {"source": "simulated", "rail": "simulated 5V", "model": vars(PowerModel())},
+        "power": power.to_json(),
         "arm": None if parts.kernels is None else {"folder": "arm", "module": KERNELS},
         "vectors": VECTORS,
     }
@@ -174,6 +182,8 @@ def _check(parts: Parts, target: Target) -> None:
 def _write_logic(parts: Parts, target: Target, folder: Path) -> None:
     write_overlay(parts.design["digest"], target, folder)
     _copy(parts.accelerator, folder / f"accel-{parts.design['digest']}.so")
+    for path in parts.images:
+        _copy(path, folder / "weights" / path.name)
 
 
 def _write_vectors(source: Path, out: Path) -> None:

@@ -22,7 +22,7 @@ from wattbit.files import digest_json, read_json, sha256_file, write_bytes, writ
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.simulate import verilator
 from wattbit.processes import execute, workers
-from wattbit.shell import ERRORS, IDENTITY, START, Register, interleaved, packets
+from wattbit.shell import ERRORS, IDENTITY, START, STREAM_BYTES, Register, interleaved, packets
 
 Arch = Literal["x86_64", "aarch64"]
 LIBRARY = "libwattbit_accel.so"
@@ -35,6 +35,7 @@ COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATO
 LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--version-script=exports.map", "-s")
 ENDS = ("-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL")  # sim/accelerator.cpp defines these
 SMALL_BYTES = 10_000
+PAGE_BYTES = 4096
 FAST, SLOW = "-O1", "-O0"  # code that runs each cycle, and code that runs once
 
 _HANDLE, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
@@ -91,6 +92,8 @@ def _generate(shell: ShellRtl, out: Path, key: str) -> Path:
     names = "".join(f'    {{"{name}", R"({(shell.folder / name).read_text()})"}},\n' for name in shell.memories)
     text = f'#include "memories.h"\n\nconst MemoryFile memory_files[] = {{\n{names}    {{nullptr, nullptr}},\n}};\n'
     (out / "memory_files.cpp").write_text(text)
+    each = " ".join(f"DO({i})" for i in range(shell.streams))
+    (out / "streams.h").write_text(f"#define STREAMS {shell.streams}\n#define FOR_STREAMS(DO) {each}\n")
     write_json(stamp, key)
     return out
 
@@ -136,11 +139,15 @@ class Accelerator:
     """One simulated accelerator on this machine, memory and all.
 
     stall_seed: not 0 stalls all AXI channels and engine streams at random, and wakes the registers at random.
+    memory_bytes: room for packets and results; the images come behind.
+    images: files of the images that the design streams, one for each of its streams.
     """
 
     BASE = 0x1000_0000
 
-    def __init__(self, library: Path, stall_seed: int = 0, memory_bytes: int = 1 << 24) -> None:
+    def __init__(
+        self, library: Path, stall_seed: int = 0, memory_bytes: int = 1 << 24, images: Sequence[Path] = ()
+    ) -> None:
         try:
             self._c = ctypes.CDLL(str(library.absolute()))
         except OSError as error:
@@ -148,17 +155,30 @@ class Accelerator:
         for name, (result, arguments) in INTERFACE.items():
             function = getattr(self._c, name)
             function.restype, function.argtypes = result, arguments
-        self._handle = self._c.wb_open(self.BASE, memory_bytes, stall_seed)
+        contents = [np.fromfile(path, np.uint8) for path in images]
+        sizes = [-(-content.size // PAGE_BYTES) * PAGE_BYTES for content in contents]
+        self._handle = self._c.wb_open(self.BASE, memory_bytes + sum(sizes), stall_seed)
         try:
             self._check()
             pointer = self._c.wb_memory(self._handle)
-            self.memory: NDArray[np.uint8] = np.ctypeslib.as_array(pointer, (memory_bytes,))
+            memory = np.ctypeslib.as_array(pointer, (memory_bytes + sum(sizes),))
+            self.memory: NDArray[np.uint8] = memory[:memory_bytes]
             if self.read(Register.ID) != IDENTITY:
                 raise WattbitError(
                     f"{library} is no wattbit accelerator: its ID register reads {self.read(Register.ID):#x}"
                 )
             self.d_model = self.read(Register.D_MODEL)
             self.engines = self.read(Register.ENGINES)
+            if self.read(Register.STREAMS) != len(images):
+                raise WattbitError(
+                    f"the design streams the weights of {self.read(Register.STREAMS)} engines, {len(images)} files of "
+                    "images were given; give one for each"
+                )
+            place = memory_bytes
+            for stream, (content, size) in enumerate(zip(contents, sizes, strict=True)):
+                memory[place : place + content.size] = content
+                self.write(Register.WEIGHTS_ADDR + STREAM_BYTES * stream, self.BASE + place)
+                place += size
         except BaseException:
             self.close()
             raise
@@ -218,7 +238,7 @@ class Accelerator:
             raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
         if words.nbytes + x.nbytes > len(self.memory):
             raise WattbitError(f"{len(x)} vectors are too many for one launch; split them")
-        order = interleaved(engine)
+        order = interleaved(engine, set_index)
         self.memory[: words.nbytes] = words[order].ravel()
         cycles = self.launch(self.BASE, self.BASE + words.nbytes, len(x), max_cycles)
         results = np.empty_like(x)

@@ -6,7 +6,7 @@ from typing import Any
 from wattbit.arith import ExpertInts, load_vectors
 from wattbit.files import digest_json, sha256_file, write_json
 from wattbit.hls.accelerator import Arch, verilate
-from wattbit.hls.compare import require_fit, simulate
+from wattbit.hls.compare import images_of, require_fit, simulate
 from wattbit.hls.engine import EngineRtl, build_engine
 from wattbit.hls.planner import EnginePlan
 from wattbit.hls.resources import Resources
@@ -23,7 +23,8 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
     """Build the plan's design from the files of `export` in `out`; write and return `out`/build.json.
 
     The record: digest of the design; plan; engines with their resources as yosys counts them; accelerators, the
-    simulated design by architecture; simulation, the exported vectors through it with and without random stalls,
+    simulated design by architecture; images, the files that hold the streamed engines' experts, in the order of their
+    streams; simulation, the exported vectors through it with and without random stalls,
     which must give PyTorch's integers, else WattbitError.
     """
     require_fit(plan)
@@ -58,8 +59,8 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
             progress(f"Verilator: accelerator for {arch}", finished, steps)
             libraries[arch] = verilate(shell, out / "accelerator", arch)
             step(f"Verilator: accelerator for {arch}")
-        steady = simulate(plan, libraries["x86_64"], vectors)
-        stalled = simulate(plan, libraries["x86_64"], vectors, STALL_SEED)
+        steady = simulate(plan, libraries["x86_64"], vectors, images=images_of(engines))
+        stalled = simulate(plan, libraries["x86_64"], vectors, STALL_SEED, images_of(engines))
         step("simulated")
         return {"libraries": libraries, "simulation": steady | {"cycles_with_stalls": stalled["cycles"]}}
 
@@ -75,6 +76,7 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
             spec.to_json() | {"name": spec.name, "resources": resources[spec.name].to_json()} for spec in plan.classes
         ],
         "accelerators": {arch: str(path.relative_to(out)) for arch, path in built["libraries"].items()},
+        "images": [path.relative_to(out).as_posix() for path in images_of(engines)],
         "simulation": built["simulation"],
     }
     write_json(out / "build.json", record)
@@ -83,6 +85,6 @@ def build(export: Path, plan: EnginePlan, out: Path, progress: Progress = silent
 
 
 def design_digest(plan: EnginePlan, engines: list[EngineRtl]) -> str:
-    """Digest of the plan and of every file of its engines: of what the hardware does."""
+    """Digest of the plan and of every file of its engines: of what the hardware does. Images are no part of it."""
     files = {path.name: sha256_file(path) for engine in engines for path in (*engine.sources, *engine.memories)}
     return digest_json({"plan": plan.to_json(), "files": files})

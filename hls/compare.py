@@ -1,6 +1,6 @@
 """A design in RTL simulation, held to the integers that PyTorch returns for real routed vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wattbit.arith import ExpertInts
 from wattbit.errors import WattbitError
 from wattbit.hls.accelerator import Accelerator, verilate
-from wattbit.hls.engine import write_engine
+from wattbit.hls.engine import EngineRtl, write_engine
 from wattbit.hls.planner import EnginePlan
 from wattbit.hls.shell import build_shell
 from wattbit.plan import ExpertId
@@ -25,9 +25,17 @@ def require_fit(plan: EnginePlan) -> None:
         raise WattbitError(f"the plan does not fit {plan.part}: {', '.join(plan.excess)}; use fewer widths or bits")
 
 
-def simulate(plan: EnginePlan, library: Path, vectors: Vectors, stall_seed: int = 0) -> dict[str, Any]:
+def images_of(engines: Sequence[EngineRtl]) -> list[Path]:
+    """The files of the streamed engines' images, in the order of their streams."""
+    return [engine.images for engine in engines if engine.images is not None]
+
+
+def simulate(
+    plan: EnginePlan, library: Path, vectors: Vectors, stall_seed: int = 0, images: Sequence[Path] = ()
+) -> dict[str, Any]:
     """One launch of the vectors that are for the plan's experts, through the Verilated shell.
 
+    images: of the plan's streamed engines, see `images_of`.
     stall_seed: not 0 stalls all streams at random. Returns vectors, their number; cycles, from start to done;
     bit_exact and provenance. Raises WattbitError if any output differs.
     """
@@ -37,7 +45,7 @@ def simulate(plan: EnginePlan, library: Path, vectors: Vectors, stall_seed: int 
     ids = [ExpertId(int(a), int(b)) for a, b in zip(vectors["layer"], vectors["expert"], strict=True)]
     on_fpga = np.array([place in places for place in ids])
     engine, index = np.array([places[place] for place in ids if place in places]).T
-    with Accelerator(library, stall_seed=stall_seed) as accelerator:
+    with Accelerator(library, stall_seed=stall_seed, images=images) as accelerator:
         got, cycles = accelerator.run(engine, index, vectors["x"][on_fpga])
     wrong = int((got != vectors["y"][on_fpga]).any(axis=1).sum())
     if wrong:
@@ -64,4 +72,4 @@ def simulate_plan(plan: EnginePlan, ints: Mapping[ExpertId, ExpertInts], vectors
     ]
     shell = build_shell(engines, plan.shape.d_model, plan.digest, out / "shell")
     library = verilate(shell, out / "accelerator", "x86_64")
-    return simulate(plan, library, vectors)
+    return simulate(plan, library, vectors, images=images_of(engines))

@@ -1,4 +1,4 @@
-"""RTL of one engine: its module, its memories' contents and the sources that it needs."""
+"""RTL of one engine: its module, its memories' contents or its experts' images, and the sources that it needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,17 +6,27 @@ from pathlib import Path
 
 import numpy as np
 
-from wattbit.arith import OUT_BITS, ExpertInts
+from wattbit.arith import OUT_BITS, ExpertInts, Int8
 from wattbit.errors import WattbitError
 from wattbit.files import write_text
 from wattbit.hls.engine_class import EngineClass
 from wattbit.hls.finn_flow import lower, structure
-from wattbit.hls.memory import requant_words, weight_words, write_memory
+from wattbit.hls.memory import (
+    RequantFormat,
+    expert_image,
+    hexadecimal,
+    image_beats,
+    image_stride,
+    requant_fields,
+    weight_words,
+    write_images,
+    write_memory,
+)
 from wattbit.hls.rtllib import patched
 from wattbit.plan import ExpertId, ExpertShape
 
 RTL = Path(__file__).parent / "rtl"
-OWN_SOURCES = ("engine_memory.sv", "engine_layer.sv", "engine_core.sv")
+OWN_SOURCES = ("engine_slots.sv", "engine_memory.sv", "engine_layer.sv", "engine_core.sv")
 DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
 
 
@@ -29,6 +39,8 @@ class EngineRtl:
     memories: $readmemh files, which the RTL names without a folder.
     spec, shape: what it was built from.
     dsp_version: 1 for DSP48E1 (Zynq-7000), 2 for DSP48E2 (Zynq UltraScale+).
+    images: of a streamed engine, the file of its experts' images, set i at i * `stride` bytes. beats: 64-bit words of
+    an image.
     """
 
     module: str
@@ -37,6 +49,12 @@ class EngineRtl:
     spec: EngineClass
     shape: ExpertShape
     dsp_version: int
+    images: Path | None = None
+    beats: int = 0
+
+    @property
+    def stride(self) -> int:
+        return image_stride(self.beats)
 
     @property
     def simd(self) -> int:
@@ -56,6 +74,9 @@ class LayerWidths:
     acc_bits: int
     shift_min: int
     shift_max: int
+
+    def requant_format(self, multiplier_bits: int) -> RequantFormat:
+        return RequantFormat(self.shift_min, multiplier_bits, (self.shift_max - self.shift_min).bit_length())
 
 
 def dsp_version(part: str) -> int:
@@ -88,12 +109,26 @@ def layer_widths(acc_bits: int, shifts: list[int], out_bits: int, version: int) 
 
 
 def widths(ints: list[ExpertInts], spec: EngineClass, version: int) -> tuple[LayerWidths, LayerWidths]:
-    """Widths of fc1 and fc2 for the experts of a class."""
+    """Widths of fc1 and fc2 for the experts of a class.
+
+    The accumulators hold the sums of any weights of the class's shape, or where the DSP has not that many bits, those
+    of its experts.
+    """
+    act_bits = spec.precision.act_bits
     first, second = spec.accumulators(ints[0].shape)
+    if first > DSP_PORT_BITS[version]:
+        first = sum_bits([e.w1 for e in ints], 2 ** (act_bits - 1))
+    if second > DSP_PORT_BITS[version]:
+        second = sum_bits([e.w2 for e in ints], 2**act_bits - 1)
     return (
-        layer_widths(first, [e.shift1 for e in ints], spec.precision.act_bits, version),
+        layer_widths(first, [e.shift1 for e in ints], act_bits, version),
         layer_widths(second, [e.shift2 for e in ints], OUT_BITS, version),
     )
+
+
+def sum_bits(weights: list[Int8], input_max: int) -> int:
+    """Bits of the largest sum that these very weights can reach; exported experts need 24 (`arith.float32_exact`)."""
+    return int(max(np.abs(w.astype(np.int64)).sum(axis=1).max() for w in weights) * input_max).bit_length() + 1
 
 
 def build_engine(
@@ -143,21 +178,21 @@ def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str
     shape, bits = ints[0].shape, spec.precision.weight_bits
     first, second = widths(ints, spec, version)
     multiplier_bits = max(int(np.max([e.m1.max() for e in ints] + [e.m2.max() for e in ints])).bit_length(), 1)
+    formats = (first.requant_format(multiplier_bits), second.requant_format(multiplier_bits))
     folder = out / spec.name
-    memories = {name: folder / f"{spec.name}_{name}.hex" for name in ("weight1", "weight2", "requant1", "requant2")}
-    write_memory(memories["weight1"], [weight_words(e.w1, spec.pe1, spec.simd1, bits) for e in ints])
-    write_memory(memories["weight2"], [weight_words(e.w2, spec.pe2, spec.simd2, bits) for e in ints])
-    for name, layer, pe, scales in (
-        ("requant1", first, spec.pe1, [(e.m1, e.shift1) for e in ints]),
-        ("requant2", second, spec.pe2, [(e.m2, e.shift2) for e in ints]),
-    ):
-        lane_bits = multiplier_bits + (layer.shift_max - layer.shift_min).bit_length()
-        words = [requant_words(m, shift, layer.shift_min, pe, multiplier_bits, lane_bits) for m, shift in scales]
-        write_memory(memories[name], words)
+    images, beats = None, 0
+    memories: dict[str, Path] = {}
+    if spec.streamed:
+        images = folder / f"{spec.name}.images"
+        beats = image_beats(spec, shape, (formats[0].bits, formats[1].bits))
+        write_images(images, [expert_image(e, spec, formats) for e in ints], image_stride(beats))
+    else:
+        memories = _write_memories(ints, spec, formats, folder)
 
     parameters: dict[str, int | str] = {
         "VERSION": version,
-        "SETS": len(ints),
+        "STREAMED": int(spec.streamed),
+        "SETS": 1 if spec.streamed else len(ints),
         "D": shape.d_model,
         "H": shape.d_hidden,
         "WEIGHT_BITS": bits,
@@ -177,7 +212,25 @@ def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str
     module = folder / f"{spec.name}.sv"
     write_text(module, _module(spec, parameters))
     sources = (*patched(out), *(RTL / name for name in OWN_SOURCES), module)
-    return EngineRtl(spec.name, sources, tuple(memories.values()), spec, shape, version)
+    return EngineRtl(spec.name, sources, tuple(memories.values()), spec, shape, version, images, beats)
+
+
+def _write_memories(
+    ints: list[ExpertInts], spec: EngineClass, formats: tuple[RequantFormat, RequantFormat], folder: Path
+) -> dict[str, Path]:
+    """Write the $readmemh files of an engine whose weights are on the chip."""
+    bits = spec.precision.weight_bits
+    first, second = formats
+    words = {
+        "weight1": [weight_words(e.w1, spec.pe1, spec.simd1, bits) for e in ints],
+        "weight2": [weight_words(e.w2, spec.pe2, spec.simd2, bits) for e in ints],
+        "requant1": [hexadecimal(requant_fields(e.m1, e.shift1, first, spec.pe1), first.bits) for e in ints],
+        "requant2": [hexadecimal(requant_fields(e.m2, e.shift2, second, spec.pe2), second.bits) for e in ints],
+    }
+    memories = {name: folder / f"{spec.name}_{name}.hex" for name in words}
+    for name, path in memories.items():
+        write_memory(path, words[name])
+    return memories
 
 
 def _check(ints: list[ExpertInts], spec: EngineClass) -> None:
@@ -195,13 +248,17 @@ def _check(ints: list[ExpertInts], spec: EngineClass) -> None:
 
 def _module(spec: EngineClass, parameters: dict[str, int | str]) -> str:
     values = ",\n".join(f"\t\t.{name}({value})" for name, value in parameters.items())
+    ports, weights = "", ".w_tdata(64'd0), .w_tvalid(1'b0), .w_tready()"
+    if spec.streamed:
+        ports = "\n\tinput\tlogic [63:0]  w_tdata,\n\tinput\tlogic  w_tvalid,\n\toutput\tlogic  w_tready,"
+        weights = ".w_tdata, .w_tvalid, .w_tready"
     return f"""// Generated by wattbit. Sets: {", ".join(f"{i} {expert}" for i, expert in enumerate(spec.experts))}.
 module {spec.name} (
 	input	logic  clk,
 	input	logic  rst_n,
 	input	logic [7:0]  s_set,
 	input	logic  s_set_valid,
-	output	logic  s_set_ready,
+	output	logic  s_set_ready,{ports}
 	input	logic [{spec.simd1 * 8 - 1}:0]  s_tdata,
 	input	logic  s_tvalid,
 	output	logic  s_tready,
@@ -213,7 +270,7 @@ module {spec.name} (
 {values}
 	) core (
 		.clk, .rst_n, .s_set, .s_set_valid, .s_set_ready, .s_tdata, .s_tvalid, .s_tready,
-		.m_tdata, .m_tvalid, .m_tready
+		{weights}, .m_tdata, .m_tvalid, .m_tready
 	);
 endmodule : {spec.name}
 """

@@ -10,7 +10,7 @@ from tests.hls_engine_support import PART, engine_class, hard_vectors, random_in
 from wattbit.arith import ExpertInts, forward, hidden
 from wattbit.errors import WattbitError
 from wattbit.hls.engine import EngineRtl, layer_widths, write_engine
-from wattbit.hls.memory import requant_words, weight_words
+from wattbit.hls.memory import RequantFormat, hexadecimal, requant_fields, weight_words
 from wattbit.hls.simulate import Stimulus, build_simulator, simulate
 from wattbit.plan import ExpertId, ExpertShape, Precision
 
@@ -111,9 +111,9 @@ def test_weight_words_hold_rows_of_a_beat() -> None:
 
 
 def test_requant_words_hold_shift_above_multiplier() -> None:
-    words = requant_words(
-        np.array([3, 5, 7, 9], dtype=np.int32), shift=12, shift_min=11, pe=2, multiplier_bits=4, bits=5
-    )
+    lanes = RequantFormat(shift_min=11, multiplier_bits=4, shift_bits=1)
+    fields = requant_fields(np.array([3, 5, 7, 9], dtype=np.int32), shift=12, lanes=lanes, pe=2)
+    words = hexadecimal(fields, lanes.bits)
     assert [int(word, 16) for word in words] == [(16 + 5) << 5 | 16 + 3, (16 + 9) << 5 | 16 + 7]
 
 

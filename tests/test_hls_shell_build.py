@@ -144,13 +144,14 @@ const MemoryFile memory_files[] = {
 void wb_readmem(bool, int, uint64_t, int, const std::string &, void *, uint64_t, uint64_t);
 AxiMaster idle() { return AxiMaster{{}, {}, {}, true, true}; }
 template <typename Change> void broken(Change change) {
-    AxiMemory memory(0, 1 << 16, 1);
+    Memory memory(0, 1 << 16);
+    AxiPort port(memory, 1);
     try {
-        change(memory);
+        change(port);
         std::puts("no complaint");
     } catch (const std::runtime_error &error) { std::puts(error.what()); }
 }
-void address(AxiAddress a) { broken([=](AxiMemory &m) { auto x = idle(); x.ar = a; m.clock(x); }); }
+void address(AxiAddress a) { broken([=](AxiPort &m) { auto x = idle(); x.ar = a; m.clock(x); }); }
 int main() {
     address({true, 4096 - 128, 15, 3, 1});
     address({true, 4096 - 128, 16, 3, 1});
@@ -160,8 +161,8 @@ int main() {
     AxiMaster ar = idle(), aw = idle(), w = idle(), none = idle();  // offered, then taken back unseen
     ar.ar = aw.aw = {true, 0, 0, 3, 1};
     w.w = {true, 5, 255, true};
-    for (auto &offer : {ar, aw, w}) broken([=](AxiMemory &m) { m.clock(offer); m.clock(none); });
-    broken([](AxiMemory &m) {
+    for (auto &offer : {ar, aw, w}) broken([=](AxiPort &m) { m.clock(offer); m.clock(none); });
+    broken([](AxiPort &m) {
         AxiMaster x = idle();  // a burst of two whose first beat claims to be the last
         x.aw = {true, 0, 1, 3, 1};
         x.w = {true, 5, 255, true};
@@ -175,7 +176,7 @@ int main() {
     wb_readmem(true, 68, 3, 0, "/somewhere/good.hex", bytes, 0, ~0ull);
     std::printf("%02x %02x%02x %02x %02x\\n", bytes[0][0], bytes[1][0], bytes[1][7], bytes[1][8], bytes[2][0]);
     for (auto file : {"good.hex", "text.hex", "none.hex"})
-        broken([=](AxiMemory &) { wb_readmem(true, 8, 2, 0, file, bytes, 0, ~0ull); });
+        broken([=](AxiPort &) { wb_readmem(true, 8, 2, 0, file, bytes, 0, ~0ull); });
 }
 """
 

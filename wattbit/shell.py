@@ -16,7 +16,7 @@ IDENTITY = 0x57423031
 
 
 class Register(IntEnum):
-    """Byte offsets of the 32-bit registers; `wattbit.hls.shell` says what each does."""
+    """Byte offsets of the 32-bit registers; `wattbit.hls.shell` says what each does. WEIGHTS_...: of stream 0."""
 
     CTRL = 0x00
     ID = 0x04
@@ -29,7 +29,12 @@ class Register(IntEnum):
     D_MODEL = 0x20
     ENGINES = 0x24
     ERROR = 0x28
+    STREAMS = 0x2C
+    WEIGHTS_ADDR = 0x40
+    WEIGHTS_STRIDE = 0x44
 
+
+STREAM_BYTES = 8  # from the WEIGHTS registers of one stream to those of the next
 
 START, DONE = 1, 2
 ERRORS = {
@@ -65,14 +70,15 @@ def packets(engine: NDArray[np.integer], index: NDArray[np.integer], x: NDArray[
     return result
 
 
-def interleaved(engine: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The order [N] in which to send packets for engines [N]: each engine's spread evenly over the launch.
+def interleaved(engine: NDArray[np.integer], index: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The order [N] in which to send packets for engines and sets [N]: each engine's by set, spread over the launch.
 
     The shell takes packets in order, and one for an engine whose queue is full holds up those behind it; so a burst
-    for one engine would leave the others idle.
+    for one engine would leave the others idle. Streamed weights are loaded once for all packets of a set in a row.
     """
     place = np.empty(len(engine))
     for one in np.unique(engine):
         mine = np.flatnonzero(engine == one)
+        mine = mine[np.argsort(index[mine], kind="stable")]
         place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
     return np.argsort(place, kind="stable")

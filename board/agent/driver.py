@@ -5,14 +5,15 @@ pynq's `allocate`; it imports neither.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.shell import DONE, ERRORS, IDENTITY, START, Register, digest_word, interleaved, packets
+from wattbit.shell import DONE, ERRORS, IDENTITY, START, STREAM_BYTES, Register, digest_word, interleaved, packets
 
 
 class Registers(Protocol):
@@ -27,9 +28,18 @@ class Driver:
     allocate: `pynq.allocate`, or what acts like it: a NumPy array with `device_address`, `flush` and `invalidate`.
     digest: the design that is expected behind the registers.
     timeout_s: wall time after which a launch counts as hung.
+    images: files of the weights that the design streams from memory, one for each of its streams. They are put there
+    once; each launch reads what it needs.
     """
 
-    def __init__(self, registers: Registers, allocate: Callable[..., Any], digest: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        registers: Registers,
+        allocate: Callable[..., Any],
+        digest: str,
+        timeout_s: float,
+        images: Sequence[Path] = (),
+    ) -> None:
         self._registers = registers
         self._allocate = allocate
         self._timeout_s = timeout_s
@@ -45,12 +55,32 @@ class Driver:
             )
         self.d_model = self._read("D_MODEL")
         self.engines = self._read("ENGINES")
+        if self._read("STREAMS") != len(images):
+            raise WattbitError(
+                f"the loaded design streams the weights of {self._read('STREAMS')} engines, the bundle holds images "
+                f"for {len(images)}; build and deploy again"
+            )
+        self._images = [self._load_images(stream, path) for stream, path in enumerate(images)]
 
     def _read(self, name: str) -> int:
         return int(self._registers.read(Register[name]))
 
     def _write(self, name: str, value: int) -> None:
         self._registers.write(Register[name], value)
+
+    def _load_images(self, stream: int, path: Path) -> Any:
+        """Put a stream's images where it reads them; the buffer, which must live as long as they are needed."""
+        content = np.fromfile(path, np.uint8)
+        stride = int(self._registers.read(Register.WEIGHTS_STRIDE + STREAM_BYTES * stream))
+        if not content.size or content.size % stride:
+            raise WattbitError(
+                f"{path.name} has {content.size} bytes, not whole images of {stride}; build and deploy again"
+            )
+        buffer = self._allocate(content.shape, np.uint8)
+        buffer[:] = content
+        buffer.flush()
+        self._registers.write(Register.WEIGHTS_ADDR + STREAM_BYTES * stream, buffer.device_address)
+        return buffer
 
     def load(self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]) -> None:
         """Put inputs x [N, D], each for one engine and set, where the accelerator reads them, `interleaved`."""
@@ -59,7 +89,7 @@ class Driver:
             raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
         self._packets = self._allocate(words.shape, np.uint8)
         self._results = self._allocate(x.shape, np.int8)
-        self._order = interleaved(engine)
+        self._order = interleaved(engine, index)
         self._packets[:] = words[self._order]
         self._packets.flush()
 

@@ -28,5 +28,6 @@ def load_logic(bundle: Path, manifest: dict[str, Any]) -> Logic:
 
     overlay = Overlay(str(bundle / "accel.bit"))
     timeout_s = VIRTUAL_TIMEOUT_S if virtual else REAL_TIMEOUT_S
-    driver = Driver(getattr(overlay, INSTANCE), allocate, manifest["design"]["digest"], timeout_s)
+    images = [bundle / name for name in manifest["design"]["images"]]
+    driver = Driver(getattr(overlay, INSTANCE), allocate, manifest["design"]["digest"], timeout_s, images)
     return Logic(driver, Clocks.fclk0_mhz)

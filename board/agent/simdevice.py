@@ -26,7 +26,7 @@ from wattbit.errors import WattbitError
 from wattbit.shell import INSTANCE, START, Register
 
 MEMORY_BASE = 0x10000000
-MEMORY_BYTES = 16 << 20
+MEMORY_BYTES = 256 << 20  # takes room as it is written
 PAGE_BYTES = 4096
 POLL_CYCLES = 4096
 

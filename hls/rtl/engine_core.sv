@@ -2,9 +2,13 @@
 //
 // `s_set` names the expert of each vector, `s_tdata` brings it in D/SIMD1 beats, element 0 in the low bits, and
 // `m_tdata` returns it in D/PE2 beats. The hidden vector passes in beats of PE1 = SIMD2 elements.
+//
+// STREAMED, experts arrive on `w_tdata` in the order in which vectors need them, fc1 and then fc2, and s_set[0] says
+// that a vector is the first of the next expert; it is 0 while vectors of one expert follow each other.
 
 module engine_core #(
 	int unsigned  VERSION,         // 1: DSP48E1, 2: DSP48E2
+	bit           STREAMED = 0,
 	int unsigned  SETS,
 	int unsigned  D,
 	int unsigned  H,
@@ -32,6 +36,10 @@ module engine_core #(
 	input	logic  s_set_valid,
 	output	logic  s_set_ready,
 
+	input	logic [63:0]  w_tdata,
+	input	logic  w_tvalid,
+	output	logic  w_tready,
+
 	input	logic [SIMD1*8-1:0]  s_tdata,
 	input	logic  s_tvalid,
 	output	logic  s_tready,
@@ -44,18 +52,27 @@ module engine_core #(
 	assign	s_set_ready = set_room1 && set_room2;
 	uwire  set_push = s_set_valid && s_set_ready;
 
+	logic  fc2_next;                // beats are of fc2
+	uwire  w_ready1, w_ready2, w_done1, w_done2;
+	assign	w_tready = fc2_next? w_ready2 : w_ready1;
+	always_ff @(posedge clk) begin
+		if(!rst_n)                   fc2_next <= 0;
+		else if(w_done1 || w_done2)  fc2_next <= w_done1;
+	end
+
 	uwire [SIMD1-1:0][ACT_BITS-1:0]  x;
 	for(genvar  i = 0; i < SIMD1; i++)  assign  x[i] = s_tdata[8*i +: ACT_BITS];
 
 	uwire [PE1*ACT_BITS-1:0]  hidden;
 	uwire  hidden_valid, hidden_ready;
 	engine_layer #(
-		.VERSION(VERSION), .SETS(SETS), .MW(D), .MH(H), .SIMD(SIMD1), .PE(PE1),
+		.VERSION(VERSION), .STREAMED(STREAMED), .SETS(SETS), .MW(D), .MH(H), .SIMD(SIMD1), .PE(PE1),
 		.WEIGHT_BITS(WEIGHT_BITS), .IN_BITS(ACT_BITS), .IN_SIGNED(1), .ACC_BITS(ACC1_BITS),
 		.OUT_BITS(ACT_BITS), .OUT_SIGNED(0), .SHIFT_MIN(SHIFT1_MIN), .SHIFT_MAX(SHIFT1_MAX),
 		.MULTIPLIER_BITS(MULTIPLIER_BITS), .WEIGHT_FILE(WEIGHT1_FILE), .REQUANT_FILE(REQUANT1_FILE)
 	) fc1 (
 		.clk, .rst_n, .s_set, .s_set_valid(set_push), .s_set_ready(set_room1),
+		.w_tdata, .w_tvalid(w_tvalid && !fc2_next), .w_tready(w_ready1), .w_done(w_done1),
 		.s_tdata(x), .s_tvalid, .s_tready,
 		.m_tdata(hidden), .m_tvalid(hidden_valid), .m_tready(hidden_ready)
 	);
@@ -69,12 +86,13 @@ module engine_core #(
 	);
 
 	engine_layer #(
-		.VERSION(VERSION), .SETS(SETS), .MW(H), .MH(D), .SIMD(PE1), .PE(PE2),
+		.VERSION(VERSION), .STREAMED(STREAMED), .SETS(SETS), .MW(H), .MH(D), .SIMD(PE1), .PE(PE2),
 		.WEIGHT_BITS(WEIGHT_BITS), .IN_BITS(ACT_BITS), .IN_SIGNED(0), .ACC_BITS(ACC2_BITS),
 		.OUT_BITS(8), .OUT_SIGNED(1), .SHIFT_MIN(SHIFT2_MIN), .SHIFT_MAX(SHIFT2_MAX),
 		.MULTIPLIER_BITS(MULTIPLIER_BITS), .WEIGHT_FILE(WEIGHT2_FILE), .REQUANT_FILE(REQUANT2_FILE)
 	) fc2 (
 		.clk, .rst_n, .s_set, .s_set_valid(set_push), .s_set_ready(set_room2),
+		.w_tdata, .w_tvalid(w_tvalid && fc2_next), .w_tready(w_ready2), .w_done(w_done2),
 		.s_tdata(h), .s_tvalid(h_valid), .s_tready(h_ready),
 		.m_tdata, .m_tvalid, .m_tready
 	);

@@ -3,9 +3,13 @@
 // One set index a vector selects the weights and the requant words. finn-rtllib does the work: `memstream` holds the
 // sets, `mvu_vvu_axi` multiplies, `requant_axi_decoupled` scales. A requant word is {shift - SHIFT_MIN, multiplier} for
 // each of PE lanes; the bias that makes it round half up, 2^(shift-1), is rebuilt here instead of being stored.
+//
+// STREAMED, a set arrives on `w_tdata`, its requant words first, then its weights; lanes of requant words are widened
+// to a multiple of 4 bits, so that few of them fill whole beats.
 
 module engine_layer #(
 	int unsigned  VERSION,         // 1: DSP48E1, 2: DSP48E2
+	bit           STREAMED,
 	int unsigned  SETS,
 	int unsigned  MW,              // inputs a vector
 	int unsigned  MH,              // outputs a vector
@@ -30,6 +34,11 @@ module engine_layer #(
 	input	logic  s_set_valid,
 	output	logic  s_set_ready,
 
+	input	logic [63:0]  w_tdata,
+	input	logic  w_tvalid,
+	output	logic  w_tready,
+	output	logic  w_done,             // this beat is the last of its set
+
 	input	logic [SIMD*IN_BITS-1:0]  s_tdata,
 	input	logic  s_tvalid,
 	output	logic  s_tready,
@@ -45,15 +54,25 @@ module engine_layer #(
 	assign	s_set_ready = weight_room && requant_room;
 	uwire  set_push = s_set_valid && s_set_ready;
 
+	// Beats: requant words, then weights
+	logic  weights_next;
+	uwire  weight_beat_ready, requant_beat_ready, requant_done;
+	assign	w_tready = weights_next? weight_beat_ready : requant_beat_ready;
+	always_ff @(posedge clk) begin
+		if(rst)                          weights_next <= 0;
+		else if(requant_done || w_done)  weights_next <= requant_done;
+	end
+
 	// Weights
 	localparam int unsigned  WEIGHT_WIDTH = PE*SIMD*WEIGHT_BITS;
 	localparam int unsigned  WEIGHT_STREAM = (WEIGHT_WIDTH+7)/8*8;
 	uwire [WEIGHT_WIDTH-1:0]  weight_word;
 	uwire  weight_valid, weight_ready;
 	engine_memory #(
-		.SETS(SETS), .DEPTH((MW/SIMD)*(MH/PE)), .WIDTH(WEIGHT_WIDTH), .FILE(WEIGHT_FILE)
+		.STREAMED(STREAMED), .SETS(SETS), .DEPTH((MW/SIMD)*(MH/PE)), .WIDTH(WEIGHT_WIDTH), .FILE(WEIGHT_FILE)
 	) weights (
 		.clk, .rst, .set(s_set), .set_valid(set_push), .set_ready(weight_room),
+		.beat(w_tdata), .beat_valid(w_tvalid && weights_next), .beat_ready(weight_beat_ready), .filled(w_done),
 		.word(weight_word), .valid(weight_valid), .ready(weight_ready)
 	);
 
@@ -76,7 +95,8 @@ module engine_layer #(
 
 	// Requant words, widened to the lanes {bias, shift, scale} that requant_axi_decoupled derives from ACC_BITS
 	localparam int unsigned  SHIFT_BITS = $clog2(SHIFT_MAX-SHIFT_MIN+1);
-	localparam int unsigned  WORD_BITS = MULTIPLIER_BITS + SHIFT_BITS;
+	localparam int unsigned  USED_BITS = MULTIPLIER_BITS + SHIFT_BITS;
+	localparam int unsigned  WORD_BITS = STREAMED? (USED_BITS+3)/4*4 : USED_BITS;
 	localparam int unsigned  SCALE_BITS = ACC_BITS <= 18? 25 : 18;
 	localparam int unsigned  BIAS_BITS = SCALE_BITS + ACC_BITS;
 	localparam int unsigned  LANE_BITS = SCALE_BITS + SHIFT_BITS + BIAS_BITS;
@@ -84,16 +104,18 @@ module engine_layer #(
 	uwire [PE*WORD_BITS-1:0]  requant_word;
 	uwire  requant_valid, requant_ready;
 	engine_memory #(
-		.SETS(SETS), .DEPTH(MH/PE), .WIDTH(PE*WORD_BITS), .FILE(REQUANT_FILE)
+		.STREAMED(STREAMED), .SETS(SETS), .DEPTH(MH/PE), .WIDTH(PE*WORD_BITS), .FILE(REQUANT_FILE)
 	) requants (
 		.clk, .rst, .set(s_set), .set_valid(set_push), .set_ready(requant_room),
+		.beat(w_tdata), .beat_valid(w_tvalid && !weights_next), .beat_ready(requant_beat_ready),
+		.filled(requant_done),
 		.word(requant_word), .valid(requant_valid), .ready(requant_ready)
 	);
 
 	uwire [PE-1:0][LANE_BITS-1:0]  params;
 	for(genvar  pe = 0; pe < PE; pe++) begin : genLane
 		uwire [WORD_BITS-1:0]  word = requant_word[pe*WORD_BITS +: WORD_BITS];
-		uwire [SHIFT_BITS-1:0]  shift = word[WORD_BITS-1:MULTIPLIER_BITS];
+		uwire [SHIFT_BITS-1:0]  shift = word[MULTIPLIER_BITS +: SHIFT_BITS];
 		assign	params[pe] = {
 			BIAS_BITS'(1) << (SHIFT_MIN-1 + shift), shift, SCALE_BITS'(word[MULTIPLIER_BITS-1:0])
 		};

@@ -5,7 +5,10 @@
 module wattbit_axil_regs #(
   parameter logic [31:0] DIGEST  = 32'd0,
   parameter logic [31:0] D_MODEL = 32'd8,
-  parameter logic [31:0] ENGINES = 32'd1
+  parameter logic [31:0] ENGINES = 32'd1,
+  parameter int STREAMS = 0,                       // engines whose weights are streamed
+  parameter int PORTS = STREAMS > 0 ? STREAMS : 1,
+  parameter logic [PORTS*32-1:0] STRIDES = '0      // bytes from one expert's image to the next
 ) (
   input  logic        clk,
   input  logic        rst_n,
@@ -32,6 +35,7 @@ module wattbit_axil_regs #(
   output logic [19:0] count,
   output logic [31:3] in_addr,
   output logic [31:3] out_addr,
+  output logic [PORTS*29-1:0] weights_addr,
   input  logic        finished,
   input  logic [1:0]  fault,     // 0: none this cycle
   output logic        busy,
@@ -50,6 +54,8 @@ module wattbit_axil_regs #(
   localparam logic [9:0] D_MODEL_   = 10'h020 >> 2;
   localparam logic [9:0] ENGINES_   = 10'h024 >> 2;
   localparam logic [9:0] ERROR      = 10'h028 >> 2;
+  localparam logic [9:0] STREAMS_   = 10'h02C >> 2;
+  localparam logic [9:0] WEIGHTS    = 10'h040 >> 2;  // of each stream: its address, its stride
 
   logic done;
   logic [1:0] error;
@@ -97,6 +103,7 @@ module wattbit_axil_regs #(
       count <= '0;
       in_addr <= '0;
       out_addr <= '0;
+      weights_addr <= '0;
     end else if (write) begin
       case (write_addr)
         COUNT: count <= 20'(merged({12'b0, count}));
@@ -104,6 +111,9 @@ module wattbit_axil_regs #(
         OUT_ADDR: out_addr <= 29'(merged({out_addr, 3'b0}) >> 3);
         default: ;
       endcase
+      for (int i = 0; i < STREAMS; i++)
+        if (write_addr == WEIGHTS + 10'(2 * i))
+          weights_addr[29*i+:29] <= 29'(merged({weights_addr[29*i+:29], 3'b0}) >> 3);
     end
   end
 
@@ -129,8 +139,13 @@ module wattbit_axil_regs #(
         D_MODEL_: rdata <= D_MODEL;
         ENGINES_: rdata <= ENGINES;
         ERROR: rdata <= {30'b0, error};
+        STREAMS_: rdata <= STREAMS;
         default: rdata <= '0;
       endcase
+      for (int i = 0; i < STREAMS; i++) begin
+        if (araddr[11:2] == WEIGHTS + 10'(2 * i)) rdata <= {weights_addr[29*i+:29], 3'b0};
+        if (araddr[11:2] == WEIGHTS + 10'(2 * i + 1)) rdata <= STRIDES[32*i+:32];
+      end
     end
   end
 

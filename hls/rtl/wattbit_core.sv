@@ -1,14 +1,19 @@
 // The shell without its engines: registers, memory master, dispatch, one lane for each engine, collection.
 //
 // A launch reads COUNT packets from IN_ADDR on, sends each vector to its engine, and writes the result of packet i to
-// OUT_ADDR + i * 8 * WORDS, in whatever order the engines finish. Engine streams are padded to 64 bits a lane.
+// OUT_ADDR + i * 8 * WORDS, in whatever order the engines finish. Engine streams are padded to 64 bits a lane. The
+// weights of engines with BEATS come over a read master each; stream 0 is that of the first such engine.
 module wattbit_core #(
   parameter logic [31:0] DIGEST = 32'd0,
   parameter int ENGINES = 1,
   parameter int WORDS = 8,                          // 64-bit words of a vector
   parameter logic [ENGINES*16-1:0] SETS = '0,       // of each engine, engine 0 in the lowest bits
   parameter logic [ENGINES*8-1:0] SIMD = '0,        // bytes a beat into each engine
-  parameter logic [ENGINES*8-1:0] PE = '0           // bytes a beat out of each engine
+  parameter logic [ENGINES*8-1:0] PE = '0,          // bytes a beat out of each engine
+  parameter logic [ENGINES*32-1:0] BEATS = '0,      // 64-bit words of an expert's image; 0: weights are on the chip
+  parameter logic [ENGINES*32-1:0] STRIDE = '0,     // 64-bit words from one image to the next
+  parameter int STREAMS = 0,                        // engines with BEATS
+  parameter int PORTS = STREAMS > 0 ? STREAMS : 1
 ) (
   input  logic                  clk,
   input  logic                  rst_n,
@@ -53,6 +58,16 @@ module wattbit_core #(
   input  logic                  m_rvalid,
   output logic                  m_rready,
 
+  output logic [PORTS*32-1:0]   w_araddr,
+  output logic [PORTS*8-1:0]    w_arlen,
+  output logic [PORTS-1:0]      w_arvalid,
+  input  logic [PORTS-1:0]      w_arready,
+  input  logic [PORTS*64-1:0]   w_rdata,
+  input  logic [PORTS*2-1:0]    w_rresp,
+  input  logic [PORTS-1:0]      w_rlast,
+  input  logic [PORTS-1:0]      w_rvalid,
+  output logic [PORTS-1:0]      w_rready,
+
   output logic [ENGINES*8-1:0]  engine_set,
   output logic [ENGINES-1:0]    engine_set_valid,
   input  logic [ENGINES-1:0]    engine_set_ready,
@@ -61,22 +76,39 @@ module wattbit_core #(
   input  logic [ENGINES-1:0]    engine_in_ready,
   input  logic [ENGINES*64-1:0] engine_out,
   input  logic [ENGINES-1:0]    engine_out_valid,
-  output logic [ENGINES-1:0]    engine_out_ready
+  output logic [ENGINES-1:0]    engine_out_ready,
+  output logic [PORTS*64-1:0]   weights,            // of each stream's engine
+  output logic [PORTS-1:0]      weights_valid,
+  input  logic [PORTS-1:0]      weights_ready
 );
+  // Streams among the engines before engine i
+  function automatic int stream(int engine);
+    stream = 0;
+    for (int i = 0; i < engine; i++) if (BEATS[32*i+:32] != 0) stream++;
+  endfunction
+
+  function automatic logic [PORTS*32-1:0] strides();
+    strides = '0;
+    for (int i = 0; i < ENGINES; i++) if (BEATS[32*i+:32] != 0) strides[32*stream(i)+:32] = 8 * STRIDE[32*i+:32];
+  endfunction
+
   // Registers
   logic start, finished, busy;
   logic [19:0] count;
   logic [31:3] in_addr, out_addr;
+  logic [PORTS*29-1:0] weights_addr;
   logic [1:0] fault;
 
-  wattbit_axil_regs #(.DIGEST(DIGEST), .D_MODEL(WORDS * 8), .ENGINES(ENGINES)) regs (
+  wattbit_axil_regs #(
+    .DIGEST(DIGEST), .D_MODEL(WORDS * 8), .ENGINES(ENGINES), .STREAMS(STREAMS), .STRIDES(strides())
+  ) regs (
     .clk, .rst_n,
     .awaddr(s_awaddr), .awvalid(s_awvalid), .awready(s_awready),
     .wdata(s_wdata), .wstrb(s_wstrb), .wvalid(s_wvalid), .wready(s_wready),
     .bresp(s_bresp), .bvalid(s_bvalid), .bready(s_bready),
     .araddr(s_araddr), .arvalid(s_arvalid), .arready(s_arready),
     .rdata(s_rdata), .rresp(s_rresp), .rvalid(s_rvalid), .rready(s_rready),
-    .start, .count, .in_addr, .out_addr, .finished, .fault, .busy, .irq
+    .start, .count, .in_addr, .out_addr, .weights_addr, .finished, .fault, .busy, .irq
   );
 
   // count * (WORDS + 1) as a sum of shifts, which takes no DSP
@@ -115,26 +147,51 @@ module wattbit_core #(
   logic [ENGINES-1:0] result_whole, result_take, result_valid, result_ready;
   logic [ENGINES*29-1:0] result_addr;
   logic [ENGINES*64-1:0] result;
+  logic [PORTS-1:0] load_error;
+
+  if (STREAMS == 0) begin : g_no_stream
+    assign {w_araddr, w_arlen, w_arvalid, w_rready, weights, weights_valid, load_error} = '0;
+    wire unused = &{1'b0, weights_addr, w_arready, w_rdata, w_rresp, w_rlast, w_rvalid, weights_ready};
+  end
 
   for (genvar i = 0; i < ENGINES; i++) begin : g_lane
     localparam int LANE_SIMD = int'(SIMD[8*i+:8]);
     localparam int LANE_PE = int'(PE[8*i+:8]);
+    localparam int LANE_BEATS = int'(BEATS[32*i+:32]);
     logic [LANE_SIMD*8-1:0] lane_in;
+    logic [7:0] load_set;
+    logic load_valid, load_ready;
 
     assign engine_in[64*i+:64] = 64'(lane_in);
 
-    wattbit_lane #(.WORDS(WORDS), .SIMD(LANE_SIMD), .PE(LANE_PE)) lane (
-      .clk, .rst_n,
+    wattbit_lane #(.STREAMED(LANE_BEATS != 0), .WORDS(WORDS), .SIMD(LANE_SIMD), .PE(LANE_PE)) lane (
+      .clk, .rst_n, .start,
       .header_set(lane_set), .header_addr(lane_addr),
       .header_valid(header_valid[i]), .header_ready(header_ready[i]),
       .data(lane_data), .data_valid(data_valid[i]), .data_ready(data_ready[i]),
       .engine_set(engine_set[8*i+:8]), .engine_set_valid(engine_set_valid[i]), .engine_set_ready(engine_set_ready[i]),
+      .load_set, .load_valid, .load_ready,
       .engine_in(lane_in), .engine_in_valid(engine_in_valid[i]), .engine_in_ready(engine_in_ready[i]),
       .engine_out(engine_out[64*i+:LANE_PE*8]), .engine_out_valid(engine_out_valid[i]),
       .engine_out_ready(engine_out_ready[i]),
       .result_whole(result_whole[i]), .result_addr(result_addr[29*i+:29]), .result_take(result_take[i]),
       .result(result[64*i+:64]), .result_valid(result_valid[i]), .result_ready(result_ready[i])
     );
+
+    if (LANE_BEATS != 0) begin : g_stream
+      localparam int S = stream(i);
+      wattbit_loader #(.BEATS(LANE_BEATS), .STRIDE(int'(STRIDE[32*i+:32]))) loader (
+        .clk, .rst_n,
+        .base(weights_addr[29*S+:29]), .set(load_set), .set_valid(load_valid), .set_ready(load_ready),
+        .m_data(weights[64*S+:64]), .m_valid(weights_valid[S]), .m_ready(weights_ready[S]), .error(load_error[S]),
+        .araddr(w_araddr[32*S+:32]), .arlen(w_arlen[8*S+:8]), .arvalid(w_arvalid[S]), .arready(w_arready[S]),
+        .rdata(w_rdata[64*S+:64]), .rresp(w_rresp[2*S+:2]), .rlast(w_rlast[S]),
+        .rvalid(w_rvalid[S]), .rready(w_rready[S])
+      );
+    end else begin : g_chip
+      assign load_ready = 1'b0;
+      wire unused = &{1'b0, load_set, load_valid};
+    end
   end
 
   // Results out
@@ -170,5 +227,5 @@ module wattbit_core #(
   end
 
   assign finished = busy && dispatched && flying == 0 && write_idle;
-  assign fault = read_error || write_error ? 2'd2 : bad_engine ? 2'd1 : bad_set ? 2'd3 : 2'd0;
+  assign fault = read_error || write_error || |load_error ? 2'd2 : bad_engine ? 2'd1 : bad_set ? 2'd3 : 2'd0;
 endmodule

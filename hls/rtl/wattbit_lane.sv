@@ -1,13 +1,19 @@
 // One engine's surroundings: vectors and set indices wait for it, results wait whole for the writer.
 //
 // Engines keep the order of their vectors, so a queue of result addresses says where each result belongs.
+//
+// An engine whose weights are streamed is told, instead of a set index, whether a vector needs another expert than the
+// one before, and that expert's index goes to its loader: as soon as the header is here, to be loaded ahead of its turn.
+// Every launch loads afresh.
 module wattbit_lane #(
+  parameter bit STREAMED = 0,
   parameter int WORDS = 8,    // 64-bit words of a vector
   parameter int SIMD  = 8,    // bytes a beat into the engine
   parameter int PE    = 8     // bytes a beat out of it
 ) (
   input  logic              clk,
   input  logic              rst_n,
+  input  logic              start,
 
   input  logic [7:0]        header_set,
   input  logic [31:3]       header_addr,
@@ -20,6 +26,9 @@ module wattbit_lane #(
   output logic [7:0]        engine_set,
   output logic              engine_set_valid,
   input  logic              engine_set_ready,
+  output logic [7:0]        load_set,
+  output logic              load_valid,
+  input  logic              load_ready,
   output logic [SIMD*8-1:0] engine_in,
   output logic              engine_in_valid,
   input  logic              engine_in_ready,
@@ -39,20 +48,48 @@ module wattbit_lane #(
   localparam int DEPTH_IN = 2 ** $clog2(VECTORS_IN * WORDS);
   localparam int DEPTH_OUT = 2 ** $clog2(2 * WORDS);
 
-  // Headers: both queues take one or neither does.
-  logic set_ready, addr_ready, addr_valid;
-  assign header_ready = set_ready && addr_ready;
+  // Headers: all queues take one or none does.
+  logic set_ready, addr_ready, load_room, addr_valid;
+  logic [7:0] vector_set;
+  assign header_ready = set_ready && addr_ready && load_room;
+  wire header_taken = header_valid && header_ready;
 
   wattbit_fifo #(.WIDTH(8), .DEPTH(VECTORS_FLYING)) set_queue (
     .clk, .rst_n,
-    .s_data(header_set), .s_valid(header_valid && addr_ready), .s_ready(set_ready),
+    .s_data(vector_set), .s_valid(header_taken), .s_ready(set_ready),
     .m_data(engine_set), .m_valid(engine_set_valid), .m_ready(engine_set_ready)
   );
   wattbit_fifo #(.WIDTH(29), .DEPTH(VECTORS_FLYING)) addr_queue (
     .clk, .rst_n,
-    .s_data(header_addr), .s_valid(header_valid && set_ready), .s_ready(addr_ready),
+    .s_data(header_addr), .s_valid(header_taken), .s_ready(addr_ready),
     .m_data(result_addr), .m_valid(addr_valid), .m_ready(result_take)
   );
+
+  if (STREAMED) begin : g_loads
+    logic [7:0] set;                        // of the vector before
+    logic known;                            // there was one in this launch
+    wire fresh = !known || header_set != set;
+
+    assign vector_set = {7'd0, fresh};
+
+    always_ff @(posedge clk) begin
+      if (header_taken) set <= header_set;
+      if (!rst_n || start) known <= 1'b0;
+      else if (header_taken) known <= 1'b1;
+    end
+
+    wattbit_fifo #(.WIDTH(8), .DEPTH(VECTORS_FLYING)) load_queue (
+      .clk, .rst_n,
+      .s_data(header_set), .s_valid(header_taken && fresh), .s_ready(load_room),
+      .m_data(load_set), .m_valid(load_valid), .m_ready(load_ready)
+    );
+  end else begin : g_sets
+    assign vector_set = header_set;
+    assign load_room = 1'b1;
+    assign load_set = '0;
+    assign load_valid = 1'b0;
+    wire unused = &{1'b0, start, load_ready};
+  end
 
   // Vectors in
   logic [63:0] word;

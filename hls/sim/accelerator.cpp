@@ -3,12 +3,14 @@
 // A failure (a broken AXI rule, an assertion of the design, a missing memory) ends the simulation: wb_run returns -1,
 // wb_read all ones, and wb_error says what happened.
 #include <cstdio>
+#include <deque>
 #include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "Vwattbit_shell.h"
 #include "axi_memory.h"
+#include "streams.h"
 #include "verilated.h"
 
 namespace {
@@ -16,13 +18,23 @@ namespace {
 constexpr int RESET_CYCLES = 16;
 constexpr int PATIENCE = 1000;  // cycles that a register access may take
 
+// What the master of stream i drives: it reads only.
+#define WEIGHTS(i)                                                                                                \
+    , AxiMaster {                                                                                                 \
+        {shell->m_axi_w##i##_arvalid != 0, shell->m_axi_w##i##_araddr, shell->m_axi_w##i##_arlen,                 \
+         shell->m_axi_w##i##_arsize, shell->m_axi_w##i##_arburst},                                                \
+            {}, {}, shell->m_axi_w##i##_rready != 0, true                                                         \
+    }
+
 class Accelerator {
 public:
-    AxiMemory memory;
-    uint64_t cycles = 0;  // since reset
+    Memory memory;
+    std::deque<AxiPort> ports;  // of packets and results, then those of the streams
+    uint64_t cycles = 0;        // since reset
 
     Accelerator(uint32_t base, uint32_t bytes, uint32_t seed)
-        : memory(base, bytes, seed), context(std::make_unique<VerilatedContext>()) {
+        : memory(base, bytes), context(std::make_unique<VerilatedContext>()) {
+        for (uint32_t i = 0; i <= STREAMS; ++i) ports.emplace_back(memory, seed + i * (seed != 0));
         const char *arguments[] = {"wattbit", "+stall"};
         context->commandArgs(seed ? 2 : 1, arguments);
         context->randSeed(static_cast<int>(seed & 0x7fffffff) | 1);
@@ -44,7 +56,7 @@ public:
     }
 
     void step() {
-        const AxiSlave &slave = memory.outputs();
+        const AxiSlave &slave = ports[0].outputs();
         shell->m_axi_mem_arready = slave.arready;
         shell->m_axi_mem_awready = slave.awready;
         shell->m_axi_mem_wready = slave.wready;
@@ -54,16 +66,23 @@ public:
         shell->m_axi_mem_rlast = slave.rlast;
         shell->m_axi_mem_bvalid = slave.bvalid;
         shell->m_axi_mem_bresp = slave.bresp;
+#define DRIVE(i)                                                  \
+    shell->m_axi_w##i##_arready = ports[i + 1].outputs().arready; \
+    shell->m_axi_w##i##_rvalid = ports[i + 1].outputs().rvalid;   \
+    shell->m_axi_w##i##_rdata = ports[i + 1].outputs().rdata;     \
+    shell->m_axi_w##i##_rresp = ports[i + 1].outputs().rresp;     \
+    shell->m_axi_w##i##_rlast = ports[i + 1].outputs().rlast;
+        FOR_STREAMS(DRIVE)
         shell->aclk = 0;
         shell->eval();
-        const AxiMaster master = sample();
+        const AxiMaster masters[] = {packets_and_results() FOR_STREAMS(WEIGHTS)};
         awready = shell->s_axi_ctrl_awready;
         wready = shell->s_axi_ctrl_wready;
         arready = shell->s_axi_ctrl_arready;
         shell->aclk = 1;
         shell->eval();
         context->timeInc(1);
-        if (shell->aresetn) memory.clock(master);
+        for (size_t i = 0; shell->aresetn && i < ports.size(); ++i) ports[i].clock(masters[i]);
         ++cycles;
     }
 
@@ -110,7 +129,7 @@ private:
     std::unique_ptr<Vwattbit_shell> shell;
     bool awready = false, wready = false, arready = false;  // of the register port at the last edge
 
-    AxiMaster sample() const {
+    AxiMaster packets_and_results() const {
         const Vwattbit_shell &s = *shell;
         return {
             {s.m_axi_mem_arvalid != 0, s.m_axi_mem_araddr, s.m_axi_mem_arlen, s.m_axi_mem_arsize, s.m_axi_mem_arburst},
@@ -199,8 +218,10 @@ int wb_run(void *handle, uint64_t max_cycles) {
 // Cycles from a read address to its first beat, and from the last beat of a write to its response.
 void wb_set_latency(void *handle, uint32_t read, uint32_t write) {
     guarded(handle, 0, [=](Accelerator &a) {
-        a.memory.read_latency = read;
-        a.memory.write_latency = write;
+        for (AxiPort &port : a.ports) {
+            port.read_latency = read;
+            port.write_latency = write;
+        }
         return 0;
     });
 }

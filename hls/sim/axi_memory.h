@@ -1,14 +1,16 @@
-// An AXI4 memory as the shell's master sees it, and the checks that AXI puts on that master.
+// A memory, AXI4 ports to it as the shell's masters see them, and the checks that AXI puts on those masters.
 //
-// Addresses outside the memory answer DECERR. A broken rule throws std::runtime_error with the cycle and the rule.
+// Addresses outside the memory answer DECERR. A broken rule throws std::runtime_error with the cycle and the rule. The
+// ports do not slow each other down.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 struct AxiAddress {
     bool valid;
@@ -57,14 +59,33 @@ private:
     uint32_t state;
 };
 
-class AxiMemory {
+// Zeros that take room when they are written.
+class Memory {
+public:
+    Memory(uint32_t base, uint32_t bytes) : base(base), bytes(bytes), content(std::calloc(bytes, 1), std::free) {
+        if (!content) throw std::runtime_error("no room for " + std::to_string(bytes) + " bytes of memory");
+    }
+
+    uint8_t *data() { return static_cast<uint8_t *>(content.get()); }
+
+    // Eight bytes, or null outside the memory.
+    uint8_t *at(uint32_t address) {
+        const uint32_t offset = address - base;
+        return address >= base && offset + 8ull <= bytes ? data() + offset : nullptr;
+    }
+
+private:
+    uint32_t base, bytes;
+    std::unique_ptr<void, decltype(&std::free)> content;
+};
+
+class AxiPort {
 public:
     uint32_t read_latency = 20;   // cycles from the address to the first beat
     uint32_t write_latency = 10;  // cycles from the last beat to the response
 
-    AxiMemory(uint32_t base, uint32_t bytes, uint32_t stall_seed) : base(base), memory(bytes), stall(stall_seed) {}
+    AxiPort(Memory &memory, uint32_t stall_seed) : memory(memory), stall(stall_seed) {}
 
-    uint8_t *data() { return memory.data(); }
     const AxiSlave &outputs() const { return now; }
 
     // One rising edge, with what the master drove before it.
@@ -93,8 +114,7 @@ private:
         uint8_t response;
     };
 
-    uint32_t base;
-    std::vector<uint8_t> memory;
+    Memory &memory;
     Stalls stall;
     uint64_t cycle = 0;
     AxiSlave now{}, was{};  // driven now, and at the edge before
@@ -103,15 +123,10 @@ private:
 
     Burst burst(const AxiAddress &a, uint32_t latency) const { return {a.address, a.length + 1u, cycle + latency, 0}; }
 
-    uint8_t *at(uint32_t address) {
-        const uint32_t offset = address - base;
-        return address >= base && offset + 8ull <= memory.size() ? &memory[offset] : nullptr;
-    }
-
     void write_beat(const AxiData &w) {
         Burst &front = writes.front();
         require(w.last == (front.beats == 1), "WLAST is not on the last beat");
-        uint8_t *target = at(front.address);
+        uint8_t *target = memory.at(front.address);
         if (!target) front.response = 3;
         for (int i = 0; target && i < 8; ++i)
             if (w.strobe >> i & 1) target[i] = static_cast<uint8_t>(w.data >> 8 * i);
@@ -130,7 +145,7 @@ private:
         if (!now.rvalid || read_done) {
             now.rvalid = !reads.empty() && reads.front().due <= cycle && !stall();
             if (now.rvalid) {
-                const uint8_t *source = at(reads.front().address);
+                const uint8_t *source = memory.at(reads.front().address);
                 now.rdata = 0;
                 if (source) std::memcpy(&now.rdata, source, 8);
                 now.rresp = source ? 0 : 3;
