@@ -4,7 +4,7 @@
 |---|---|---|
 | vivado | every board | a bitstream and its handoff; untested on hardware |
 | open | Zynq-7000 | a bitstream from yosys, nextpnr and our assembler; not hardware-tested |
-| virtual | every board with 64-bit cores | the Verilated design, deployed like a bitstream |
+| virtual | every board | the Verilated design, deployed like a bitstream to 64-bit cores |
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,10 +64,16 @@ class Bitstream:
 
 
 class Toolchain(Protocol):
-    """A way from a design to a bitstream."""
+    """A way from a design to a bitstream.
+
+    chip_share: how much of a chip's resources its designs may be planned to take, for it to place and route them.
+    """
 
     @property
     def name(self) -> ToolchainName: ...
+
+    @property
+    def chip_share(self) -> float: ...
 
     def available(self, target: Target) -> str | None:
         """None if it can build for the target on this machine, else why not and the remedy."""

@@ -18,6 +18,7 @@ class VirtualToolchain:
     """Verilator and a C++ compiler for each architecture. The clock is the target's: simulation has no timing."""
 
     name: ToolchainName = "virtual"
+    chip_share = 1.0
 
     def available(self, target: Target) -> str | None:
         missing = [arch for arch in ARCHITECTURES if shutil.which(f"{arch}-linux-gnu-g++") is None]

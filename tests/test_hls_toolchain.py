@@ -20,6 +20,8 @@ Z2 = load("pynq-z2").target
 class Fake:
     """A toolchain that is or is not usable; it builds nothing."""
 
+    chip_share = 1.0
+
     def __init__(self, name: ToolchainName, reason: str | None) -> None:
         self.name = name
         self.reason = reason
