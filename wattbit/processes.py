@@ -41,6 +41,7 @@ def execute(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             process_group=0,
         )
         _running.add(process)
