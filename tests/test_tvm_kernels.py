@@ -11,7 +11,7 @@ from tests.tvm_support import WIDTHS, Program, extreme_expert, inputs, random_ex
 from wattbit.arith import forward, hidden
 from wattbit.plan import ACT_BITS, ExpertShape, Precision
 from wattbit.tvm_schedules.cores import CORES, host_core
-from wattbit.tvm_schedules.toolchain import emit_objects, kernels_for, link_program
+from wattbit.tvm_schedules.toolchain import RUNNER, emit_objects, kernels_for, link_program
 
 # the demo's, sizes that no vector divides, one with every loop of the template running, and the smallest
 SHAPES = [ExpertShape(64, 128), ExpertShape(37, 101), ExpertShape(256, 1100), ExpertShape(1, 1)]
@@ -25,11 +25,11 @@ def program(request: pytest.FixtureRequest) -> Iterator[Program]:
     """A static program with the kernels of every width and shape for one core."""
     core = CORES[request.param]
     emulator = runnable(core)
-    kernels = tuple(kernel for shape in SHAPES for kernel in kernels_for(WIDTHS, shape))
+    kernels = kernels_for(WIDTHS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         emit_objects(kernels, core, folder)
-        link_program(kernels, core, folder, folder / "forward")
+        link_program(kernels, core, folder, RUNNER / "forward.c", folder / "forward")
         yield Program([*emulator, str(folder / "forward")], core, folder)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.files import read_json
+from wattbit.files import read_json, sha256_file
 from wattbit.plan import ExpertId
 from wattbit.tvm_schedules.layout import LAYOUT_VERSION
 
@@ -31,7 +31,7 @@ class Kernels:
             raise WattbitError(f"{folder} has layout version {version}, not {LAYOUT_VERSION}; build the kernels again")
         self.d_model = int(record["shape"]["d_model"])
         self._library = _open_library(folder / record["library"]["file"], record["core"])
-        self._weights = {ExpertId.parse(name): _map(folder / e["file"]) for name, e in record["experts"].items()}
+        self._weights = {ExpertId.parse(name): _map(folder / e["file"], e) for name, e in record["experts"].items()}
 
     @property
     def experts(self) -> tuple[ExpertId, ...]:
@@ -63,17 +63,36 @@ def _open_library(path: Path, core: str) -> Any:
         raise WattbitError(
             f"{path}, built for {core}, does not load on this {machine} ({error}); build for its core"
         ) from None
+    library.wb_missing_feature.restype = library.wb_core.restype = library.wb_message.restype = ctypes.c_char_p
+    missing = library.wb_missing_feature()
+    if missing:
+        raise WattbitError(
+            f"{path}, built for {library.wb_core().decode()}, needs {missing.decode()}, which this CPU, {cpu_name()}, "
+            "lacks; build for its own core"
+        )
     library.wb_expert_forward.restype = ctypes.c_int32
     library.wb_expert_forward.argtypes = [Address, ctypes.c_size_t, Address, ctypes.c_int64, Address]
-    library.wb_message.restype = ctypes.c_char_p
     library.wb_message.argtypes = [ctypes.c_int32]
     return library
 
 
-def _map(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, mapped read-only at the start of a page; the array keeps the mapping alive."""
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the kernel calls this machine's CPU."""
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "cpu part"))]
+    return names[0] if names else platform.machine()
+
+
+def _map(path: Path, entry: dict[str, Any]) -> NDArray[np.uint8]:
+    """The bytes of a weight file, mapped read-only at the start of a page; the array keeps the mapping alive."""
     try:
-        with path.open("rb") as stream:
-            return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (FileNotFoundError, ValueError):
-        raise WattbitError(f"{path} is absent or empty; build the kernels again") from None
+        digest = sha256_file(path)
+    except FileNotFoundError:
+        raise WattbitError(f"{path} is absent; build the kernels again") from None
+    if digest != entry["sha256"]:
+        raise WattbitError(
+            f"{path} has {path.stat().st_size} bytes of digest {digest[:16]}, not the {entry['bytes']} bytes of digest "
+            f"{entry['sha256'][:16]} that were built; deploy it again"
+        )
+    with path.open("rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

@@ -33,7 +33,7 @@ def build(export: Path, allocation: Allocation, core: str, out: Path, progress: 
     record_path = out / "kernels.json"
     record_path.unlink(missing_ok=True)  # a folder without it is not a build
     steps = len(experts) + 1
-    kernels = kernels_for((ints.precision.weight_bits for ints in experts), shape)
+    kernels = kernels_for(ints.precision.weight_bits for ints in experts)
     progress(f"kernels for {core}", 0, steps)
     with tempfile.TemporaryDirectory() as folder:
         emit_objects(kernels, chosen, Path(folder))

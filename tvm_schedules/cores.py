@@ -9,7 +9,7 @@ from typing import Any, Literal
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.layout import Layout
 
-Multiply = Literal["smull", "vmull", "sdot", "vpdpbusd", "pmaddwd128", "pmaddwd256"]
+Multiply = Literal["smull", "vmull", "sdot", "vpdpbusd", "pmaddwd", "maddubs"]
 
 TRIPLES = {"aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
 CROSS_PACKAGES = {
@@ -23,8 +23,9 @@ CROSS_PACKAGES = {
 class Core:
     """What the kernels need to know of a core.
 
-    cpu, features: LLVM's names. vector_bytes: width of the vectors. group_rows: matrix rows that a kernel works on at
-    once. multiply: the instruction that it multiplies with, see wattbit.tvm_schedules.multiply.
+    cpu, features: LLVM's names. vector_bytes: width of the vectors. group_vectors: row vectors that a kernel works on
+    at once, see wattbit.tvm_schedules.layout. multiply: the instruction that it multiplies with, see multiply.py.
+    required: the features that a CPU must have to run its kernels, as runner/features.c asks for them.
     """
 
     name: str
@@ -32,12 +33,13 @@ class Core:
     cpu: str
     features: tuple[str, ...]
     vector_bytes: int
-    group_rows: int
+    group_vectors: int
     multiply: Multiply
+    required: tuple[str, ...]
 
     def layout(self, weight_bits: int) -> Layout:
         signed = weight_bits == 8 and self.multiply != "vpdpbusd"
-        return Layout(weight_bits, self.vector_bytes, self.group_rows, 0 if signed else 2 ** (weight_bits - 1))
+        return Layout(weight_bits, self.vector_bytes, self.group_vectors, 0 if signed else 2 ** (weight_bits - 1))
 
     @property
     def llvm_target(self) -> dict[str, Any]:
@@ -68,13 +70,22 @@ class Core:
 CORES = {
     core.name: core
     for core in (
-        Core("cortex-a53", "aarch64", "cortex-a53", ("+neon",), 16, 4, "smull"),
-        Core("cortex-a72", "aarch64", "cortex-a72", ("+neon",), 16, 4, "smull"),
-        Core("cortex-a76", "aarch64", "cortex-a76", ("+neon", "+dotprod"), 16, 4, "sdot"),
-        Core("cortex-a9", "armv7", "cortex-a9", ("+neon",), 16, 2, "vmull"),
-        Core("x86-64", "x86_64", "x86-64", (), 16, 2, "pmaddwd128"),
-        Core("x86-avx2", "x86_64", "x86-64-v3", (), 32, 4, "pmaddwd256"),
-        Core("x86-vnni512", "x86_64", "x86-64-v4", ("+avx512vnni",), 64, 4, "vpdpbusd"),
+        Core("cortex-a53", "aarch64", "cortex-a53", ("+neon",), 16, 4, "smull", ("asimd",)),
+        Core("cortex-a72", "aarch64", "cortex-a72", ("+neon",), 16, 4, "smull", ("asimd",)),
+        Core("cortex-a76", "aarch64", "cortex-a76", ("+neon", "+dotprod"), 16, 4, "sdot", ("asimd", "asimddp")),
+        Core("cortex-a9", "armv7", "cortex-a9", ("+neon",), 16, 2, "vmull", ("neon",)),
+        Core("x86-64", "x86_64", "x86-64", (), 16, 2, "pmaddwd", ()),
+        Core("x86-avx2", "x86_64", "x86-64-v3", (), 32, 4, "maddubs", ("avx2", "bmi2", "fma")),
+        Core(
+            "x86-vnni512",
+            "x86_64",
+            "x86-64-v4",
+            ("+avx512vnni",),
+            64,
+            2,
+            "vpdpbusd",
+            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512vnni"),
+        ),
     )
 }
 

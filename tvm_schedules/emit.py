@@ -14,15 +14,15 @@ import tvm
 from tvm.target import Target
 
 from wattbit.tvm_schedules.cores import find_core
-from wattbit.tvm_schedules.kernel import gemv
+from wattbit.tvm_schedules.kernel import gemm
 
 
 def main() -> None:
-    """Write FOLDER/NAME.o for each kernel of the request {"core", "kernels": [{name, rows, depth, weight_bits}]}."""
+    """Write FOLDER/NAME.o for each kernel of {"core", "kernels": [{name, weight_bits, tokens, grouped}]} on stdin."""
     request = json.load(sys.stdin)
     core = find_core(request["core"])
     for kernel in request["kernels"]:
-        module = tvm.IRModule({kernel["name"]: gemv(core=core, **kernel)})
+        module = tvm.IRModule({kernel["name"]: gemm(core=core, **kernel)})
         library = tvm.tirx.build(module, target=Target(core.llvm_target))
         library.write_to_file(str(Path(sys.argv[1]) / f"{kernel['name']}.o"))
 

@@ -30,11 +30,11 @@ def instructions_per_token(core: Core, shape: ExpertShape, weight_bits: Iterable
     """
     emulator = find_emulator(core)
     widths = tuple(weight_bits)
-    kernels = kernels_for(widths, shape)
+    kernels = kernels_for(widths)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         emit_objects(kernels, core, folder)
-        link_program(kernels, core, folder, folder / "forward")
+        link_program(kernels, core, folder, RUNNER / "forward.c", folder / "forward")
         plugin = folder / "instructions.so"
         run_tool([host_core().compiler, "-O2", "-shared", "-fPIC", str(RUNNER / "instructions.c"), "-o", str(plugin)])
         command = [*emulator, "-plugin", str(plugin), str(folder / "forward")]

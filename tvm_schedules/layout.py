@@ -1,23 +1,31 @@
 """How packed weights lie in memory: the contract between packing, kernels and the board. Standard library only.
 
-A matrix [rows, depth] of b-bit codes is cut along its depth into chunks of `vector_bytes` codes: the codes that one
-vector instruction multiplies. A chunk's codes are stored as bit planes, one for each power of two in b, the widest
-lowest: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1 bits. A vector of a p-bit plane holds that plane of 8/p
-consecutive chunks: byte i of it holds code i of each of them, the first chunk in the lowest bits. A block is the
-smallest number of chunks that fills every plane's vectors; the last block of a row may be shorter and then has
-ceil(chunks * p / 8) vectors of each plane.
+A matrix [rows, depth] of b-bit codes is cut into chunks: the codes that one vector instruction multiplies, 4
+consecutive codes of depth (a quad) for each of `vector_bytes` / 4 consecutive rows. Every 32-bit lane so belongs to
+one row, and the activations are one quad, the same for all lanes.
 
-Order of the bytes, slowest first: group of `group_rows` rows, block, row of the group, plane, vector of the plane.
-So a kernel reads one stream from start to end.
+8 / gcd(b, 8) consecutive chunks, the fewest whose bits fill whole vectors, are a block of b / gcd(b, 8) vectors. Byte
+i of its vectors holds byte i of all its chunks: each vector holds as many whole codes as it can from its lowest bit
+on, and the bits that are left at the vectors' tops spell the remaining codes, lowest bits first. So 3 bits are
+
+    vector 0: chunk 0 | chunk 1 << 3 | low 2 bits of chunk 6 << 6
+    vector 1: chunk 2 | chunk 3 << 3 | high bit of chunk 6 << 6 | low bit of chunk 7 << 7
+    vector 2: chunk 4 | chunk 5 << 3 | high 2 bits of chunk 7 << 6
+
+Order of the bytes, slowest first: group of `group_vectors` row vectors, block, row vector of the group, vector of the
+block, row, code of the quad. A kernel reads one stream from start to end.
 
 A code is weight + zero, with zero = 2^(b-1), so codes are unsigned; 8-bit codes are signed with zero = 0 where the
-core multiplies signed by signed. Depth is padded to whole chunks and rows to whole groups with codes 0; the
-activations of the padded depth must be 0 as well, so that it adds nothing to any sum.
+core multiplies signed by signed. Depth is padded to whole blocks and rows to whole groups with codes 0; the
+activations of the padded depth must be 0, so that it adds nothing to any sum.
 """
 
 from dataclasses import dataclass
+from math import gcd
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+QUAD = 4  # codes of one row in a chunk
+DEPTH_UNIT = 64  # activations are padded to a multiple of it: it is one of every block's depth
 
 
 def padded(count: int, unit: int) -> int:
@@ -26,34 +34,77 @@ def padded(count: int, unit: int) -> int:
 
 
 @dataclass(frozen=True)
+class Field:
+    """Bits `shift` to `shift + bits` of the codes of chunk `chunk`: they lie from bit `at` on in vector `vector`."""
+
+    vector: int
+    at: int
+    bits: int
+    chunk: int
+    shift: int
+
+    @property
+    def mask(self) -> int:
+        """The field's bits where they lie."""
+        return (2**self.bits - 1) << self.at
+
+
+@dataclass(frozen=True)
 class Layout:
     """The layout of one matrix's codes; see the module."""
 
     weight_bits: int
     vector_bytes: int
-    group_rows: int
+    group_vectors: int
     zero: int
 
     @property
-    def planes(self) -> tuple[int, ...]:
-        """The planes' widths in bits, lowest plane first."""
-        return tuple(plane for plane in (8, 4, 2, 1) if self.weight_bits & plane)
+    def vector_rows(self) -> int:
+        return self.vector_bytes // QUAD
+
+    @property
+    def group_rows(self) -> int:
+        return self.vector_rows * self.group_vectors
 
     @property
     def block_chunks(self) -> int:
-        return 8 // self.planes[-1]
+        return 8 // gcd(self.weight_bits, 8)
 
-    def vectors(self, chunks: int) -> tuple[int, ...]:
-        """How many vectors of each plane hold a block of so many chunks."""
-        return tuple(-(-chunks * plane // 8) for plane in self.planes)
+    @property
+    def block_vectors(self) -> int:
+        return self.weight_bits // gcd(self.weight_bits, 8)
 
-    def blocks(self, depth: int) -> tuple[int, ...]:
-        """The chunks of each block of a row."""
-        full, rest = divmod(padded(depth, self.vector_bytes) // self.vector_bytes, self.block_chunks)
-        return (self.block_chunks,) * full + (rest,) * (rest > 0)
+    @property
+    def block_depth(self) -> int:
+        return QUAD * self.block_chunks
 
-    def group_bytes(self, depth: int) -> int:
-        return self.group_rows * self.vector_bytes * sum(sum(self.vectors(chunks)) for chunks in self.blocks(depth))
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of a block of all the group's row vectors."""
+        return self.group_vectors * self.block_vectors * self.vector_bytes
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Where the bits of a block's codes lie, each chunk's lowest bits first."""
+        b = self.weight_bits
+        whole = 8 // b
+        fields = [Field(v, b * i, b, v * whole + i, 0) for v in range(self.block_vectors) for i in range(whole)]
+        chunk, shift = self.block_vectors * whole, 0
+        for vector in range(self.block_vectors):
+            at = whole * b
+            while at < 8:
+                bits = min(8 - at, b - shift)
+                fields.append(Field(vector, at, bits, chunk, shift))
+                at, shift = at + bits, shift + bits
+                if shift == b:
+                    chunk, shift = chunk + 1, 0
+        return tuple(fields)
+
+    def blocks(self, depth: int) -> int:
+        return padded(depth, self.block_depth) // self.block_depth
+
+    def groups(self, rows: int) -> int:
+        return padded(rows, self.group_rows) // self.group_rows
 
     def matrix_bytes(self, rows: int, depth: int) -> int:
-        return padded(rows, self.group_rows) // self.group_rows * self.group_bytes(depth)
+        return self.groups(rows) * self.blocks(depth) * self.block_bytes

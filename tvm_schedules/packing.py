@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from wattbit.arith import ExpertInts, Int8, Int32
 from wattbit.errors import WattbitError
-from wattbit.tvm_schedules.layout import LAYOUT_VERSION, Layout, padded
+from wattbit.tvm_schedules.layout import LAYOUT_VERSION, QUAD, Layout, padded
 
 MAGIC = b"wattbitW"
 SECTION_ALIGN = 64
@@ -21,63 +21,48 @@ Bytes = NDArray[np.uint8]
 
 
 def pack(weights: Int8, layout: Layout) -> Bytes:
-    """The bytes of signed weights [rows, depth] in `layout`; see wattbit.tvm_schedules.layout for their order."""
+    """The bytes of narrow-range weights [rows, depth] in `layout`; see wattbit.tvm_schedules.layout for their order."""
     rows, depth = weights.shape
-    groups, V = padded(rows, layout.group_rows) // layout.group_rows, layout.vector_bytes
-    codes = np.zeros((groups * layout.group_rows, padded(depth, V)), np.uint8)
+    top = 2 ** (layout.weight_bits - 1) - 1
+    if np.abs(weights.astype(np.int16)).max(initial=0) > top:
+        raise WattbitError(f"weights must lie in the narrow range -{top}..{top} of {layout.weight_bits} bits")
+    codes = np.zeros((layout.groups(rows) * layout.group_rows, layout.blocks(depth) * layout.block_depth), np.uint8)
     codes[:rows, :depth] = (weights.astype(np.int16) + layout.zero).astype(np.uint8)
-    chunks = codes.reshape(groups, layout.group_rows, -1, V)  # [groups, R, chunks, V]
-    blocks = []
-    first = 0
-    for count in layout.blocks(depth):
-        blocks.append(_pack_block(chunks[:, :, first : first + count], layout).reshape(groups, -1))
-        first += count
-    return np.concatenate(blocks, axis=1).ravel()
+    chunks = codes.reshape(_chunk_shape(layout, rows, depth)).transpose(0, 3, 1, 4, 2, 5)
+    vectors = np.zeros((*chunks.shape[:3], layout.block_vectors, *chunks.shape[4:]), np.uint8)
+    for field in layout.fields:
+        bits = (chunks[:, :, :, field.chunk] >> field.shift) & (2**field.bits - 1)
+        vectors[:, :, :, field.vector] |= bits << field.at
+    return vectors.ravel()
 
 
 def unpack(data: Bytes, layout: Layout, rows: int, depth: int) -> Int8:
     """The signed weights [rows, depth] that `pack` made `data` of."""
-    groups, V = padded(rows, layout.group_rows) // layout.group_rows, layout.vector_bytes
-    streams = data.reshape(groups, -1)
-    codes = []
-    start = 0
-    for count in layout.blocks(depth):
-        vectors = sum(layout.vectors(count))
-        end = start + layout.group_rows * vectors * V
-        codes.append(_unpack_block(streams[:, start:end].reshape(groups, layout.group_rows, vectors, V), count, layout))
-        start = end
-    matrix = np.concatenate(codes, axis=2).reshape(groups * layout.group_rows, -1)[:rows, :depth]
+    groups, vectors, lanes, blocks, chunks, quad = _chunk_shape(layout, rows, depth)
+    stored = data.reshape(groups, blocks, vectors, layout.block_vectors, lanes, quad)
+    codes = np.zeros((groups, vectors, lanes, blocks, chunks, quad), np.uint8)
+    for field in layout.fields:
+        bits = (stored[:, :, :, field.vector] & field.mask) >> field.at
+        codes[:, :, :, :, field.chunk] |= (bits << field.shift).transpose(0, 2, 3, 1, 4)
+    matrix = codes.reshape(groups * vectors * lanes, -1)[:rows, :depth]
     if layout.zero == 0:
         return matrix.view(np.int8)
     weights: Int8 = (matrix.astype(np.int16) - layout.zero).astype(np.int8)
     return weights
 
 
-def _pack_block(chunks: Bytes, layout: Layout) -> Bytes:
-    """The vectors [groups, R, vectors, V] of one block's chunks [groups, R, chunks, V]."""
-    vectors = []
-    shift = 0
-    for plane, count in zip(layout.planes, layout.vectors(chunks.shape[2]), strict=True):
-        filled = np.zeros((*chunks.shape[:2], count, chunks.shape[3]), np.uint8)
-        for i in range(chunks.shape[2]):
-            vector, place = divmod(i, 8 // plane)
-            filled[:, :, vector] |= ((chunks[:, :, i] >> shift) & (2**plane - 1)) << (plane * place)
-        vectors.append(filled)
-        shift += plane
-    return np.concatenate(vectors, axis=2)
+def pack_scales(scales: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
+    """Scales [rows, depth groups] in the order of the kernels: group of rows, depth group, row; padded with 0."""
+    rows, depth_groups = scales.shape
+    filled = np.zeros((layout.groups(rows) * layout.group_rows, depth_groups), np.float32)
+    filled[:rows] = scales
+    return filled.reshape(-1, layout.group_rows, depth_groups).transpose(0, 2, 1).ravel()
 
 
-def _unpack_block(vectors: Bytes, chunks: int, layout: Layout) -> Bytes:
-    """The codes [groups, R, chunks, V] of one block's vectors [groups, R, vectors, V]."""
-    codes = np.zeros((*vectors.shape[:2], chunks, vectors.shape[3]), np.uint8)
-    first = shift = 0
-    for plane, count in zip(layout.planes, layout.vectors(chunks), strict=True):
-        for i in range(chunks):
-            vector, place = divmod(i, 8 // plane)
-            codes[:, :, i] |= ((vectors[:, :, first + vector] >> (plane * place)) & (2**plane - 1)) << shift
-        first += count
-        shift += plane
-    return codes
+def _chunk_shape(layout: Layout, rows: int, depth: int) -> tuple[int, ...]:
+    """Codes [rows, depth] as [group, row vector, row, block, chunk, code of the quad]."""
+    vectors, lanes = layout.group_vectors, layout.vector_rows
+    return (layout.groups(rows), vectors, lanes, layout.blocks(depth), layout.block_chunks, QUAD)
 
 
 def expert_file(ints: ExpertInts, layout: Layout) -> bytes:

@@ -1,25 +1,10 @@
-// See expert.h. Compiled with -DWB_KERNELS='K(bits, rows, depth) ...', WB_LAYOUT_VERSION, WB_VECTOR_BYTES and
-// WB_GROUP_ROWS, it needs nothing of TVM's: the kernels' calling convention is declared here.
+// See expert.h.
 #include "expert.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { ALIGN = 64, HIDDEN_OFFSET = 128 };
-
-// DLPack's tensor and TVM's call convention (apache-tvm-ffi 0.1): a tensor is an argument of type 7.
-typedef struct {
-    void *data;
-    struct { int32_t type, id; } device;
-    int32_t ndim;
-    struct { uint8_t code, bits; uint16_t lanes; } dtype;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} tensor;
-typedef struct { int32_t type; uint32_t zero; union { int64_t integer; void *pointer; } value; } argument;
-typedef int32_t kernel_function(void *self, const argument *arguments, int32_t count, argument *result);
-enum { TENSOR = 7, CPU = 1, SIGNED = 0, UNSIGNED = 1 };
 
 // wattbit/tvm_schedules/packing.py writes it.
 typedef struct {
@@ -31,40 +16,9 @@ typedef struct {
 } wb_header;
 _Static_assert(sizeof(wb_header) == 2 * ALIGN, "the header is 128 bytes");
 
-#define K(bits, rows, depth) kernel_function __tvm_ffi_wb_gemv_w##bits##_##rows##x##depth;
-WB_KERNELS
-#undef K
-#define K(bits, rows, depth) {bits, rows, depth, __tvm_ffi_wb_gemv_w##bits##_##rows##x##depth},
-static const struct { uint32_t bits, rows, depth; kernel_function *call; } kernels[] = {WB_KERNELS};
-#undef K
-
-static __thread char kernel_error[256];
-
-// The one symbol that a kernel imports; hidden, so that a TVM in the same process does not take its place.
-__attribute__((visibility("hidden")))
-void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count) {
-    size_t used = (size_t)snprintf(kernel_error, sizeof kernel_error, "%s: ", kind);
-    for (int32_t i = 0; i < count && used < sizeof kernel_error; i++)
-        if (parts[i]) used += (size_t)snprintf(kernel_error + used, sizeof kernel_error - used, "%s", parts[i]);
-}
-
-const char *wb_message(int32_t status) {
-    switch (status) {
-    case WB_OK: return "no error";
-    case WB_NOT_AN_EXPERT: return "not a whole packed expert";
-    case WB_LAYOUT: return "packed in another layout than the kernels read";
-    case WB_NO_KERNEL: return "no kernel of its width and shape in this library";
-    case WB_NO_MEMORY: return "out of memory";
-    case WB_KERNEL: return kernel_error;
-    default: return "unknown status";
-    }
-}
-
 typedef struct {
-    kernel_function *call;
-    uint32_t rows, depth, zero, shift;
-    const void *weights;
-    uint32_t weights_bytes;
+    wb_matrix matrix;
+    uint32_t weights_bytes, shift;
     const int32_t *bias, *multiplier;
 } layer;
 typedef struct { const wb_header *header; layer first, second; } expert;
@@ -79,15 +33,13 @@ static const void *section(const void *file, size_t bytes, size_t *offset, size_
     return start;
 }
 
-static int32_t open_layer(layer *l, const void *file, size_t bytes, size_t *offset, uint32_t bits) {
-    l->weights = section(file, bytes, offset, l->weights_bytes);
-    l->bias = section(file, bytes, offset, (size_t)l->rows * sizeof *l->bias);
-    l->multiplier = section(file, bytes, offset, (size_t)l->rows * sizeof *l->multiplier);
-    if (!l->weights || !l->bias || !l->multiplier || l->shift < 1 || l->shift > 31) return WB_NOT_AN_EXPERT;
-    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
-        if (kernels[i].bits == bits && kernels[i].rows == l->rows && kernels[i].depth == l->depth)
-            l->call = kernels[i].call;
-    return l->call ? WB_OK : WB_NO_KERNEL;
+static int32_t open_layer(layer *l, const void *file, size_t bytes, size_t *offset) {
+    size_t channels = (size_t)l->matrix.rows * sizeof *l->bias;
+    l->matrix.weights = section(file, bytes, offset, l->weights_bytes);
+    l->bias = section(file, bytes, offset, channels);
+    l->multiplier = section(file, bytes, offset, channels);
+    if (!l->matrix.weights || !l->bias || !l->multiplier || l->shift < 1 || l->shift > 31) return WB_NOT_AN_EXPERT;
+    return l->weights_bytes == wb_weight_bytes(&l->matrix) ? WB_OK : WB_NOT_AN_EXPERT;
 }
 
 static int32_t open_expert(expert *e, const void *file, size_t bytes) {
@@ -95,42 +47,22 @@ static int32_t open_expert(expert *e, const void *file, size_t bytes) {
     size_t offset = sizeof *h;
     if (bytes < sizeof *h || (uintptr_t)file % ALIGN || memcmp(h->magic, "wattbitW", sizeof h->magic))
         return WB_NOT_AN_EXPERT;
-    if (h->layout_version != WB_LAYOUT_VERSION || h->vector_bytes != WB_VECTOR_BYTES || h->group_rows != WB_GROUP_ROWS)
-        return WB_LAYOUT;
-    if (h->act_bits < 1 || h->act_bits > 8 || h->zero > 128) return WB_NOT_AN_EXPERT;
+    if (h->layout_version != WB_LAYOUT_VERSION || h->vector_bytes != WB_VECTOR_BYTES) return WB_LAYOUT;
+    if (!wb_row_unit(h->weight_bits)) return WB_NO_KERNEL;
+    if (h->group_rows != wb_row_unit(h->weight_bits)) return WB_LAYOUT;
+    if (h->act_bits < 1 || h->act_bits > 8) return WB_NOT_AN_EXPERT;
     e->header = h;
-    e->first = (layer){.rows = h->d_hidden, .depth = h->d_model, .zero = h->zero, .shift = h->shift1,
-                       .weights_bytes = h->w1_bytes};
-    e->second = (layer){.rows = h->d_model, .depth = h->d_hidden, .zero = h->zero, .shift = h->shift2,
-                        .weights_bytes = h->w2_bytes};
-    int32_t status = open_layer(&e->first, file, bytes, &offset, h->weight_bits);
-    if (status == WB_OK) status = open_layer(&e->second, file, bytes, &offset, h->weight_bits);
+    e->first = (layer){{h->weight_bits, h->d_hidden, h->d_model, 0, NULL, NULL}, h->w1_bytes, h->shift1, NULL, NULL};
+    e->second = (layer){{h->weight_bits, h->d_model, h->d_hidden, 0, NULL, NULL}, h->w2_bytes, h->shift2, NULL, NULL};
+    int32_t status = open_layer(&e->first, file, bytes, &offset);
+    if (status == WB_OK) status = open_layer(&e->second, file, bytes, &offset);
     return status == WB_OK && offset != bytes ? WB_NOT_AN_EXPERT : status;
 }
 
-static argument tensor_argument(tensor *t) { return (argument){TENSOR, 0, {.pointer = t}}; }
-
-// sums [rows padded] = weights . x, for x [depth padded] that is 0 beyond depth.
-static int32_t gemv(const layer *l, const int8_t *x, int32_t *sums) {
-    int64_t depth = (int64_t)padded(l->depth, WB_VECTOR_BYTES), rows = (int64_t)padded(l->rows, WB_GROUP_ROWS);
-    int64_t weights_bytes = l->weights_bytes, one = 1;
-    _Alignas(ALIGN) int32_t zero_sum = 0;
-    for (uint32_t k = 0; k < l->depth; k++) zero_sum += x[k];
-    zero_sum *= (int32_t)l->zero;
-    tensor tensors[4] = {
-        {(void *)x, {CPU, 0}, 1, {SIGNED, 8, 1}, &depth, &one, 0},
-        {(void *)l->weights, {CPU, 0}, 1, {UNSIGNED, 8, 1}, &weights_bytes, &one, 0},
-        {&zero_sum, {CPU, 0}, 1, {SIGNED, 32, 1}, &one, &one, 0},
-        {sums, {CPU, 0}, 1, {SIGNED, 32, 1}, &rows, &one, 0},
-    };
-    argument arguments[4], result = {0};
-    for (int i = 0; i < 4; i++) arguments[i] = tensor_argument(&tensors[i]);
-    return l->call(NULL, arguments, 4, &result) ? WB_KERNEL : WB_OK;
-}
-
-// y = requant(sums + bias) - offset, clipped to lo..hi before the offset; >> of a negative number rounds down.
+// y [rows] = requant(sums [rows] + bias) - offset, clipped to lo..hi before the offset; >> of a negative number rounds
+// down.
 static void requant(const layer *l, const int32_t *sums, int32_t lo, int32_t hi, int32_t offset, int8_t *y) {
-    for (uint32_t n = 0; n < l->rows; n++) {
+    for (uint32_t n = 0; n < l->matrix.rows; n++) {
         int64_t product = (int64_t)(sums[n] + l->bias[n]) * l->multiplier[n];
         int64_t value = (product + ((int64_t)1 << (l->shift - 1))) >> l->shift;
         y[n] = (int8_t)((value < lo ? lo : value > hi ? hi : value) - offset);
@@ -143,26 +75,41 @@ int32_t wb_expert_width(const void *file, size_t bytes) {
     return status == WB_OK ? (int32_t)e.header->d_model : -status;
 }
 
+// At most WB_TOKENS_MAX tokens. input and between hold as many rows of activations, 0 where these are padded.
+static int32_t forward(const expert *e, const int8_t *x, uint32_t tokens, int8_t *input, int8_t *between, int32_t *sums,
+                       int8_t *y) {
+    uint32_t width = e->header->d_model, hidden = e->header->d_hidden;
+    size_t input_bytes = wb_x_stride(width), hidden_bytes = wb_x_stride(hidden);
+    for (uint32_t t = 0; t < tokens; t++) memcpy(input + t * input_bytes, x + (size_t)t * width, width);
+    int32_t status = wb_gemm(&e->first.matrix, input, tokens, 0, hidden, sums);
+    if (status != WB_OK) return status;
+    int32_t hidden_max = (1 << e->header->act_bits) - 1;
+    for (uint32_t t = 0; t < tokens; t++)
+        requant(&e->first, sums + (size_t)t * hidden, 0, hidden_max, HIDDEN_OFFSET, between + t * hidden_bytes);
+    status = wb_gemm(&e->second.matrix, between, tokens, 0, width, sums);
+    if (status != WB_OK) return status;
+    for (uint32_t t = 0; t < tokens; t++)
+        requant(&e->second, sums + (size_t)t * width, -128, 127, 0, y + (size_t)t * width);
+    return WB_OK;
+}
+
 int32_t wb_expert_forward(const void *file, size_t bytes, const int8_t *x, int64_t tokens, int8_t *y) {
     expert e;
     int32_t status = open_expert(&e, file, bytes);
     if (status != WB_OK) return status;
     size_t width = e.header->d_model, hidden = e.header->d_hidden;
-    size_t input_bytes = padded(width, ALIGN), hidden_bytes = padded(hidden, ALIGN);
-    size_t widest = padded(width > hidden ? width : hidden, ALIGN);
-    int8_t *memory = aligned_alloc(ALIGN, input_bytes + hidden_bytes + widest * sizeof(int32_t));
+    size_t batch = tokens < WB_TOKENS_MAX ? (size_t)tokens : WB_TOKENS_MAX;
+    size_t activations = batch * (wb_x_stride(e.header->d_model) + wb_x_stride(e.header->d_hidden));
+    size_t sums = batch * (width > hidden ? width : hidden) * sizeof(int32_t);
+    int8_t *memory = aligned_alloc(ALIGN, activations + padded(sums, ALIGN) + ALIGN);
     if (!memory) return WB_NO_MEMORY;
-    int8_t *input = memory, *between = memory + input_bytes;
-    int32_t *sums = (int32_t *)(between + hidden_bytes);
-    memset(memory, 0, input_bytes + hidden_bytes);
-    int32_t hidden_max = (1 << e.header->act_bits) - 1;
-    for (int64_t t = 0; t < tokens && status == WB_OK; t++) {
-        memcpy(input, x + t * (int64_t)width, width);
-        status = gemv(&e.first, input, sums);
-        if (status != WB_OK) break;
-        requant(&e.first, sums, 0, hidden_max, HIDDEN_OFFSET, between);
-        status = gemv(&e.second, between, sums);
-        requant(&e.second, sums, -128, 127, 0, y + t * (int64_t)width);
+    memset(memory, 0, activations);
+    int8_t *between = memory + batch * wb_x_stride(e.header->d_model);
+    for (int64_t t = 0; t < tokens && status == WB_OK; t += WB_TOKENS_MAX) {
+        int64_t count = tokens - t < WB_TOKENS_MAX ? tokens - t : WB_TOKENS_MAX;
+        int64_t first = t * (int64_t)width;
+        int32_t *words = (int32_t *)(memory + activations);
+        status = forward(&e, x + first, (uint32_t)count, memory, between, words, y + first);
     }
     free(memory);
     return status;

@@ -1,10 +1,7 @@
 // Runs whole experts on integers: GEMV, requant, GEMV, requant, as wattbit/arith.py defines them.
 #ifndef WATTBIT_EXPERT_H
 #define WATTBIT_EXPERT_H
-#include <stddef.h>
-#include <stdint.h>
-
-enum wb_status { WB_OK, WB_NOT_AN_EXPERT, WB_LAYOUT, WB_NO_KERNEL, WB_NO_MEMORY, WB_KERNEL };
+#include "matrix.h"
 
 // y [tokens, d_model] = the expert of x [tokens, d_model]. `file` is a packed expert of `bytes` bytes, mapped at a
 // multiple of 64. Safe in several threads at once.
@@ -12,7 +9,4 @@ int32_t wb_expert_forward(const void *file, size_t bytes, const int8_t *x, int64
 
 // d_model of a packed expert, or minus a wb_status.
 int32_t wb_expert_width(const void *file, size_t bytes);
-
-// What a status means, in one line; for WB_KERNEL what the kernel said last in this thread.
-const char *wb_message(int32_t status);
 #endif
