@@ -3,7 +3,8 @@
 | path | content |
 |---|---|
 | `manifest.json` | target, allocation, design, experts' places, sha256 and length of every other file, own digest |
-| `accel.bit`, `accel.hwh`, `accel-DIGEST.so` | the simulated bitstream, its handoff and the accelerator that it names |
+| `accel.bit`, `accel.hwh` | the bitstream and its handoff; those of toolchain `virtual` only name a design |
+| `accel-DIGEST.so` | that design's simulated accelerator, of toolchain `virtual` |
 | `weights/` | images of the experts that the design streams from memory, a file for each stream |
 | `arm/` | kernels and packed weights for the board's cores |
 | `vectors.npz` | inputs to run: `layer`, `expert` [N], `x` [N, D]. The expected outputs stay on the host |
@@ -14,7 +15,7 @@ The same parts give the same bytes and the same digest.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, ExpertId, Target
 from wattbit.progress import Progress, silent
 
+CHOSEN = "chosen.json"  # in run/board/BOARD: what `wattbit board` built last, a record of `Parts.of_design`
 AGENT = "wattbit.board.agent.__main__"
 KERNELS = "wattbit.tvm_schedules.boardside"
 VECTORS = "vectors.npz"
@@ -43,35 +45,67 @@ class Parts:
 
     export: folder of the experts' integers and of vectors.npz.
     design: the design's `digest` and its `engines` in order, each with `precision` and `experts` (its sets in order).
-    accelerator: the simulated accelerator for the board's architecture.
+    accelerator: the simulated accelerator for the board's architecture; None where there is a bitstream.
     kernels: folder that holds kernels.json, or None.
     top_k: experts that a token is sent to in each layer.
     images: files of the images that the design streams, in the order of its streams.
+    bitstream: a real one, and its handoff; toolchain says whose it is.
     """
 
     allocation: Allocation
     export: Path
     design: dict[str, Any]
-    accelerator: Path
+    accelerator: Path | None
     kernels: Path | None
     top_k: int
     images: tuple[Path, ...] = ()
+    bitstream: tuple[Path, Path] | None = None
+    toolchain: str = "virtual"
 
     @classmethod
     def of_run(cls, run: Path, target: Target) -> Self:
-        """The parts in a run folder; WattbitError when a stage that makes one has not been run."""
+        """The parts in a run folder: of what `wattbit board` built last for the target, else of the stage `build`.
+
+        Raises WattbitError when there is neither, or what there is cannot run on the target.
+        """
+        chosen = run / "board" / target.name / CHOSEN
+        if chosen.is_file():
+            return cls.of_design(run, read_json(chosen))
         built = read_json(run / "build/hls/build.json")
         if target.arch not in built["accelerators"]:
-            known = ", ".join(built["accelerators"])
-            raise WattbitError(f"{target.name} is {target.arch}, the simulated accelerator is built for {known} only")
+            raise WattbitError(
+                f"no simulated accelerator runs on {target.name} ({target.arch}); make its bitstream with "
+                f"`wattbit board --board {target.name}`"
+            )
+        return cls.of_design(
+            run,
+            {
+                "toolchain": "virtual",
+                "digest": built["digest"],
+                "engines": built["plan"]["classes"],
+                "accelerator": f"build/hls/{built['accelerators'][target.arch]}",
+                "images": [f"build/hls/{path}" for path in built["images"]],
+                "kernels": "build/arm",
+            },
+        )
+
+    @classmethod
+    def of_design(cls, run: Path, record: Mapping[str, Any]) -> Self:
+        """The parts that a record names by their paths in the run folder.
+
+        Its fields: toolchain; digest and engines of the design; images; kernels; accelerator, or bit and hwh.
+        """
+        bit, hwh, accelerator = (record.get(name) for name in ("bit", "hwh", "accelerator"))
         return cls(
             allocation=Allocation.from_json(read_json(run / "cotrain/allocation.json")),
             export=run / "export",
-            design={"digest": built["digest"], "engines": built["plan"]["classes"]},
-            accelerator=run / "build/hls" / built["accelerators"][target.arch],
-            kernels=run / "build/arm",
+            design={"digest": record["digest"], "engines": record["engines"]},
+            accelerator=None if accelerator is None else run / accelerator,
+            kernels=run / record["kernels"],
             top_k=read_json(run / "export/export.json")["model"]["top_k"],
-            images=tuple(run / "build/hls" / path for path in built["images"]),
+            images=tuple(run / path for path in record["images"]),
+            bitstream=None if bit is None or hwh is None else (run / bit, run / hwh),
+            toolchain=record["toolchain"],
         )
 
     @property
@@ -146,7 +180,7 @@ def _content(parts: Parts, target: Target, power: Power) -> dict[str, Any]:
     layers = {placement.expert.layer for placement in parts.allocation.placements}
     return {
         "format": FORMAT,
-        "toolchain": "virtual",
+        "toolchain": parts.toolchain,
         "target": target.to_json(),
         "allocation": parts.allocation.to_json(),
         "allocation_digest": parts.allocation.digest,
@@ -180,8 +214,15 @@ def _check(parts: Parts, target: Target) -> None:
 
 
 def _write_logic(parts: Parts, target: Target, folder: Path) -> None:
-    write_overlay(parts.design["digest"], target, folder)
-    _copy(parts.accelerator, folder / f"accel-{parts.design['digest']}.so")
+    if parts.bitstream is not None:
+        for path, suffix in zip(parts.bitstream, (".bit", ".hwh"), strict=True):
+            _copy(path, folder / f"accel{suffix}")
+    elif parts.accelerator is not None:
+        masters = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(len(parts.images))))
+        write_overlay(parts.design["digest"], target, folder, masters)
+        _copy(parts.accelerator, folder / f"accel-{parts.design['digest']}.so")
+    else:
+        raise WattbitError("there is neither a bitstream nor a simulated accelerator; run `wattbit board`")
     for path in parts.images:
         _copy(path, folder / "weights" / path.name)
 
