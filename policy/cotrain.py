@@ -218,4 +218,4 @@ def _mean(costs: Sequence[Cost]) -> Cost:
 
 def _workload_json(workload: Workload) -> Record:
     shares = {str(expert): share for expert, share in workload.frequency}
-    return {"tokens": workload.tokens, "top_k": workload.top_k, "frequency": shares}
+    return {"tokens": workload.tokens, "top_k": workload.top_k, "batch": workload.batch, "frequency": shares}
