@@ -22,6 +22,7 @@ A packet is a 64-bit header {48'b0, set, engine} and D int8; the result of packe
 packet with a fault leaves its result as it was; the launch always ends.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ OWN_SOURCES = (
 )
 ENGINES_MAX = 255
 WORD_BYTES = 8
+QUEUE_VECTORS = 4
+LUTRAM_WORDS, BRAM_WORDS = 64, 512  # deepest queue in LUT RAM, and what the block RAMs of a deeper one hold at least
 LIST = "shell.json"
 
 
@@ -99,10 +102,14 @@ class ShellRtl:
         )
 
 
-def build_shell(engines: Sequence[EngineRtl], d_model: int, digest: str, out: Path) -> ShellRtl:
+def build_shell(
+    engines: Sequence[EngineRtl], d_model: int, digest: str, out: Path, queues: Sequence[int] | None = None
+) -> ShellRtl:
     """Write the design of `engines`, engine i of the packets being engines[i], to the folder `out`.
 
     digest: hexadecimal, names the design; its low 32 bits are what the DIGEST register reads.
+    queues: 64-bit words of vectors that may wait for each engine, powers of two of two vectors or more; `queue_words`
+    by default.
     Raises WattbitError for a vector that is not whole 64-bit words, no or too many engines, two engines of one name,
     and two different files of one name.
     """
@@ -118,7 +125,9 @@ def build_shell(engines: Sequence[EngineRtl], d_model: int, digest: str, out: Pa
     sources = [path for engine in engines for path in engine.sources] + [RTL / name for name in OWN_SOURCES]
     order = _gather(sources, out)
     memories = _gather([path for engine in engines for path in engine.memories], out)
-    write_text(out / f"{TOP}.v", _top(engines, d_model // WORD_BYTES, int(digest, 16) & 0xFFFFFFFF))
+    words = d_model // WORD_BYTES
+    queues = queues or [queue_words(engine, words) for engine in engines]
+    write_text(out / f"{TOP}.v", _top(engines, words, queues, int(digest, 16) & 0xFFFFFFFF))
     order.append(f"{TOP}.v")
     record = {
         "top": TOP,
@@ -133,6 +142,20 @@ def build_shell(engines: Sequence[EngineRtl], d_model: int, digest: str, out: Pa
     return ShellRtl._of(out, record)
 
 
+def queue_words(engine: EngineRtl, words: int) -> int:
+    """64-bit words of vectors, of `words` each, that may wait for an engine.
+
+    On the chip, QUEUE_VECTORS vectors. Streamed, as many as the engine computes while it loads an expert: the header
+    that asks for the next one must be seen so early. What does not fit in LUT RAM gets a whole block RAM. The depths
+    were found by simulation, see `benchmarks/fpga_fifos.py`.
+    """
+    vectors = QUEUE_VECTORS
+    if engine.spec.streamed:
+        vectors = max(vectors, math.ceil(engine.beats / engine.spec.cycles_per_vector(engine.shape)) + 1)
+    depth = 2 ** (vectors * words - 1).bit_length()
+    return depth if depth <= LUTRAM_WORDS else max(depth, BRAM_WORDS)
+
+
 def _gather(paths: Sequence[Path], out: Path) -> list[str]:
     """Copy files to one folder; a file that several engines share is copied once."""
     found: dict[str, str] = {}
@@ -144,13 +167,14 @@ def _gather(paths: Sequence[Path], out: Path) -> list[str]:
     return list(found)
 
 
-def _top(engines: Sequence[EngineRtl], words: int, digest: int) -> str:
+def _top(engines: Sequence[EngineRtl], words: int, queues: Sequence[int], digest: int) -> str:
     """The top module, in Verilog-2001: what a Vivado block design takes as a module, and infers its interfaces from."""
     n = len(engines)
     backwards = list(reversed(engines))  # a concatenation starts with the highest bits
     sets = ", ".join(f"16'd{len(engine.spec.experts)}" for engine in backwards)
     simd = ", ".join(f"8'd{engine.simd}" for engine in backwards)
     pe = ", ".join(f"8'd{engine.pe}" for engine in backwards)
+    queue = ", ".join(f"16'd{words}" for words in reversed(queues))
     beats = ", ".join(f"32'd{engine.beats}" for engine in backwards)
     stride = ", ".join(f"32'd{engine.stride // WORD_BYTES}" for engine in backwards)
     streams = sum(engine.spec.streamed for engine in engines)
@@ -238,6 +262,7 @@ module {TOP} (
     .SETS({{{sets}}}),
     .SIMD({{{simd}}}),
     .PE({{{pe}}}),
+    .QUEUE({{{queue}}}),
     .BEATS({{{beats}}}),
     .STRIDE({{{stride}}}),
     .STREAMS({streams})

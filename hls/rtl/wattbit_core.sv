@@ -10,6 +10,7 @@ module wattbit_core #(
   parameter logic [ENGINES*16-1:0] SETS = '0,       // of each engine, engine 0 in the lowest bits
   parameter logic [ENGINES*8-1:0] SIMD = '0,        // bytes a beat into each engine
   parameter logic [ENGINES*8-1:0] PE = '0,          // bytes a beat out of each engine
+  parameter logic [ENGINES*16-1:0] QUEUE = '0,      // words of vectors that wait for each engine, powers of two
   parameter logic [ENGINES*32-1:0] BEATS = '0,      // 64-bit words of an expert's image; 0: weights are on the chip
   parameter logic [ENGINES*32-1:0] STRIDE = '0,     // 64-bit words from one image to the next
   parameter int STREAMS = 0,                        // engines with BEATS
@@ -164,7 +165,9 @@ module wattbit_core #(
 
     assign engine_in[64*i+:64] = 64'(lane_in);
 
-    wattbit_lane #(.STREAMED(LANE_BEATS != 0), .WORDS(WORDS), .SIMD(LANE_SIMD), .PE(LANE_PE)) lane (
+    wattbit_lane #(
+      .STREAMED(LANE_BEATS != 0), .QUEUE(int'(QUEUE[16*i+:16])), .WORDS(WORDS), .SIMD(LANE_SIMD), .PE(LANE_PE)
+    ) lane (
       .clk, .rst_n, .start,
       .header_set(lane_set), .header_addr(lane_addr),
       .header_valid(header_valid[i]), .header_ready(header_ready[i]),

@@ -7,6 +7,7 @@
 // Every launch loads afresh.
 module wattbit_lane #(
   parameter bit STREAMED = 0,
+  parameter int QUEUE = 32,   // 64-bit words of vectors that wait for the engine, a power of two
   parameter int WORDS = 8,    // 64-bit words of a vector
   parameter int SIMD  = 8,    // bytes a beat into the engine
   parameter int PE    = 8     // bytes a beat out of it
@@ -43,9 +44,8 @@ module wattbit_lane #(
   output logic              result_valid,
   input  logic              result_ready
 );
-  localparam int VECTORS_IN = 4;            // vectors that wait
-  localparam int VECTORS_FLYING = 16;       // vectors between dispatch and writer
-  localparam int DEPTH_IN = 2 ** $clog2(VECTORS_IN * WORDS);
+  localparam int INSIDE = 12;               // vectors in the engine and behind it
+  localparam int VECTORS_FLYING = 2 ** $clog2(QUEUE / WORDS + INSIDE);  // vectors between dispatch and writer
   localparam int DEPTH_OUT = 2 ** $clog2(2 * WORDS);
 
   // Headers: all queues take one or none does.
@@ -97,7 +97,7 @@ module wattbit_lane #(
   logic [SIMD*8-1:0] in_beat;
   logic in_valid, in_ready;
 
-  wattbit_fifo #(.WIDTH(64), .DEPTH(DEPTH_IN)) vectors (
+  wattbit_fifo #(.WIDTH(64), .DEPTH(QUEUE)) vectors (
     .clk, .rst_n,
     .s_data(data), .s_valid(data_valid), .s_ready(data_ready),
     .m_data(word), .m_valid(word_valid), .m_ready(word_ready)

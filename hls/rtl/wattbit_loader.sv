@@ -4,7 +4,8 @@
 // holds it up.
 module wattbit_loader #(
   parameter int BEATS  = 1,
-  parameter int STRIDE = 1    // 64-bit words
+  parameter int STRIDE = 1,   // 64-bit words
+  parameter int AHEAD  = 128  // words requested ahead: the port is never idle up to that latency, less a burst
 ) (
   input  logic        clk,
   input  logic        rst_n,
@@ -49,7 +50,7 @@ module wattbit_loader #(
   logic [63:0] beat;
   logic beat_valid, beat_ready;
 
-  wattbit_reader reader (
+  wattbit_reader #(.DEPTH(AHEAD)) reader (
     .clk, .rst_n,
     .cmd_addr, .cmd_words(29'(BEATS)), .cmd_valid, .cmd_ready,
     .m_data(beat), .m_valid(beat_valid), .m_ready(beat_ready), .error,
