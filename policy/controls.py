@@ -1,4 +1,4 @@
-"""What every policy is compared with: uniform, linear in frequency, greedy, random allocations of the same budget."""
+"""What every policy is compared with, beside uniform widths: linear in frequency, greedy, random of the same budget."""
 
 import heapq
 import random
@@ -7,14 +7,6 @@ import numpy as np
 
 from wattbit.errors import WattbitError
 from wattbit.policy.problem import Choice, Problem
-
-
-def uniform(problem: Problem, bits: int) -> Choice:
-    """Every expert at one width."""
-    found = np.flatnonzero(problem.widths == bits)
-    if not len(found):
-        raise WattbitError(f"uniform {bits} bit needs that width among weight_bits {problem.widths.tolist()}; add it")
-    return np.full(len(problem.experts), found[0])
 
 
 def linear_in_frequency(problem: Problem) -> Choice:

@@ -14,11 +14,12 @@ Memory is counted in weight bits an expert, exactly: experts of one model have o
 proportional to bytes. Damage per bit has a price: with y(W) the least y >= 0 at which experts that each minimise
 d_i + y b over the widths W fit the budget (Lagrange's multiplier, found by bisection), overshooting by one bit wins
 about y in damage. The penalty is p = 2 y(all widths) B, so it loses twice that. An allocation that the hardware cannot
-hold (`InfeasibleError`) loses, instead of what the hardware would cost, latency_nats + p and what the damage can vary by:
-it is worse than any that fits the budget and is as fast as uniform 8 bit.
+hold (`InfeasibleError`) loses, instead of what the hardware would cost, latency_nats + p and what the damage can vary
+by: it is worse than any that fits the budget and is as fast as uniform 8 bit.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +89,12 @@ class Problem:
                 "energy_nats is above 0 but the meter prices no energy; set it to 0 or take another meter"
             )
 
+    def repriced(self, latency_nats: float, energy_nats: float) -> "Problem":
+        """The same problem with other prices of hardware; what the meter has priced is shared between the two."""
+        other = copy(self)
+        other.latency_nats, other.energy_nats = latency_nats, energy_nats
+        return other
+
     @property
     def size(self) -> tuple[int, int]:
         """N experts and K widths."""
@@ -109,6 +116,13 @@ class Problem:
         if not set(bits) <= set(index):
             raise WattbitError(f"the allocation uses widths {sorted(set(bits))}, the search {sorted(index)}; add them")
         return np.array([index[b] for b in bits])
+
+    def uniform(self, bits: int) -> Choice:
+        """Every expert at one width."""
+        found = np.flatnonzero(self.widths == bits)
+        if not len(found):
+            raise WattbitError(f"uniform {bits} bit needs that width among weight_bits {self.widths.tolist()}; add it")
+        return np.full(len(self.experts), found[0])
 
     def bits(self, choice: Choice) -> NDArray[np.int64]:
         """Weight bits summed over the experts: [...] of choices [..., N]."""

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any, Self
 
 from wattbit.plan import Allocation, Cost, ExpertStats, Meter, Workload
-from wattbit.policy.controls import linear_in_frequency, random_allocation, uniform
+from wattbit.policy.controls import linear_in_frequency, random_allocation
 from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.exact import solve
 from wattbit.policy.problem import Choice, Problem
@@ -155,8 +155,8 @@ def search(
         energy_nats=settings.energy_nats,
     )
     choices = {
-        "uniform8": [uniform(problem, 8)],
-        "uniform4": [uniform(problem, 4)],
+        "uniform8": [problem.uniform(8)],
+        "uniform4": [problem.uniform(4)],
         "linear": [linear_in_frequency(problem)],
         "random": [random_allocation(problem, seed) for seed in settings.random_seeds],
         "exact": [solve(problem)],

@@ -8,7 +8,7 @@ import pytest
 
 from tests.policy_fakes import AdditiveMeter, SharedChipMeter, make_problem, make_stats, make_workload
 from wattbit.errors import WattbitError
-from wattbit.policy.controls import linear_in_frequency, random_allocation, uniform
+from wattbit.policy.controls import linear_in_frequency, random_allocation
 from wattbit.policy.exact import solve
 from wattbit.policy.problem import Problem
 
@@ -35,9 +35,9 @@ def test_exact_ignores_the_hardware() -> None:
 
 def test_uniform_has_one_width_which_must_exist() -> None:
     problem = make_problem(make_stats(4), AdditiveMeter())
-    assert problem.allocation(uniform(problem, 4)).mean_bits == 4
+    assert problem.allocation(problem.uniform(4)).mean_bits == 4
     with pytest.raises(WattbitError, match="uniform 5 bit needs that width"):
-        uniform(problem, 5)
+        problem.uniform(5)
 
 
 @pytest.mark.parametrize("budget_bits", [2.0, 2.5, 4.0, 5.3, 8.0])
