@@ -99,9 +99,12 @@ def simulate(
         for engine, stimulus in zip(engines, stimuli, strict=True):
             for memory in engine.memories:
                 (work / memory.name).symlink_to(memory.absolute())
-            (work / f"{engine.module}.in").write_text(_stimulus_text(stimulus, engine.simd), encoding="ascii")
+            (work / f"{engine.module}.in").write_text(_stimulus_text(stimulus, engine), encoding="ascii")
             arguments += [f"+{engine.module}_in={engine.module}.in", f"+{engine.module}_out={engine.module}.out"]
             arguments.append(f"+{engine.module}_vectors={len(stimulus.x)}")
+            if engine.images is not None:
+                (work / f"{engine.module}.weights").write_text(_weights_text(stimulus, engine), encoding="ascii")
+                arguments.append(f"+{engine.module}_weights={engine.module}.weights")
         command = [str(program.absolute()), *arguments]
         done = execute(command, work)
         if done.returncode:
@@ -116,14 +119,28 @@ def simulate_engine(
     return simulate([engine], [Stimulus(sets, x)], out, stall_seed)[0]
 
 
-def _stimulus_text(stimulus: Stimulus, simd: int) -> str:
+def _fresh(sets: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Whether each vector needs another expert than the one before."""
+    return np.concatenate([[True], sets[1:] != sets[:-1]])
+
+
+def _stimulus_text(stimulus: Stimulus, engine: EngineRtl) -> str:
     count = len(stimulus.x)
-    beats = np.ascontiguousarray(stimulus.x.reshape(count, -1, simd)[:, :, ::-1]).view(np.uint8)  # highest first
+    beats = np.ascontiguousarray(stimulus.x.reshape(count, -1, engine.simd)[:, :, ::-1]).view(np.uint8)  # highest first
+    sets = _fresh(stimulus.sets).astype(int) if engine.spec.streamed else stimulus.sets
     lines = (
         f"{index:x} " + " ".join(beat.tobytes().hex() for beat in vector)
-        for index, vector in zip(stimulus.sets, beats, strict=True)
+        for index, vector in zip(sets, beats, strict=True)
     )
     return "\n".join(lines) + "\n"
+
+
+def _weights_text(stimulus: Stimulus, engine: EngineRtl) -> str:
+    """The beats that a streamed engine needs, one line each."""
+    assert engine.images is not None
+    images = np.fromfile(engine.images, np.uint64).reshape(-1, engine.stride // 8)[:, : engine.beats]
+    beats = images[stimulus.sets[_fresh(stimulus.sets)]]
+    return "".join(f"{beat:016x}\n" for beat in beats.ravel())
 
 
 def _result(engine: EngineRtl, path: Path) -> Simulation:
@@ -158,14 +175,16 @@ def _unit(index: int, engine: EngineRtl) -> str:
     into, back = engine.simd * 8, engine.pe * 8
     width = engine.shape.d_model
     streams = ".clk, .rst_n, .s_set, .s_set_valid, .s_set_ready, .s_tdata, .s_tvalid, .s_tready, .m_tdata, .m_tvalid"
+    weights = ", .w_tdata, .w_tvalid, .w_tready"
     return f"""	if(1) begin : unit{index}
-		uwire  rst_n, s_set_valid, s_set_ready, s_tvalid, s_tready, m_tvalid, m_tready;
+		uwire  rst_n, s_set_valid, s_set_ready, s_tvalid, s_tready, m_tvalid, m_tready, w_tvalid, w_tready;
 		uwire [7:0]  s_set;
 		uwire [{into - 1}:0]  s_tdata;
 		uwire [{back - 1}:0]  m_tdata;
+		uwire [63:0]  w_tdata;
 		engine_bench #(
 			.NAME("{engine.module}"), .WIDTH_IN({into}), .WIDTH_OUT({back}),
-			.BEATS_IN({width // engine.simd}), .BEATS_OUT({width // engine.pe})
-		) driver (.done(done[{index}]), {streams}, .m_tready);
-		{engine.module} engine ({streams}, .m_tready);
+			.BEATS_IN({width // engine.simd}), .BEATS_OUT({width // engine.pe}), .STREAMED({int(engine.spec.streamed)})
+		) driver (.done(done[{index}]), {streams}, .m_tready{weights});
+		{engine.module} engine ({streams}, .m_tready{weights if engine.spec.streamed else ""});
 	end : unit{index}"""
