@@ -1,8 +1,10 @@
 # Two commands do everything on a bare machine: `make demo` and `make test`. Each sets up what it needs first.
 WATTBIT := .venv/bin/wattbit
 DEMO_ARGS ?=
+BOARD ?= pynq-z2
+TOOLCHAIN ?=
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo board deploy test test-all lint clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -12,6 +14,12 @@ setup:  ## Debian packages, Python environment, the virtual board's root folder,
 
 demo: setup  ## the whole path on real text and the virtual board, ending in runs/*/report/report.html
 	$(WATTBIT) demo $(DEMO_ARGS)
+
+board: setup  ## a bitstream for BOARD=pynq-z2, with TOOLCHAIN=vivado|open|virtual or the best at hand; makes a run if none is there
+	$(WATTBIT) board --board $(BOARD) $(if $(TOOLCHAIN),--toolchain $(TOOLCHAIN))
+
+deploy: setup  ## the last run's bundle to HOST=user@board over SSH
+	$(WATTBIT) deploy $(if $(HOST),--host $(HOST))
 
 test: setup lint  ## every law that holds in minutes
 	.venv/bin/python -m pytest -m "not slow"
