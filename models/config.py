@@ -64,6 +64,51 @@ class ModelConfig(_Config):
 
 
 @dataclass(frozen=True)
+class GatedConfig(_Config):
+    """A decoder-only transformer with RMSNorm, grouped-query attention and SwiGLU experts; see wattbit.models.gated."""
+
+    vocab_size: int
+    d_model: int
+    d_hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    """Heads of keys and values, each shared by heads / kv_heads heads of queries."""
+    head_width: int
+    experts: int
+    top_k: int
+    context: int
+    renormalize: bool = True
+    """Whether the gates of the chosen experts sum to 1."""
+    qk_norm: str = "none"
+    """RMSNorm of queries and keys: none, over the whole vector, or over each head."""
+    qkv_bias: bool = False
+    shared_hidden: int = 0
+    """Hidden width of an expert that sees every token, behind a sigmoid gate; 0 for none."""
+    tied_head: bool = False
+    """Whether the output layer shares the embedding's weights."""
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "d_hidden", "layers", "heads", "kv_heads", "experts", "top_k", "context"):
+            if getattr(self, name) < 1:
+                raise WattbitError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise WattbitError(f"heads must be a multiple of kv_heads = {self.kv_heads}, not {self.heads}")
+        if self.head_width < 2 or self.head_width % 2:
+            raise WattbitError(f"head_width must be even, not {self.head_width}")
+        if self.top_k > self.experts:
+            raise WattbitError(f"top_k must be at most experts = {self.experts}, not {self.top_k}")
+        if self.qk_norm not in ("none", "whole", "head"):
+            raise WattbitError(f"qk_norm must be none, whole or head, not {self.qk_norm!r}")
+
+    @property
+    def expert_ids(self) -> tuple[ExpertId, ...]:
+        return tuple(ExpertId(layer, expert) for layer in range(self.layers) for expert in range(self.experts))
+
+
+@dataclass(frozen=True)
 class TrainConfig(_Config):
     """Float training. The step count is the budget, so that the result does not depend on the machine's speed."""
 

@@ -42,7 +42,7 @@ class Routing:
         return (self.unsort(y) * self.gates[:, :, None]).sum(dim=1)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864) on x [B, heads, S, d], cos and sin [S, d/2]."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, heads, S, d]
         cos, sin = self.cos[:length], self.sin[:length]
-        y = F.scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True)
+        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, width))
         return out
 
@@ -92,7 +92,10 @@ class MixtureLayer(nn.Module):
         return gates / gates.sum(dim=-1, keepdim=True), experts, chance
 
     def route(self, x: Tensor) -> Routing:
-        gates, experts, chance = self.choose(x)
+        return self.sort(*self.choose(x))
+
+    def sort(self, gates: Tensor, experts: Tensor, chance: Tensor) -> Routing:
+        """Where tokens go that have chosen so; see `choose`."""
         E = chance.shape[1]
         chosen = experts.reshape(-1).bincount(minlength=E)  # [E]
         balance = E * (chosen / experts.numel() * chance.mean(dim=0)).sum()

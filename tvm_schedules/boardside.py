@@ -30,7 +30,7 @@ class Kernels:
         if version != LAYOUT_VERSION:
             raise WattbitError(f"{folder} has layout version {version}, not {LAYOUT_VERSION}; build the kernels again")
         self.d_model = int(record["shape"]["d_model"])
-        self._library = _open_library(folder / record["library"]["file"], record["core"])
+        self._library = open_library(folder / record["library"]["file"], record["core"])
         self._weights = {ExpertId.parse(name): _map(folder / e["file"], e) for name, e in record["experts"].items()}
 
     @property
@@ -55,7 +55,8 @@ class Kernels:
         return y
 
 
-def _open_library(path: Path, core: str) -> Any:
+def open_library(path: Path, core: str) -> Any:
+    """A library of kernels; WattbitError where this CPU cannot run it."""
     try:
         library = ctypes.CDLL(str(path.resolve()))
     except OSError as error:  # of a library for another processor it says only that there is no such file
