@@ -22,6 +22,7 @@ from wattbit.errors import WattbitError
 from wattbit.hls.engine_class import EngineClass
 
 FLOAT32_ULP = 2.0**-23
+OPERATORS = frozenset({"Add", "MatMul", "Quant", "Relu"})  # of an expert's QONNX file; these have an RTL form
 EXPECTED = ["MultiThreshold", "MatMul", "MultiThreshold", "MatMul", "MultiThreshold", "Mul"]
 
 
@@ -53,10 +54,23 @@ def lower(onnx: Path, ints: ExpertInts, spec: EngineClass, part: str, clock_ns: 
 
 
 def structure(onnx: Path) -> list[tuple[Any, ...]]:
-    """An ONNX graph without its numbers: operators, attributes, shapes of constants, and the widths of quantisers."""
-    import onnx as library
+    """An ONNX graph without its numbers: operators, attributes, shapes of constants, and the widths of quantisers.
 
-    graph = library.load(str(onnx)).graph
+    Raises WattbitError for a file that is no ONNX model, and an operator that has no RTL form.
+    """
+    import onnx as library
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        graph = library.load(str(onnx)).graph
+    except DecodeError as error:
+        raise WattbitError(f"{onnx} is no ONNX model ({error}); run `wattbit export` again") from None
+    strange = next((node for node in graph.node if node.op_type not in OPERATORS), None)
+    if strange is not None:
+        raise WattbitError(
+            f"{onnx.name}: node {strange.name or strange.output[0]} is a {strange.op_type}, which has no RTL form; "
+            f"an expert on the FPGA is made of {', '.join(sorted(OPERATORS))}: place it on arm"
+        )
     constants = {i.name: library.numpy_helper.to_array(i) for i in graph.initializer}
     return [
         (

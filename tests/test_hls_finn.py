@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx as onnx_library
 import pytest
 import torch
 
@@ -65,6 +66,21 @@ def test_experts_of_another_graph_are_refused(tmp_path: Path) -> None:
         build_engine(onnx | {ids[1]: strange}, ints, spec, tmp_path / "rtl", PART)
     with pytest.raises(WattbitError, match="L0E1 of engine_w4a8 is not exported"):
         build_engine({ids[0]: onnx[ids[0]]}, ints, spec, tmp_path / "rtl", PART)
+
+
+def test_an_operator_without_rtl_form_is_named_with_its_node(tmp_path: Path) -> None:
+    precision, expert = Precision(4, 8), ExpertId(0, 0)
+    path, ints = export(tmp_path, expert, precision)
+    model = onnx_library.load(str(path))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, name = "Sigmoid", node.name
+    onnx_library.save(model, str(path))
+    message = rf"expert_L0E0\.onnx: node {name} is a Sigmoid, which has no RTL form; .*Add, MatMul, Quant, Relu: place"
+    with pytest.raises(WattbitError, match=message):
+        build_engine({expert: path}, {expert: ints}, engine_class(precision, 1, 4, 2), tmp_path / "rtl", PART)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(WattbitError, match=r"expert_L0E0.onnx is no ONNX model .*run `wattbit export` again"):
+        structure(path)
 
 
 def test_thresholds_are_where_the_requantisation_steps() -> None:

@@ -95,7 +95,6 @@ def existing(folder: Path | None, new: bool) -> Run | None:
 def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, progress: Progress) -> dict[str, Any]:
     """Build the run's design for a board; where its files lie in the run folder, and what is known of it."""
     from wattbit.board.bundle import CHOSEN, Parts, pack
-    from wattbit.board.targets import SIMULATED
     from wattbit.hls.compare import require_fit
     from wattbit.hls.planner import plan
     from wattbit.hls.report import Speed, report
@@ -136,8 +135,7 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
         "bundle": None,
     }
     if record["bit"] or record["accelerator"]:  # else: simulated, and the board has no 64-bit cores to simulate on
-        power = SIMULATED if bits.bit is None else board.power
-        manifest = pack(Parts.of_design(run.folder, record), target, out / "bundle", progress, power)
+        manifest = pack(Parts.of_design(run.folder, record), target, out / "bundle", progress, board.power)
         result["bundle"] = manifest["digest"]
         choose_for_deployment(run, run.path("board", target.name, CHOSEN), record | {"bundle": manifest["digest"]})
     return result

@@ -1,0 +1,338 @@
+"""`wattbit board`: from a run to a bundle with a bitstream that `wattbit deploy` takes; what is wrong is one line.
+
+The run is put together from stand-ins of its stages, and a stand-in of Vivado makes the bitstream: what is tried here
+is the command, which joins them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.board_stub import FolderBoard
+from tests.hls_shell_support import stub
+from tests.vivado_support import install, reports, vivados_handoff
+from wattbit.arith import ExpertInts
+from wattbit.board.agent.manifest import verify
+from wattbit.board.bundle import make_bundle
+from wattbit.board.deploy import deploy
+from wattbit.board.overlay import FREQUENCY, divisors, handoff, with_clock
+from wattbit.board.targets import load
+from wattbit.cli import main
+from wattbit.errors import WattbitError
+from wattbit.files import read_json, write_json
+from wattbit.hls.planner import plan
+from wattbit.hls.shell import build_shell
+from wattbit.pipeline import PIPELINE, model_config, target, workload
+from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
+from wattbit.presets import run_config, share
+from wattbit.run import Run
+
+DIGEST = "0123456789abcdef"
+RESOURCES = {"lut": 100, "ff": 200, "dsp": 4, "bram18": 2, "tool": "test"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run for pynq-z2 whose stages are done."""
+    monkeypatch.chdir(tmp_path)
+    return make_run(Path("runs"))
+
+
+def make_run(root: Path, board: str = "pynq-z2") -> Run:
+    run = Run.create(root, run_config("tiny", None, board, 0))
+    shape = model_config(run).shape
+    ids = [ExpertId(layer, expert) for layer in range(2) for expert in range(4)]
+    allocation = Allocation.of({e: (4, 8)[e.expert % 2] for e in ids})
+    write_json(run.path("cotrain", "allocation.json"), allocation.to_json())
+    stats = [ExpertStats(e, 0.25, 0.25, 1.0, 0.0, 1.0, 0.0, ((4, 0.1),), 100) for e in ids]
+    write_json(run.path("stats", "stats.json"), {"experts": [one.to_json() for one in stats]})
+    rng = np.random.default_rng(0)
+    for e in ids:
+        w1 = rng.integers(-7, 8, (shape.d_hidden, shape.d_model)).astype(np.int8)
+        m1, m2 = np.full(shape.d_hidden, 99, np.int32), np.full(shape.d_model, 99, np.int32)
+        ints = ExpertInts(e, Precision((4, 8)[e.expert % 2]), w1, w1.T.copy(), m1, m2, 12, 12, -4, -4, -5)
+        ints.save(run.path("export", f"{e}.npz"))
+    x = rng.integers(-8, 8, (8, shape.d_model)).astype(np.int8)
+    layer, expert = np.array([(e.layer, e.expert) for e in ids]).T
+    np.savez(run.path("export", "vectors.npz"), layer=layer, expert=expert, x=x, y=x)
+    write_json(run.path("export", "export.json"), {"model": {"top_k": 2}})
+    make_design(run, run.path("build", "hls"))
+    write_json(run.path("build", "arm", "kernels.json"), {"core": target(run).core})
+    for name in PIPELINE.stages:
+        if name not in ("deploy", "bench", "controls", "report"):
+            record = {"key": PIPELINE.key(name, run), "files": PIPELINE.files(name, run), "result": {}}
+            write_json(run.path("stages", f"{name}.json"), record)
+    return run
+
+
+def make_design(run: Run, folder: Path, chip_share: float = 0.8) -> dict[str, Any]:
+    """What the stage `build` leaves, for the plan that toolchain vivado takes, of engines that are stubs."""
+    allocation = Allocation.from_json(read_json(run.path("cotrain", "allocation.json")))
+    planned = plan(allocation, model_config(run).shape, share(target(run), chip_share), workload(run))
+    engines = [stub(folder / "engines", bits, 8, 8, d_model=16) for bits in (4, 8)]
+    build_shell(engines, 16, DIGEST, folder / "shell")
+    record = {
+        "digest": DIGEST,
+        "plan": planned.to_json(),
+        "engines": [{"resources": RESOURCES} for _ in planned.classes],
+        "accelerators": {},
+        "images": [],
+        "simulation": {"vectors": 8, "cycles": 800},
+    }
+    write_json(folder / "build.json", record)
+    return record
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["board", *arguments])
+
+
+def result_of(done: Result) -> Mapping[str, Any]:
+    assert done.exit_code == 0, done.output
+    result: Mapping[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_a_bitstream_with_bundle_and_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    result = result_of(call("--toolchain", "vivado", "--json"))
+    out = run.path("board", "pynq-z2", "vivado")
+    manifest = verify(out / "bundle")
+    assert manifest["digest"] == result["bundle"]
+    assert (manifest["toolchain"], manifest["target"]["core"], manifest["power"]["source"]) == (
+        *("vivado", "cortex-a9"),
+        "external",
+    )
+    assert (out / "bundle" / "accel.bit").read_bytes() == (out / "wattbit.bit").read_bytes()
+    text = (out / "report.md").read_text()
+    assert "Not hardware-tested" in text
+    assert re.search(r"^\| dsp \| \d+ \| 8 \| 64 \| 13 \|$", text, re.M), "planned, counted, used, there are"
+    assert result["tokens_per_s"] == 100e6 / (800 * 2 * 2 / 8)
+    assert f"{result['tokens_per_s']:,.0f} tokens/s" in text
+
+
+def test_deploy_takes_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        WattbitError, match=r"no simulated accelerator runs on pynq-z2 \(armv7\); make its bitstream with"
+    ):
+        make_bundle(run.folder, target(run), run.path("bundle"))
+    write_json(run.path("stages", "deploy.json"), {"key": "of an older bundle"})
+    install(tmp_path, monkeypatch)
+    result = result_of(call("--toolchain", "vivado", "--json"))
+    assert run.record("deploy") is None, "the board has not got this one yet"
+    manifest = make_bundle(run.folder, target(run), run.path("bundle"), power=load("pynq-z2").power)
+    assert manifest["digest"] == result["bundle"]
+    board = FolderBoard(tmp_path / "home")
+    place = deploy(run.path("bundle"), board)
+    assert verify(board.home / place)["toolchain"] == "vivado"
+    write_json(run.path("stages", "deploy.json"), {"key": "of this bundle"})
+    result_of(call("--toolchain", "vivado", "--json"))
+    assert run.record("deploy"), "the same bundle need not go there again"
+
+
+def test_what_fails_half_way_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    monkeypatch.setenv("STUB_PLACEMENT_FAILS", "1")
+    done = call("--toolchain", "vivado")
+    out = run.path("board", "pynq-z2", "vivado")
+    last = done.stderr.splitlines()[-1]
+    assert done.exit_code == 1 and "[Place 30-487]" in last and f"its log is {out / 'implementation.log'}" in last
+    assert not (out / "bundle").exists() and not (out.parent / "chosen.json").exists()
+    monkeypatch.delenv("STUB_PLACEMENT_FAILS")
+    (out / "calls.txt").unlink()
+    first = result_of(call("--toolchain", "vivado", "--json"))
+    assert "create_project" not in (out / "calls.txt").read_text()
+    (out / "calls.txt").unlink()
+    assert result_of(call("--toolchain", "vivado", "--json")) == first
+    assert not (out / "calls.txt").exists()
+    (out / "wattbit.bit").write_bytes(b"cut sh")
+    result_of(call("--toolchain", "vivado", "--json"))
+    assert (out / "wattbit.bit").read_bytes() == b"bitstream\n"
+
+
+def test_an_interrupted_build_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    install(tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("wattbit.hls.vivado.toolchain.timing", interrupt)
+        done = call("--toolchain", "vivado")
+    assert done.exit_code == 130 and "the same command resumes" in done.stderr
+    assert not run.path("board", "pynq-z2", "chosen.json").exists()
+    calls = run.path("board", "pynq-z2", "vivado", "calls.txt")
+    calls.unlink()
+    result_of(call("--toolchain", "vivado", "--json"))
+    assert not calls.exists(), "what Vivado had done was kept"
+
+
+def test_a_missed_clock_is_lowered_in_the_handoff(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    reports(tmp_path, monkeypatch, setup=-2.5, hold=0.01)
+    result = result_of(call("--toolchain", "vivado", "--json"))
+    text = (run.path("board", "pynq-z2", "vivado") / "bundle" / "accel.hwh").read_text()
+    assert clock_of(text) == 1000 / 13  # of 80 MHz that it could take
+    assert result["tokens_per_s"] == 80e6 / 400
+
+
+def clock_of(hwh: str) -> float:
+    values = {p.get("NAME"): str(p.get("VALUE")) for p in ElementTree.fromstring(hwh).iter("PARAMETER")}
+    stages = [int(values[f"PCW_FCLK0_PERIPHERAL_DIVISOR{stage}"]) for stage in range(2)]
+    assert float(values[FREQUENCY]) == pytest.approx(1000 / (stages[0] * stages[1]))
+    return 1000 / (stages[0] * stages[1])
+
+
+BOARD = """
+title = "mine"
+arch = "aarch64"
+core = "cortex-a53"
+cores = 4
+core_mhz = 1200.0
+ddr_bytes_per_s = 1e9
+part = "{part}"
+clock_mhz = 125.0
+lut = {lut}
+ff = 100000
+dsp = 200
+bram18 = 200
+memory_ports = 2
+
+[ssh]
+host = "mine"
+"""
+
+
+def board_file(folder: Path, part: str = "xczu2cg-sbva484-1-e", lut: int = 100000) -> str:
+    path = folder / "mine.toml"
+    path.write_text(BOARD.format(part=part, lut=lut))
+    return str(path)
+
+
+def test_a_new_board_is_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+
+    def build_engines(export: Path, engines: Any, out: Path, _: object) -> None:
+        planned.append(engines)
+        write_json(out / "build.json", make_design(run, out) | {"plan": engines.to_json()})
+
+    def build_kernels(export: Path, allocation: Allocation, core: str, out: Path, _: object) -> None:
+        write_json(out / "kernels.json", {"core": core})
+
+    def verilate(shell: object, out: Path, arch: str) -> Path:
+        out.mkdir(exist_ok=True)
+        (out / arch).write_text(arch)
+        return out / arch
+
+    monkeypatch.setattr("wattbit.hls.build.build", build_engines)
+    monkeypatch.setattr("wattbit.tvm_schedules.compile.build", build_kernels)
+    monkeypatch.setattr("wattbit.hls.virtual.verilate", verilate)
+    result = result_of(call("--board", board_file(tmp_path), "--toolchain", "virtual", "--json"))
+    assert (planned[0].part, planned[0].clock_mhz) == ("xczu2cg-sbva484-1-e", 125.0)
+    assert result["folder"] == "board/mine/virtual"
+    manifest = verify(run.path("board", "mine", "virtual", "bundle"))
+    assert (manifest["toolchain"], manifest["target"]["name"]) == ("virtual", "mine")
+    assert (run.path("board", "mine", "virtual", "bundle") / f"accel-{DIGEST}.so").read_text() == "aarch64"
+    again = result_of(call("--board", board_file(tmp_path), "--toolchain", "virtual", "--json"))
+    assert again == result and len(planned) == 1
+    result_of(call("--board", board_file(tmp_path, lut=30000), "--toolchain", "virtual", "--json"))
+    assert len(planned) == 2 and planned[1].classes != planned[0].classes, "a smaller chip takes another plan"
+
+
+def refused(done: Result) -> str:
+    assert done.exit_code == 1 and done.stdout == "", done.output
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("wattbit: ") and "Traceback" not in done.stderr
+    return last
+
+
+def test_bad_input_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no board 'pynq-z9'; known are aup-zu3, kv260" in refused(call("--board", "pynq-z9"))
+    assert "rpi4 has no programmable logic" in refused(call("--board", "rpi4"))
+    assert "toolchain must be one of vivado, open, virtual, not 'quartus'" in refused(call("--toolchain", "quartus"))
+    assert "vivado is not on PATH; install Vivado" in refused(call("--toolchain", "vivado"))
+    every = refused(call())
+    assert "no toolchain can build for pynq-z2 here: not vivado: vivado is not on PATH" in every
+    assert "not virtual: there is no C++ compiler for x86_64 and aarch64; run `apt-get install g++-x86" in every
+    assert "runs/none is no run folder" in refused(call("--run", "runs/none"))
+    assert call("--run", str(run.folder), "--seed", "1").exit_code == 2
+
+
+def test_an_unknown_part_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    line = refused(call("--board", board_file(tmp_path, part="xc7k325tffg900-2"), "--toolchain", "virtual"))
+    assert "part xc7k325tffg900-2 is neither Zynq-7000 (xc7z...) nor Zynq UltraScale+" in line
+    assert not run.path("board", "mine").exists()
+
+
+def test_a_model_that_does_not_fit_says_why_and_by_how_much(run: Run, tmp_path: Path) -> None:
+    line = refused(call("--board", board_file(tmp_path, lut=1000), "--toolchain", "virtual"))
+    assert "does not fit" in line and "of 62" in line  # a sixteenth of 1000 LUTs: the preset's share
+    assert not run.path("board", "mine").exists()
+
+
+def test_a_width_outside_2_to_8_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run.path("cotrain", "allocation.json")
+    path.write_text(path.read_text().replace("w8a8", "w9a8"))
+    install(tmp_path, monkeypatch)
+    line = refused(call("--toolchain", "vivado"))
+    assert "weight_bits must be one of 2, 3, 4, 5, 6, 7, 8, not 9" in line
+
+
+def test_an_altered_design_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    path = run.path("build", "hls", "shell", "wattbit_shell.v")
+    text = path.read_text()
+    path.write_text(text.replace("Generated", "generated"))
+    assert "is missing or not as built" in refused(call("--toolchain", "vivado"))
+
+
+def test_vivados_handoff_gets_the_clock_that_pynq_looks_for() -> None:
+    text = vivados_handoff()
+    assert FREQUENCY not in text
+    assert clock_of(with_clock(text, 100.0)) == 100.0
+    assert clock_of(with_clock(text, 50.0)) == 50.0
+    assert with_clock(with_clock(text, 50.0), 50.0) == with_clock(text, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not XML"),
+        ("<EDKSYSTEM/>", "has no processing system"),
+        ('<A><MODULE MODTYPE="processing_system7"/></A>', "lacks PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ"),
+    ],
+)
+def test_another_handoff_is_refused(text: str, message: str) -> None:
+    with pytest.raises(WattbitError, match=message):
+        with_clock(text, 50.0)
+
+
+def test_dividers_make_the_highest_clock_that_is_allowed() -> None:
+    for source_mhz in (1000.0, 1500.0):
+        for clock_mhz in np.random.default_rng(0).uniform(1.0, 400.0, 200):
+            first, second = divisors(source_mhz, float(clock_mhz))
+            assert 1 <= first <= 63 and 1 <= second <= 63
+            assert source_mhz / (first * second) <= clock_mhz * (1 + 1e-5)
+            better = [n for n in range(1, first * second) if source_mhz / n <= clock_mhz]
+            assert not any(n % d == 0 and n // d <= 63 for n in better for d in range(1, 64))
+    assert divisors(1000.0, 100.0) == (10, 1)
+    with pytest.raises(WattbitError, match=r"no divider makes a clock of 0\.1 MHz"):
+        divisors(1000.0, 0.1)
+
+
+def test_the_handoff_has_every_master_on_a_memory_port() -> None:
+    masters = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(5)))
+    system = ElementTree.fromstring(handoff("xc7z020clg400-1", 50.0, masters, memory_ports=4))
+    shell, processor = system.iter("MODULE")
+    ranges = [(m.get("MASTERBUSINTERFACE"), m.get("SLAVEBUSINTERFACE")) for m in shell.iter("MEMRANGE")]
+    assert ranges == [(name, f"S_AXI_HP{i % 4}") for i, name in enumerate(masters)]
+    ports = {i.get("NAME") for i in processor.iter("BUSINTERFACE") if i.get("TYPE") == "SLAVE"}
+    assert ports == {f"S_AXI_HP{i}" for i in range(4)}
+    assert {str(i.get("NAME")) for i in shell.iter("BUSINTERFACE") if i.get("TYPE") == "MASTER"} == set(masters)
