@@ -7,6 +7,7 @@ from wattbit.hls.engine_class import EngineClass
 from wattbit.plan import ExpertId, ExpertShape, Precision, Target
 
 PART = "xc7z020clg400-1"
+KRIA = "xck26-sfvc784-2LV-c"  # with DSP48E2
 Z2 = Target("z2", "Zynq 7020", "armv7", "a9", 2, 650, 1e9, PART, 100.0, 53200, 106400, 220, 280)
 
 
