@@ -1,0 +1,73 @@
+"""Place and route with nextpnr: FASM, and what its timing analysis estimates."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wattbit.errors import WattbitError
+from wattbit.files import read_json, sha256_file, write_json
+from wattbit.hls.open.steps import once, run
+from wattbit.hls.open.tools import PACKAGES, Tools
+
+NEXTPNR = PACKAGES[0]
+FASM, REPORT = "design.fasm", "report.json"
+SEEDS = (1, 2, 3)
+HOLD = "Hold/min time violation for clock"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A routed design. fmax_mhz is an estimate: DSP48E1 and PS7 have no timing there, those of LUTs are rough.
+
+    bels: of each kind in use, how many and how many there are. hold_violations: seeds that were given up for them.
+    """
+
+    fasm: Path
+    fmax_mhz: float
+    seed: int
+    bels: dict[str, tuple[int, int]]
+    hold_violations: tuple[int, ...]
+
+
+def route(design: Path, part: str, clock_mhz: float, tools: Tools, out: Path) -> Routed:
+    """Place and route yosys' JSON for a part, in folders of `out` by seed, until no path misses its hold time.
+
+    nextpnr does not repair hold times, but another seed may have none. Raises WattbitError when nextpnr fails (a design
+    too large among others) or every seed misses hold times.
+    """
+    missed: list[int] = []
+    for seed in SEEDS:
+        log = out / f"nextpnr-{seed}.log"
+
+        def make(folder: Path, seed: int = seed, log: Path = log) -> None:
+            _nextpnr(design, part, clock_mhz, seed, tools, folder, log)
+
+        inputs = [sha256_file(design), part, clock_mhz, seed, tools.versions[NEXTPNR]]
+        folder = once(out / f"routed-{seed}", inputs, make)
+        report = read_json(folder / REPORT)
+        if report["hold_violations"]:
+            missed.append(seed)
+            continue
+        bels = {name: (bel["used"], bel["available"]) for name, bel in report["utilization"].items() if bel["used"]}
+        fmax_mhz = min(clock["achieved"] for clock in report["fmax"].values())
+        return Routed(folder / FASM, round(fmax_mhz, 1), seed, bels, tuple(missed))
+    raise WattbitError(f"with seeds {missed} paths miss their hold times; take a smaller engine, or vivado; see {log}")
+
+
+def _nextpnr(design: Path, part: str, clock_mhz: float, seed: int, tools: Tools, folder: Path, log: Path) -> None:
+    (folder / "empty.xdc").touch()  # the design has no pins of its own
+    options: dict[str, str | Path] = {
+        "--device": part,
+        "--chipdb": tools.chip(part[: len("xc7z020")]),
+        "--json": design.absolute(),
+        "--freq": str(clock_mhz),
+        "--seed": str(seed),
+        "--report": "nextpnr.json",
+    }
+    arguments = [argument for option in options.items() for argument in option]
+    arguments += ["-o", "xdc=empty.xdc", "-o", f"fasm={FASM}", "--timing-allow-fail"]
+    text = run("nextpnr", tools.command(NEXTPNR, *arguments), folder, log, tools.environment())
+    report = read_json(folder / "nextpnr.json")
+    kept = {name: report[name] for name in ("fmax", "utilization")}
+    write_json(folder / REPORT, kept | {"hold_violations": text.count(HOLD)})
+    for name in ("nextpnr.json", "empty.xdc"):
+        (folder / name).unlink()
