@@ -6,7 +6,7 @@
 | `accel.bit`, `accel.hwh` | the bitstream and its handoff; those of toolchain `virtual` only name a design |
 | `accel-DIGEST.so` | that design's simulated accelerator, of toolchain `virtual` |
 | `weights/` | images of the experts that the design streams from memory, a file for each stream |
-| `arm/` | kernels and packed weights for the board's cores |
+| `arm/` | kernels and packed weights for the board's cores; in `arm/decoder` the whole model, to generate text |
 | `vectors.npz` | inputs to run: `layer`, `expert` [N], `x` [N, D]. The expected outputs stay on the host |
 | `code/` | the agent and the wattbit modules that it imports |
 
@@ -36,6 +36,7 @@ from wattbit.progress import Progress, silent
 CHOSEN = "chosen.json"  # in run/board/BOARD: what `wattbit board` built last, a record of `Parts.of_design`
 AGENT = "wattbit.board.agent.__main__"
 KERNELS = "wattbit.tvm_schedules.boardside"
+DECODER = "wattbit.tvm_schedules.model.runtime"
 VECTORS = "vectors.npz"
 
 
@@ -143,7 +144,7 @@ def pack(
         progress("bundle", 2, len(steps))
         _write_vectors(parts.export / VECTORS, folder / VECTORS)
         progress("bundle", 3, len(steps))
-        carried = carried_files([AGENT] if parts.kernels is None else [AGENT, KERNELS])
+        carried = carried_files([AGENT] if parts.kernels is None else [AGENT, KERNELS, DECODER])
         for name, path in carried.items():
             _copy(path, folder / "code" / name)
         progress("bundle", 4, len(steps))
@@ -194,8 +195,13 @@ def _content(parts: Parts, target: Target, power: Power) -> dict[str, Any]:
         },
         "power": power.to_json(),
         "arm": None if parts.kernels is None else {"folder": "arm", "module": KERNELS},
+        "decoder": {"folder": "arm/decoder", "module": DECODER} if has_decoder(parts) else None,
         "vectors": VECTORS,
     }
+
+
+def has_decoder(parts: Parts) -> bool:
+    return parts.kernels is not None and (parts.kernels / "decoder/model.json").is_file()
 
 
 def _check(parts: Parts, target: Target) -> None:

@@ -25,18 +25,21 @@ from wattbit.files import atomic, sha256_file, write_json
 from wattbit.models.backbone import check_backbone, export_backbone
 from wattbit.models.expert import BrevitasExpert
 from wattbit.models.learner import MoELearner
+from wattbit.models.portable import export_decoder
 from wattbit.models.quant import brevitas_experts
 from wattbit.plan import Allocation, ExpertId
 from wattbit.progress import Progress, silent
 
 VECTOR_TOKENS = 256  # spread over validation text, so that experts occur as often as they do there
+DECODER = "decoder.safetensors"
 CHECKED_VECTORS = 6  # of each expert, under QONNX's slow executor; the ends of the input range come on top
 
 Vectors = dict[str, NDArray[Any]]
 
 
 def export(learner: MoELearner, allocation: Allocation, out: Path, progress: Progress = silent) -> dict[str, Any]:
-    """Write `expert_L0E3.onnx` and `L0E3.npz` of every expert, `backbone.onnx`, `vectors.npz`, `export.json` to `out`.
+    """Write `expert_L0E3.onnx` and `L0E3.npz` of every expert, `backbone.onnx`, `decoder.safetensors` (the whole model,
+    for the decoder on boards), `vectors.npz` and `export.json` to `out`.
 
     Returns the content of `export.json`. Raises WattbitError if a graph differs from Brevitas or from the integer
     arithmetic, or the allocation is one of another model.
@@ -49,9 +52,11 @@ def export(learner: MoELearner, allocation: Allocation, out: Path, progress: Pro
         export_expert(modules[expert], vectors["x"][_rows_of(vectors, expert)], out)
     with atomic(out / "vectors.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **vectors)
+    export_decoder(learner, allocation, out / DECODER)
     export_backbone(learner.network, out / "backbone.onnx")
     difference = check_backbone(learner.network, out / "backbone.onnx", learner.samples.held[0, :-1])
-    names = ["backbone.onnx", "vectors.npz"] + [name for e in experts for name in (f"expert_{e}.onnx", f"{e}.npz")]
+    names = ["backbone.onnx", DECODER, "vectors.npz"]
+    names += [name for e in experts for name in (f"expert_{e}.onnx", f"{e}.npz")]
     record = {
         "allocation": allocation.digest,
         "precision": {str(expert): str(allocation.precision(expert)) for expert in experts},

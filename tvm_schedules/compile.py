@@ -11,18 +11,22 @@ from wattbit.plan import Allocation
 from wattbit.progress import Progress, silent
 from wattbit.tvm_schedules.cores import Core, find_core
 from wattbit.tvm_schedules.layout import LAYOUT_VERSION
+from wattbit.tvm_schedules.model.pack import build as build_decoder
+from wattbit.tvm_schedules.model.source import SourceFile
 from wattbit.tvm_schedules.packing import expert_file
 from wattbit.tvm_schedules.toolchain import emit_objects, kernels_for, link_library
 
 LIBRARY = "libwattbit_kernels.so"
+DECODER = "decoder.safetensors"
 
 
 def build(export: Path, allocation: Allocation, core: str, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Build every expert of `allocation` for `core` (a name of cores.CORES) from `export`/L0E3.npz, ... into `out`.
 
-    Writes out/libwattbit_kernels.so, out/weights/L0E3.bin, ... and, last, out/kernels.json, whose content it returns.
-    The same input gives the same bytes. Raises WattbitError when an export does not fit the allocation or the core's
-    compiler is absent, ToolError when TVM or the compiler fails.
+    Writes out/libwattbit_kernels.so, out/weights/L0E3.bin, ... and, last, out/kernels.json, whose content it returns;
+    then, of an export with a decoder, the whole model in out/decoder (see wattbit.tvm_schedules.model.pack). The same
+    input gives the same bytes. Raises WattbitError when an export does not fit the allocation or the core's compiler is
+    absent, ToolError when TVM or the compiler fails.
     """
     chosen = find_core(core)
     experts = [_load(export, allocation, index) for index in range(len(allocation.placements))]
@@ -57,6 +61,8 @@ def build(export: Path, allocation: Allocation, core: str, out: Path, progress: 
     }
     record["digest"] = digest_json(record)
     write_json(record_path, record)
+    if (export / DECODER).is_file():
+        build_decoder(SourceFile(export / DECODER), core, out / "decoder")
     progress(f"kernels for {core}", steps, steps)
     return record
 

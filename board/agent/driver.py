@@ -45,6 +45,7 @@ class Driver:
         self._timeout_s = timeout_s
         self._packets: Any = None
         self._results: Any = None
+        self._buffers: dict[int, tuple[Any, Any]] = {}  # packets and results, by their number
         self._order = np.empty(0, np.int64)
         if self._read("ID") != IDENTITY:
             raise WattbitError(f"no wattbit shell answers: ID is {self._read('ID'):#010x}, not {IDENTITY:#010x}")
@@ -87,8 +88,9 @@ class Driver:
         words = packets(engine, index, x)
         if x.shape[1] != self.d_model:
             raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
-        self._packets = self._allocate(words.shape, np.uint8)
-        self._results = self._allocate(x.shape, np.int8)
+        if len(x) not in self._buffers:
+            self._buffers[len(x)] = self._allocate(words.shape, np.uint8), self._allocate(x.shape, np.int8)
+        self._packets, self._results = self._buffers[len(x)]
         self._order = interleaved(engine, index)
         self._packets[:] = words[self._order]
         self._packets.flush()
