@@ -4,9 +4,12 @@ The protocol: idle and active windows alternate, idle first and last. An active 
 samples with interpolated edges; from it goes the power of the idle time right before and right after, times the
 window's length. An idle window between two active ones is halved, each half for the active window beside it, so that
 the pairs share no sample and a linear drift cancels. A sensor that averages shows an active window's last energy late,
-and a step between two samples has no known place: each active window is integrated `margin_s` beyond both its ends,
+and a step between two samples has no known place: each active window is integrated a margin beyond both its ends,
 and idle time keeps that far away.
-The interval is Student's t over the pairs.
+
+The interval is Student's t over the pairs, plus what quantisation can hide. Rounding a quiet signal to steps of q errs
+by the same amount in every pair, up to q/2, and scatter does not show it; noise of standard deviation s on the signal
+shrinks that to q/pi * exp(-2 (pi s/q)^2) (Widrow and Kollar, Quantization Noise, 2008: the first harmonic).
 """
 
 import math
@@ -23,7 +26,9 @@ from wattbit.plan import Measurement, Provenance, Window
 
 MIN_PAIRS = 5
 MIN_SAMPLES = 8
-MIN_UPDATES = 4
+MIN_UPDATES = 2
+MIN_MARGIN_S = 0.3
+MARGIN_SHARE = 0.2  # of the shortest window, at most
 CONFIDENCE = 0.95
 
 Float = NDArray[np.float64]
@@ -34,8 +39,10 @@ class Energy:
     """Energy of one active window, over all pairs.
 
     net_j: above idle, with `net_half_j`, half of its 95 % interval. absolute_j: with idle, likewise.
+    quantisation_j: the part of `net_half_j` that stands for the sensor's steps.
     idle_w, active_w: mean powers. active_s: mean length of an active window.
     samples, updates: readings, and how often the reading changed. step_w: the smallest change, or None.
+    margin_s: how far beyond its ends an active window was integrated.
     """
 
     pairs: int
@@ -43,12 +50,14 @@ class Energy:
     net_half_j: float
     absolute_j: float
     absolute_half_j: float
+    quantisation_j: float
     idle_w: float
     active_w: float
     active_s: float
     samples: int
     updates: int
     step_w: float | None
+    margin_s: float
     rail: str
     provenance: Provenance
 
@@ -56,32 +65,74 @@ class Energy:
         return asdict(self)
 
 
-def evaluate(measurement: Measurement, margin_s: float = 0.3) -> Energy:
-    """The energy of a measurement's active windows; WattbitError when samples, windows or pairs are too few."""
-    time_s = np.array([sample.time_s for sample in measurement.samples])
-    power_w = np.array([sample.power_w for sample in measurement.samples])
-    if len(time_s) and (np.diff(time_s) <= 0).any():
-        raise WattbitError("the power samples are not in order of time; take them on one monotonic clock")
-    pairs = [_pair(time_s, power_w, *windows, margin_s) for windows in _triples(measurement.windows)]
-    net_j = [net for net, _, _ in pairs]
-    active = [window for window in measurement.windows if window.kind == "active"]
-    active_s = [window.end_s - window.start_s for window in active]
-    absolute_j = [net + idle_w * length for (net, idle_w, _), length in zip(pairs, active_s, strict=True)]
+@dataclass(frozen=True)
+class _Pair:
+    """One active window beside its idle time: net energy, powers, lengths, what quantisation may hide in it."""
+
+    net_j: float
+    idle_w: float
+    active_s: float
+    hidden_j: float
+
+    @property
+    def absolute_j(self) -> float:
+        return self.net_j + self.idle_w * self.active_s
+
+
+def evaluate(*measurements: Measurement) -> Energy:
+    """The energy of all active windows of one board's measurements, each taken without an interruption.
+
+    Raises WattbitError when samples, windows or pairs are too few, or the sensor stood still in a window.
+    """
+    if len({(m.target, m.rail, m.provenance) for m in measurements}) != 1:
+        raise WattbitError("measurements of several boards or rails have no energy in common; evaluate them apart")
+    times_s, powers_w = [], []
+    for measurement in measurements:
+        times_s.append(np.array([sample.time_s for sample in measurement.samples]))
+        powers_w.append(np.array([sample.power_w for sample in measurement.samples]))
+        if (np.diff(times_s[-1]) <= 0).any():
+            raise WattbitError("the power samples are not in order of time; take them on one monotonic clock")
+    step_w = step(np.concatenate(powers_w))
+    margin_s = max(
+        _margin(time_s, power_w, m.windows) for m, time_s, power_w in zip(measurements, times_s, powers_w, strict=True)
+    )
+    pairs = [
+        _pair(time_s, power_w, *windows, margin_s, step_w or 0.0)
+        for measurement, time_s, power_w in zip(measurements, times_s, powers_w, strict=True)
+        for windows in _triples(measurement.windows)
+    ]
+    if len(pairs) < MIN_PAIRS:
+        raise WattbitError(f"{len(pairs)} pairs of windows give no interval; take at least {MIN_PAIRS}")
+    hidden_j = statistics.fmean(pair.hidden_j for pair in pairs)
+    active_s = statistics.fmean(pair.active_s for pair in pairs)
+    net_j = statistics.fmean(pair.net_j for pair in pairs)
+    idle_w = statistics.fmean(pair.idle_w for pair in pairs)
     return Energy(
         pairs=len(pairs),
-        net_j=statistics.fmean(net_j),
-        net_half_j=half_interval(net_j),
-        absolute_j=statistics.fmean(absolute_j),
-        absolute_half_j=half_interval(absolute_j),
-        idle_w=statistics.fmean(idle_w for _, idle_w, _ in pairs),
-        active_w=statistics.fmean(active_w for _, _, active_w in pairs),
-        active_s=statistics.fmean(active_s),
-        samples=len(time_s),
-        updates=distinct_updates(power_w),
-        step_w=step(power_w),
-        rail=measurement.rail,
-        provenance=measurement.provenance,
+        net_j=net_j,
+        net_half_j=half_interval([pair.net_j for pair in pairs]) + hidden_j,
+        absolute_j=statistics.fmean(pair.absolute_j for pair in pairs),
+        absolute_half_j=half_interval([pair.absolute_j for pair in pairs]) + hidden_j,
+        quantisation_j=hidden_j,
+        idle_w=idle_w,
+        active_w=idle_w + net_j / active_s,
+        active_s=active_s,
+        samples=sum(map(len, times_s)),
+        updates=sum(map(distinct_updates, powers_w)),
+        step_w=step_w,
+        margin_s=margin_s,
+        rail=measurements[0].rail,
+        provenance=measurements[0].provenance,
     )
+
+
+def _margin(time_s: Float, power_w: Float, windows: Sequence[Window]) -> float:
+    """As long as nearly every value of the sensor stood, but a fraction of a window at most."""
+    changes = time_s[1:][np.diff(power_w) != 0]
+    if len(changes) < 2 or not windows:
+        return MIN_MARGIN_S
+    longest_s = MARGIN_SHARE * min(window.end_s - window.start_s for window in windows)
+    return min(longest_s, max(MIN_MARGIN_S, 2 * float(np.quantile(np.diff(changes), 0.99))))
 
 
 def _triples(windows: Sequence[Window]) -> list[tuple[Window, Window, Window]]:
@@ -90,8 +141,6 @@ def _triples(windows: Sequence[Window]) -> list[tuple[Window, Window, Window]]:
     count = len(windows) // 2
     if kinds != ["idle", *["active", "idle"] * count]:
         raise WattbitError(f"windows must alternate, idle first and last, not {', '.join(kinds) or 'none'}")
-    if count < MIN_PAIRS:
-        raise WattbitError(f"{count} pairs of windows give no interval; take at least {MIN_PAIRS}")
     triples = []
     for place in range(1, len(windows), 2):
         before, active, after = windows[place - 1 : place + 2]
@@ -104,29 +153,42 @@ def _triples(windows: Sequence[Window]) -> list[tuple[Window, Window, Window]]:
 
 
 def _pair(
-    time_s: Float, power_w: Float, before: Window, active: Window, after: Window, margin_s: float
-) -> tuple[float, float, float]:
-    """Net energy in joule, idle power and active power of one active window."""
+    time_s: Float, power_w: Float, before: Window, active: Window, after: Window, margin_s: float, step_w: float
+) -> _Pair:
     _sufficient(time_s, power_w, active.start_s, active.end_s)
     start_s, end_s = active.start_s - margin_s, active.end_s + margin_s
-    idle_w = statistics.fmean(
-        (
-            mean_power(time_s, power_w, before.start_s, min(before.end_s, start_s)),
-            mean_power(time_s, power_w, max(after.start_s, end_s), after.end_s),
-        )
-    )
+    idle = (before.start_s, min(before.end_s, start_s)), (max(after.start_s, end_s), after.end_s)
+    idle_w = statistics.fmean(mean_power(time_s, power_w, *edges) for edges in idle)
     net_j = integrate(time_s, power_w, start_s, end_s) - idle_w * (end_s - start_s)
-    return net_j, idle_w, idle_w + net_j / (active.end_s - active.start_s)
+    # the two idle parts err together at worst
+    hidden_w = max(hidden_by_rounding(_inside(time_s, power_w, *edges), step_w) for edges in idle)
+    hidden_w += hidden_by_rounding(_inside(time_s, power_w, active.start_s, active.end_s), step_w)
+    active_s = active.end_s - active.start_s
+    return _Pair(net_j, idle_w, active_s, hidden_w * active_s)
+
+
+def _inside(time_s: Float, power_w: Float, start_s: float, end_s: float) -> Float:
+    return power_w[(time_s >= start_s) & (time_s <= end_s)]
 
 
 def _sufficient(time_s: Float, power_w: Float, start_s: float, end_s: float) -> None:
-    inside = (time_s >= start_s) & (time_s <= end_s)
-    count, updates = int(inside.sum()), distinct_updates(power_w[inside])
+    inside = _inside(time_s, power_w, start_s, end_s)
+    count, updates = len(inside), distinct_updates(inside)
     if count < MIN_SAMPLES or updates < MIN_UPDATES:
         raise WattbitError(
             f"the window {start_s:.3f}..{end_s:.3f} s holds {count} samples with {updates} distinct updates, fewer "
-            f"than {MIN_SAMPLES} and {MIN_UPDATES}; take longer windows"
+            f"than {MIN_SAMPLES} and {MIN_UPDATES}; see whether the sensor stands still, or take longer windows"
         )
+
+
+def hidden_by_rounding(power_w: Float, step_w: float) -> float:
+    """Watts by which a mean of readings rounded to `step_w` may be off, from how much the readings move."""
+    if not step_w or len(power_w) < 2:
+        return 0.0
+    moves = np.minimum(np.abs(np.diff(power_w)), 3 * step_w)  # a jump between two levels is no noise
+    noise_w = float(moves.mean()) * math.sqrt(math.pi) / 2
+    own_w2 = max(0.0, noise_w**2 - step_w**2 / 12)  # without what rounding itself adds
+    return min(step_w / 2, step_w / math.pi * math.exp(-2 * math.pi**2 * own_w2 / step_w**2))
 
 
 def mean_power(time_s: Float, power_w: Float, start_s: float, end_s: float) -> float:
@@ -138,7 +200,7 @@ def mean_power(time_s: Float, power_w: Float, start_s: float, end_s: float) -> f
 def integrate(time_s: Float, power_w: Float, start_s: float, end_s: float) -> float:
     """Joule between two times: trapezoids over the samples, the edges interpolated between the samples around them.
 
-    An edge beyond the first or last sample takes that sample's power, for at most one typical sampling interval.
+    An edge beyond the first or last sample takes that sample's power, for at most two typical sampling intervals.
     """
     if len(time_s) < 2 or end_s <= start_s:
         raise WattbitError(f"{len(time_s)} power samples cannot be integrated over {start_s:.3f}..{end_s:.3f} s")

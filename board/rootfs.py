@@ -98,11 +98,11 @@ def _build(root: Path, partial: Path, progress: Progress) -> None:
     staged = partial / "root"
     shutil.rmtree(staged, ignore_errors=True)
     steps = (
-        lambda: _apt(partial, "update"),
-        lambda: _apt(partial, "install", "--download-only", "--yes", "--no-install-recommends", *DEBIAN),
-        lambda: _unpack(partial / "archives", staged),
+        lambda: apt(partial, "update"),
+        lambda: apt(partial, "install", "--download-only", "--yes", "--no-install-recommends", *DEBIAN),
+        lambda: unpack(partial / "archives", staged),
         lambda: _pip(staged / SITE),
-        lambda: _compile(staged),
+        lambda: compile_modules(staged),
     )
     for index, (name, step) in enumerate(zip(STEPS, steps, strict=True)):
         progress(f"virtual board: {name}", index, len(STEPS))
@@ -112,17 +112,26 @@ def _build(root: Path, partial: Path, progress: Progress) -> None:
     progress("virtual board", len(STEPS), len(STEPS))
 
 
-def _apt(partial: Path, *arguments: str) -> None:
-    """Run apt-get for arm64 with its state in `partial`, so that this machine's packages stay as they are."""
-    for folder in ("sources.d", "lists/partial", "archives/partial"):
-        (partial / folder).mkdir(parents=True, exist_ok=True)
+def apt(
+    partial: Path,
+    *arguments: str,
+    program: str = "apt-get",
+    folder: Path | None = None,
+    architecture: str = "arm64",
+) -> str:
+    """What an apt program says, run for one architecture in `folder`.
+
+    Its state is in `partial`, so that this machine's packages stay as they are.
+    """
+    for name in ("sources.d", "lists/partial", "archives/partial"):
+        (partial / name).mkdir(parents=True, exist_ok=True)
     for source in _apt_sources():
         shutil.copy(source, partial / "sources.d")
     status = partial / "status"
     status.touch()
     settings = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
         "APT::Sandbox::User": "",
         "Acquire::Languages": "none",
         "Acquire::Retries": "3",
@@ -133,8 +142,10 @@ def _apt(partial: Path, *arguments: str) -> None:
         "Dir::Cache": str(partial),
         "Dir::Cache::Archives": str(partial / "archives"),
     }
-    options = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-    _tool(["apt-get", "-qq", *options, *arguments], "check that this machine's apt sources reach a Debian mirror")
+    options = [part for setting, value in settings.items() for part in ("-o", f"{setting}={value}")]
+    quiet = ["-qq"] if program == "apt-get" else []
+    remedy = "check that this machine's apt sources reach a Debian mirror"
+    return _tool([program, *quiet, *options, *arguments], remedy, folder=folder)
 
 
 def _apt_sources() -> set[Path]:
@@ -153,7 +164,8 @@ def _apt_sources() -> set[Path]:
     return files
 
 
-def _unpack(archives: Path, root: Path) -> None:
+def unpack(archives: Path, root: Path) -> None:
+    """The files of all packages in a folder, as a file system, without their maintainer scripts."""
     for package in sorted(archives.glob("*.deb")):
         _tool(["dpkg-deb", "--extract", str(package), str(root)], f"delete {package} and run again")
     for name in ("bin", "sbin", "lib"):  # Debian 12's merged /usr, which its packages do not contain
@@ -201,7 +213,7 @@ def _pip(site: Path) -> None:
     _tool([*pip, *target, "--no-build-isolation", "--use-pep517", *SDISTS], remedy, {"PYNQ_REMOTE": "1"})
 
 
-def _compile(root: Path) -> None:
+def compile_modules(root: Path) -> None:
     """Bytecode for every module: it is the same on every architecture, and starting Python in emulation is slow."""
     if sys.version_info[:2] != PYTHON:
         return
@@ -211,9 +223,17 @@ def _compile(root: Path) -> None:
     subprocess.run([sys.executable, "-m", "compileall", *arguments], check=False, stdout=subprocess.DEVNULL)
 
 
-def _tool(command: list[str], remedy: str, environment: dict[str, str] | None = None) -> str:
+def _tool(
+    command: list[str], remedy: str, environment: dict[str, str] | None = None, folder: Path | None = None
+) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=os.environ | (environment or {}), check=False
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | (environment or {}),
+        check=False,
     )
     if done.returncode != 0:
         raise ToolError(command, done.returncode, done.stderr, remedy)

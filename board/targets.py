@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -12,7 +12,9 @@ from wattbit.plan import Target
 
 FOLDER = Path(__file__).parent / "targets"
 
-PowerSourceName = Literal["hwmon", "pynq", "simulated", "external"]
+PowerSourceName = Literal["hwmon", "pynq", "rapl", "nvml", "simulated", "external", "none"]
+WITHOUT_RAIL = ("external", "none")
+Tier = Literal["light", "system"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Ssh:
         return cls(**dict(record) | paths | {"launch": tuple(record.get("launch", ()))})
 
     def connection(self, host: str | None = None) -> Connection:
-        """A connection, not yet open; `host` takes the place of the file's."""
+        """A connection, not yet open; `host`, or `user@host`, takes the place of the file's."""
+        user, _, name = (host or self.host).rpartition("@")
         return Connection(
-            host or self.host,
+            name,
             self.port,
-            self.user,
+            user or self.user,
             identity=self.identity,
             known_hosts=self.known_hosts,
             launch=self.launch,
@@ -54,13 +57,16 @@ class Ssh:
 class Power:
     """What a board knows of its power.
 
-    source: `hwmon` (the kernel's sensor class), `pynq` (pynq.get_rails()), `simulated`, or `external` (it has no
-    sensor). rail: the sensor, in that source's words. updates_per_s, step_w: how often the sensor's value changes and
-    by what steps, None where nobody has measured it. settle_s: wait between loading a design and measuring.
+    source: `hwmon` (the kernel's sensor class), `pynq` (pynq.get_rails()), `rapl`, `nvml`, `simulated`, `external` (it
+    has no sensor: a meter beside it, named with --meter), or `none` (no energy figure).
+    rail: what is measured. rails: more rails, name = the sensor in that source's words; a rail that is not among them
+    is such a word itself. updates_per_s, step_w: how often the sensor's value changes and by what steps, None where
+    nobody has measured it. settle_s: wait between loading a design and measuring.
     """
 
     source: PowerSourceName
     rail: str | None = None
+    rails: Mapping[str, str] = field(default_factory=dict)
     updates_per_s: float | None = None
     step_w: float | None = None
     settle_s: float = 0.0
@@ -72,24 +78,37 @@ class Power:
         if record.get("source") not in sources:
             raise WattbitError(f"source in [power] must be one of {', '.join(sources)}, not {record.get('source')!r}")
         power = cls(**record)
-        if (power.rail is None) != (power.source == "external"):
+        if (power.rail is None) != (power.source in WITHOUT_RAIL):
             raise WattbitError(
-                f"[power] with source {power.source} and rail {power.rail}: every source but external has one"
+                f"[power] with source {power.source} and rail {power.rail}: every source but "
+                f"{' and '.join(WITHOUT_RAIL)} has one"
             )
         return power
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SIMULATED = Power("simulated", rail="simulated 5V", settle_s=10.0)
 
 
 @dataclass(frozen=True)
 class BoardTarget:
-    """A board: what it is, how to reach it (None: wattbit.board.virtual starts it) and its power sensor."""
+    """A board: what it is, how to reach it, and its power sensor.
+
+    tier: of a virtual board, which has no [ssh]: `light` (wattbit.board.virtual) or `system` (wattbit.board.system).
+    """
 
     target: Target
     ssh: Ssh | None
     power: Power
+    tier: Tier | None = None
 
     def __post_init__(self) -> None:
-        if (self.ssh is None) != (self.power.source == "simulated"):
-            raise WattbitError("a board needs a table [ssh], except a virtual one, whose power is simulated")
+        if (self.ssh is None) == (self.tier is None):
+            raise WattbitError("a board needs a table [ssh], or [virtual] when it is a virtual one")
+        if self.tier not in (None, *get_args(Tier)):
+            raise WattbitError(f"tier in [virtual] must be one of {', '.join(get_args(Tier))}, not {self.tier!r}")
 
 
 def known() -> tuple[str, ...]:
@@ -118,10 +137,12 @@ def load(name_or_path: str) -> BoardTarget:
     try:
         ssh = record.pop("ssh", None)
         power = record.pop("power", {"source": "external"})
+        virtual = record.pop("virtual", {})
         return BoardTarget(
             Target.from_json(record | {"name": path.stem}),
             None if ssh is None else Ssh.from_toml(ssh),
             Power.from_toml(power),
+            virtual.get("tier"),
         )
     except WattbitError as error:
         raise WattbitError(f"{path}: {error}") from None

@@ -1,6 +1,7 @@
 """Power on the board: sensors that raise, measured and simulated time."""
 
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from tests.board_stub import (
     CLOCK_MHZ,
 )
-from wattbit.board.agent.power import HwmonSource, PowerModel, hwmon_sensors, open_source
+from wattbit.board.agent.power import PowerModel
+from wattbit.board.agent.sensors import HwmonSource, hwmon_sensors, open_source
 from wattbit.board.agent.timeline import MeasuredTimeline, SimulatedTimeline, Work
 from wattbit.errors import WattbitError
 
@@ -26,17 +28,17 @@ def write_hwmon(root: Path, microwatts: str, name: str = "ina260_u14") -> Path:
 def test_hwmon_reads_microwatts(tmp_path: Path) -> None:
     write_hwmon(tmp_path, "3480000\n")
     source = open_source({"source": "hwmon", "rail": "ina260_u14/power1"}, tmp_path)
-    assert source.read_w() == pytest.approx(3.48) and source.rail == "ina260_u14/power1"
+    assert source.read()[1] == pytest.approx(3.48) and source.rail == "ina260_u14/power1"
 
 
 @pytest.mark.parametrize("text", ["", "n/a"])
 def test_an_unreadable_sensor_raises(tmp_path: Path, text: str) -> None:
     source = HwmonSource(write_hwmon(tmp_path, text), "12V")
     with pytest.raises(WattbitError, match="power sensor 12V cannot be read"):
-        source.read_w()
+        source.read()
     source.path.unlink()
     with pytest.raises(WattbitError, match="power sensor 12V cannot be read"):
-        source.read_w()
+        source.read()
 
 
 def test_an_absent_sensor_is_refused_by_name(tmp_path: Path) -> None:
@@ -57,11 +59,11 @@ class Counting:
         self._readings = itertools.count(1)
         self._lasts = lasts
 
-    def read_w(self) -> float:
+    def read(self) -> tuple[float, float]:
         value = next(self._readings)
         if value > self._lasts:
             raise WattbitError("power sensor counter cannot be read: gone")
-        return float(value)
+        return time.monotonic(), float(value)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_measured_windows_hold_real_launches_and_samples(measured: MeasuredTimel
 
 def test_a_sensor_that_fails_fails_the_measurement() -> None:
     timeline = MeasuredTimeline(Counting(lasts=2))
-    timeline.idle(0.2)
+    timeline.idle(0.7)
     with pytest.raises(WattbitError, match="gone"):
         timeline.samples()
     timeline.close()

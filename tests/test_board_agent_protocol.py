@@ -23,7 +23,7 @@ from tests.board_stub import (
     stub_outputs,
 )
 from wattbit.arith import ExpertInts, forward
-from wattbit.board.agent.session import Session, decode_array, encode_array
+from wattbit.board.agent.session import PROTOCOL, Session, decode_array, encode_array
 from wattbit.board.bundle import pack
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.compile import build
@@ -52,7 +52,7 @@ def ask(session: Session, *requests: dict[str, Any]) -> list[dict[str, Any]]:
 def test_one_reply_a_request(session: Session) -> None:
     replies = ask(session, {"cmd": "hello"}, {"cmd": "load"}, {"cmd": "quit"}, {"cmd": "hello"})
     assert len(replies) == 3, "nothing is answered after quit"
-    assert replies[0]["protocol"] == 1 and replies[0]["numpy"] == np.__version__
+    assert replies[0]["protocol"] == PROTOCOL and replies[0]["numpy"] == np.__version__
     assert replies[1]["design"] == DIGEST and replies[1]["clock_mhz"] == CLOCK_MHZ and replies[1]["engines"] == 2
 
 
@@ -75,7 +75,7 @@ def test_run_takes_vectors_of_the_host(session: Session) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"cmd": "fly"}, "cmd must be one of hello, load, run, idle, active, power, quit, not fly"),
+        ({"cmd": "fly"}, "cmd must be one of hello, clock, load, run, latency, generate, idle, active, power, quit, not fly"),
         ([1], "cmd must be one of"),
         ({"cmd": "run", "speed": 3}, "run: got an unexpected keyword argument 'speed'"),
         ({"cmd": "idle"}, "idle: missing a required argument: 'seconds'"),
@@ -126,7 +126,7 @@ def test_standard_output_is_the_protocols_alone(run: Path) -> None:
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout)["protocol"] == 1 and done.stderr.count("noise") == 2
+    assert json.loads(done.stdout)["protocol"] == PROTOCOL and done.stderr.count("noise") == 2
 
 
 def test_a_window_after_another_run_has_the_bundles_vectors_again(session: Session) -> None:

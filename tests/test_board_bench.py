@@ -23,6 +23,7 @@ from wattbit.board.energy import evaluate
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import read_json
 from wattbit.plan import Measurement
+from wattbit.shell import HEADER_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def test_bench_closes(run: Path, tmp_path: Path) -> None:
     with np.load(run / "export" / "vectors.npz") as known:
         narrow = int((known["expert"] % 2 == 0).sum())
     macs = {(4, 8): narrow * 2 * D * 8, (8, 8): (packets_ - narrow) * 2 * D * 8}
-    net_w = model.launch_w(macs, launch_s) - model.idle_w
+    moved_bits = packets_ * 8 * (HEADER_BYTES + 2 * D)
+    net_w = model.launch_w(macs, launch_s, moved_bits) - model.idle_w
     assert result["energy"]["net_j"] == pytest.approx(net_w * 12, abs=2 * result["energy"]["net_half_j"])
     assert result["energy"]["net_mj_per_token"] == pytest.approx(
         net_w * launch_s / packets_ * per_token * 1e3, rel=0.05

@@ -60,10 +60,10 @@ def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:
         ("[ssh]\nhost = 'x'\npassword = 'y'\n", r"no field 'password'"),
         (
             "[ssh]\nhost = 'x'\n[power]\nsource = 'guess'\n",
-            r"must be one of hwmon, pynq, simulated, external, not 'guess'",
+            r"must be one of hwmon, pynq, rapl, nvml, simulated, external, none, not 'guess'",
         ),
-        ("[ssh]\nhost = 'x'\n[power]\nsource = 'hwmon'\n", r"every source but external has one"),
-        ("", r"a board needs a table \[ssh\]"),
+        ("[ssh]\nhost = 'x'\n[power]\nsource = 'hwmon'\n", r"every source but external and none has one"),
+        ("", r"a board needs a table \[ssh\], or \[virtual\]"),
         ("colour = 'red'\n", r"no field 'colour'"),
         ("[ssh\n", r"is not TOML"),
     ],

@@ -172,10 +172,10 @@ def test_the_root_file_system_is_named_by_what_is_in_it(tmp_path: Path, monkeypa
 
 
 def test_a_failed_build_leaves_no_root_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(partial: Path, *arguments: str) -> None:
+    def fail(partial: Path, *arguments: str) -> str:
         raise ToolError(["apt-get"], 100, "E: no network")
 
-    monkeypatch.setattr(rootfs, "_apt", fail)
+    monkeypatch.setattr(rootfs, "apt", fail)
     with pytest.raises(ToolError, match="no network"):
         rootfs.ensure(tmp_path)
     assert not rootfs.path(tmp_path).exists()

@@ -8,18 +8,25 @@ standard error.
 import inspect
 import json
 import os
+import queue
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from wattbit.board.agent.session import Reply, Session
 from wattbit.errors import WattbitError
 
+GRACE_S = 2.0  # for the last request of a host that closes its end at once
+
 COMMANDS: dict[str, Callable[..., Reply]] = {
     "hello": Session.hello,
+    "clock": Session.clock,
     "load": Session.load,
     "run": Session.run,
+    "latency": Session.latency,
+    "generate": Session.generate,
     "idle": Session.idle,
     "active": Session.active,
     "power": Session.power,
@@ -60,10 +67,40 @@ def serve(session: Session, requests: Iterable[str], replies: TextIO) -> None:
     session.quit()
 
 
+class Requests:
+    """Lines of a stream, read by a thread that ends this process when the host goes away while a request is worked on.
+
+    Nothing is left to be answered then, and a window may last long.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            self._lines.put(line)
+        self._lines.put("")
+        if not self._idle.wait(GRACE_S):
+            os._exit(1)
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            self._idle.set()
+            line = self._lines.get()
+            self._idle.clear()
+            if not line:
+                self._idle.set()
+                return
+            yield line
+
+
 def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
-        serve(Session(Path(sys.argv[1])), sys.stdin, replies)
+        serve(Session(Path(sys.argv[1])), Requests(sys.stdin), replies)
 
 
 if __name__ == "__main__":

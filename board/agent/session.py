@@ -17,14 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wattbit.board.agent.conditions import conditions
+from wattbit.board.agent.generate import Generator
 from wattbit.board.agent.logic import Logic, load_logic
 from wattbit.board.agent.manifest import verify
-from wattbit.board.agent.power import PowerModel, hwmon_sensors, open_source
-from wattbit.board.agent.timeline import MeasuredTimeline, SimulatedTimeline, Timeline, Work
+from wattbit.board.agent.part import board_part, check_part
+from wattbit.board.agent.power import PowerModel
+from wattbit.board.agent.sensors import hwmon_sensors, open_source
+from wattbit.board.agent.timeline import MeasuredTimeline, PacedTimeline, SimulatedTimeline, Timeline, Work
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId
+from wattbit.shell import HEADER_BYTES
 
-PROTOCOL = 1
+PROTOCOL = 2
+SEED = 1
 
 Reply = dict[str, Any]
 
@@ -56,6 +62,7 @@ class Session:
         self._timeline: Timeline | None = None
         self._kernels: Any = None
         self._works: dict[str, tuple[Work, int]] = {}
+        self._generator: Generator | None = None
         self.ended = False
 
     @property
@@ -77,12 +84,18 @@ class Session:
             "pynq": _version("pynq"),
             "machine": platform.machine(),
             "board": _board_name(),
+            "part": board_part(),
             "sensors": sorted(hwmon_sensors()),
         }
 
+    def clock(self) -> Reply:
+        """The clock that windows and samples go by."""
+        return {"time_s": time.monotonic()}
+
     def load(self) -> Reply:
-        """Verify the bundle and load its design."""
+        """Verify the bundle and load its design; it is refused when it is for another part than the board's."""
         manifest = verify(self.bundle)
+        check_part(manifest, board_part())
         logic = self._loader(self.bundle, manifest)
         self._manifest, self._logic = manifest, logic
         self._works.clear()
@@ -105,17 +118,64 @@ class Session:
         if engine == "fpga":
             self._works.pop(engine, None)  # the driver's buffers are about to hold other vectors
             driver = self._loaded().driver
-            outputs, cycles = driver.run(*self._places(names), vectors)
+            driver.load(*self._places(names), vectors)
+            cycles: int | None = self._launch()
+            outputs = driver.results()
             if not given:
-                self._works[engine] = Work(driver.launch, self._macs(names), cycles), len(names)
+                self._works[engine] = replace(self._described(self._launch, names), cycles=cycles), len(names)
         else:
             outputs, cycles = self._forward(names, vectors), None
         wall_s = None if self._virtual else time.monotonic() - start_s
         return {"rows": rows.tolist(), "y": encode_array(outputs), "cycles": cycles, "wall_s": wall_s}
 
+    def latency(self, launches: int, seconds: float, engine: str = "fpga") -> Reply:
+        """Launches of one token in one layer each, its top_k experts: cycles and wall time of every launch.
+
+        It ends after `launches` of them, or after `seconds` of wall time. Which vectors go together is random with a
+        fixed seed.
+        """
+        _check_engine(engine)
+        self._works.pop(engine, None)
+        _, names, vectors = self._own_vectors(engine)
+        layers: dict[int, list[int]] = {}
+        for row, name in enumerate(names):
+            layers.setdefault(ExpertId.parse(name).layer, []).append(row)
+        rng, top_k = np.random.default_rng(SEED), self.manifest["model"]["top_k"]
+        cycles: list[int | None] = []
+        walls_s: list[float] = []
+        begin_s = time.monotonic()
+        while len(cycles) < launches and time.monotonic() - begin_s < seconds:
+            rows = rng.choice(layers[sorted(layers)[len(cycles) % len(layers)]], top_k)
+            work = self._work_of([names[row] for row in rows], vectors[rows], engine)
+            start_s = time.perf_counter()
+            cycles.append(work.launch())
+            walls_s.append(time.perf_counter() - start_s)
+        return {
+            "cycles": cycles if engine == "fpga" else None,
+            "wall_s": None if self._virtual else walls_s,
+            "packets": top_k,
+        }
+
+    def generate(
+        self,
+        count: int,
+        prompt: list[int] | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Reply:
+        """Up to `count` tokens that follow the prompt, or without one those given last."""
+        if self._generator is None:
+            self._generator = Generator(self.bundle, self.manifest, self._on_fpga)
+        start_s = time.monotonic()
+        if prompt is not None:
+            self._generator.begin(prompt, temperature, top_k, seed)
+        tokens = self._generator.more(count)
+        return {"tokens": tokens, "wall_s": None if self._virtual else time.monotonic() - start_s}
+
     def idle(self, seconds: float) -> Reply:
-        """An idle window."""
-        return vars(self._power().idle(seconds))
+        """An idle window, with the board's temperature and clocks after it."""
+        return vars(self._power().idle(seconds)) | {"conditions": conditions()}
 
     def active(self, seconds: float, engine: str = "fpga") -> Reply:
         """A window in which the bundle's vectors run again and again on one engine; `packets` in one launch."""
@@ -127,7 +187,7 @@ class Session:
         window = timeline.active(work, seconds)
         if window.cycles is not None:
             self._works[engine] = replace(work, cycles=window.cycles // window.launches), packets
-        return vars(window) | {"packets": packets}
+        return vars(window) | {"packets": packets, "conditions": conditions()}
 
     def power(self) -> Reply:
         """The samples since the last call."""
@@ -138,6 +198,8 @@ class Session:
         """End the session."""
         if self._timeline:
             self._timeline.close()
+        if self._generator:
+            self._generator.close()
         self.ended = True
         return {}
 
@@ -148,26 +210,53 @@ class Session:
 
     def _power(self) -> Timeline:
         if self._timeline is None:
-            settings = self.manifest["power"]
-            if self._virtual:
-                model = PowerModel(**settings["model"])
-                self._timeline = SimulatedTimeline(model, self._loaded().clock_mhz, settings["rail"])
+            settings, clock_mhz = self.manifest["power"], self._loaded().clock_mhz
+            if settings["source"] == "simulated":
+                self._timeline = SimulatedTimeline(PowerModel(), clock_mhz, settings["rail"])
+            elif settings["source"] in ("external", "none"):
+                self._timeline = MeasuredTimeline(None)
+            elif self._virtual:
+                self._timeline = PacedTimeline(open_source(settings), clock_mhz)
             else:
                 self._timeline = MeasuredTimeline(open_source(settings))
         return self._timeline
 
+    def _on_fpga(self, names: list[str], x: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Outputs [N, D] of the loaded design."""
+        self._works.pop("fpga", None)  # the driver's buffers are about to hold other vectors
+        driver = self._loaded().driver
+        driver.load(*self._places(names), x)
+        self._launch()
+        return driver.results()
+
     def _work(self, engine: str) -> tuple[Work, int]:
         """The bundle's own vectors on an engine as one launch, and how many they are."""
         _, names, vectors = self._own_vectors(engine)
+        return self._work_of(names, vectors, engine), len(names)
+
+    def _work_of(self, names: list[str], vectors: NDArray[np.int8], engine: str) -> Work:
+        """Vectors for these experts as one launch, put where it reads them."""
         if engine == "fpga":
-            driver = self._loaded().driver
-            driver.load(*self._places(names), vectors)
-            return Work(driver.launch, self._macs(names)), len(names)
+            self._loaded().driver.load(*self._places(names), vectors)
+            return self._described(self._launch, names)
 
         def launch() -> None:
             self._forward(names, vectors)
 
-        return Work(launch, self._macs(names)), len(names)
+        return self._described(launch, names)
+
+    def _launch(self) -> int:
+        """Launch what the driver has loaded. A design that hangs or errs is loaded again, which resets it."""
+        try:
+            return self._loaded().driver.launch()
+        except WattbitError as error:
+            self.load()
+            raise WattbitError(f"{error} (done: the design was loaded again)") from None
+
+    def _described(self, launch: Callable[[], int | None], names: list[str]) -> Work:
+        """A launch with what it multiplies and moves: packets in, results out."""
+        moved_bits = 8 * len(names) * (HEADER_BYTES + 2 * int(self.manifest["model"]["d_model"]))
+        return Work(launch, self._macs(names), moved_bits)
 
     def _own_vectors(self, engine: str) -> tuple[NDArray[np.int64], list[str], NDArray[np.int8]]:
         """Rows, experts' names and inputs of the bundle's vectors that run on an engine."""

@@ -1,11 +1,13 @@
 """Idle and active windows and the power samples in them, on the board's clock.
 
 On a board that clock is the monotonic one, a thread samples, and an active window launches until its time is up.
-On a virtual board the emulation's wall time says nothing about the board, so time is *synthesised*: an idle window
-advances a virtual clock by its length; an active window stands for as many launches as fill it, each of
-cycles / clock seconds. The accelerator is deterministic: where one launch of the same work was simulated already, its
-cycles are taken. Samples follow the power model on that clock, with noise of a fixed seed. All of it is flagged
-`simulated`.
+
+Emulated cores take far longer over a simulated launch than the accelerator would, so on a virtual board an active
+window stands for as many launches as fill it, each of cycles / clock seconds. The accelerator is deterministic: where
+one launch of the same work was simulated already, its cycles are taken. Two timelines do so. `PacedTimeline` tells
+what is going on to the model behind a sensor and reads that sensor as on a board. `SimulatedTimeline` needs no sensor:
+its time is *synthesised* too, a window advances a virtual clock, and samples follow the power model on that clock with
+noise of a fixed seed. Everything from either is flagged `simulated`.
 """
 
 import random
@@ -15,22 +17,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from wattbit.board.agent.activity import Activity, announced
 from wattbit.board.agent.power import PowerModel, PowerSource
 from wattbit.errors import WattbitError
 
 SAMPLE_INTERVAL_S = 0.02
+FAILURES = 20  # readings that fail in a row before the sensor counts as lost
 NOISE_SEED = 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an active window repeats, and what one launch of it multiplies, by (weight, activation) bits.
+    """What an active window repeats, and what one launch of it multiplies, by (weight, activation) bits, and moves.
 
     launch returns its cycles, None without an accelerator. cycles: those of an earlier launch, if there was one.
     """
 
     launch: Callable[[], int | None]
     macs: Mapping[tuple[int, int], int]
+    moved_bits: int = 0
     cycles: int | None = None
 
 
@@ -49,9 +54,9 @@ class Window:
 
 
 class Timeline(Protocol):
-    """The board's clock with its rail."""
+    """The board's clock with its rail; `rail` is None where the board has no sensor."""
 
-    rail: str
+    rail: str | None
     provenance: str
 
     def idle(self, seconds: float) -> Window: ...
@@ -66,12 +71,15 @@ class Timeline(Protocol):
 
 
 class MeasuredTimeline:
-    """A physical sensor, sampled by a thread at the midpoint of each read."""
+    """A physical sensor, sampled by a thread; without one, windows alone, for a meter beside the board.
+
+    A reading that fails is a sample less; FAILURES in a row are the end of the measurement.
+    """
 
     provenance = "measured"
 
-    def __init__(self, source: PowerSource) -> None:
-        self.rail = source.rail
+    def __init__(self, source: PowerSource | None) -> None:
+        self.rail = source.rail if source else None
         self._source = source
         self._samples: list[tuple[float, float]] = []
         self._failure: WattbitError | None = None
@@ -80,14 +88,16 @@ class MeasuredTimeline:
         self._thread.start()
 
     def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_INTERVAL_S):
-            before_s = time.monotonic()
+        failures = 0
+        while self._source and not self._ended.wait(SAMPLE_INTERVAL_S):
             try:
-                power_w = self._source.read_w()
+                self._samples.append(self._source.read())
+                failures = 0
             except WattbitError as error:
-                self._failure = error
-                return
-            self._samples.append(((before_s + time.monotonic()) / 2, power_w))
+                failures += 1
+                if failures == FAILURES:
+                    self._failure = error
+                    return
 
     def idle(self, seconds: float) -> Window:
         start_s = time.monotonic()
@@ -113,13 +123,31 @@ class MeasuredTimeline:
         self._thread.join()
 
 
+class PacedTimeline(MeasuredTimeline):
+    """A virtual board's sensor, whose model is told what the accelerator would be doing."""
+
+    provenance = "simulated"
+
+    def __init__(self, source: PowerSource, clock_mhz: float) -> None:
+        super().__init__(source)
+        self._clock_hz = clock_mhz * 1e6
+
+    def active(self, work: Work, seconds: float) -> Window:
+        cycles, executed = _cycles(work)
+        launch_s = cycles / self._clock_hz
+        with announced(Activity(work.macs, work.moved_bits, launch_s)):
+            window = self.idle(seconds)
+        launches = max(1, round((window.end_s - window.start_s) / launch_s))
+        return Window(window.start_s, window.end_s, launches, executed, launches * cycles)
+
+
 class SimulatedTimeline:
     """A virtual clock and a modelled rail."""
 
     provenance = "simulated"
 
     def __init__(self, model: PowerModel, clock_mhz: float, rail: str) -> None:
-        self.rail = rail
+        self.rail: str | None = rail
         self._model = model
         self._clock_hz = clock_mhz * 1e6
         self._now_s = 0.0
@@ -140,14 +168,11 @@ class SimulatedTimeline:
         return Window(start_s, self._now_s)
 
     def active(self, work: Work, seconds: float) -> Window:
-        executed = int(work.cycles is None)
-        cycles = work.launch() if work.cycles is None else work.cycles
-        if not cycles:
-            raise WattbitError("only the accelerator has simulated time; on ARM cores measure on a real board")
+        cycles, executed = _cycles(work)
         launch_s = cycles / self._clock_hz
         launches = max(1, round(seconds / launch_s))
         start_s = self._now_s
-        self._advance(launches * launch_s, self._model.launch_w(work.macs, launch_s))
+        self._advance(launches * launch_s, self._model.launch_w(work.macs, launch_s, work.moved_bits))
         return Window(start_s, self._now_s, launches, executed, launches * cycles)
 
     def samples(self) -> list[tuple[float, float]]:
@@ -156,3 +181,12 @@ class SimulatedTimeline:
 
     def close(self) -> None:
         """Nothing runs."""
+
+
+def _cycles(work: Work) -> tuple[int, int]:
+    """Cycles of one launch, and how many launches it took to know."""
+    executed = int(work.cycles is None)
+    cycles = work.launch() if work.cycles is None else work.cycles
+    if not cycles:
+        raise WattbitError("only the accelerator has simulated time; on ARM cores measure on a real board")
+    return cycles, executed

@@ -1,0 +1,171 @@
+"""QEMU as the system tier's machine: a Cortex-A53 board with one disk, one network and nothing else.
+
+The guest reaches no network (`restrict=on`); this machine reaches the guest's sshd on a free port of 127.0.0.1 alone.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wattbit.errors import ToolError, WattbitError
+
+HOST = "127.0.0.1"
+MEMORY_MB = 768
+CORES = 2
+TOOLS = {
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-img": "qemu-utils",
+    "mke2fs": "e2fsprogs",
+    "cpio": "cpio",
+    "make": "make",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "ssh-keygen": "openssh-client",
+}
+POLL_S = 0.2
+STOP_S = 10.0
+SAVE_S = 300.0
+
+
+def require_tools() -> None:
+    for program, package in TOOLS.items():
+        if shutil.which(program) is None and shutil.which(program, path="/usr/sbin:/sbin") is None:
+            raise WattbitError(f"{program} is missing; install the Debian package {package}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+class Machine:
+    """A running machine, as a context manager; its process is ended by its own handle.
+
+    image: folder with kernel and initrd, and `state` where it resumes. disk: what the guest writes to.
+    """
+
+    def __init__(self, image: Path, disk: Path, resume: bool = True) -> None:
+        self._image = image
+        self._disk = disk
+        self._resume = resume
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="wattbit-qemu-"))
+        self.port = free_port()
+        self._log = (self._folder / "log").open("w+")
+        self._process = subprocess.Popen(
+            self._command(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        try:
+            self._monitor = self._connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _command(self) -> list[str]:
+        network = f"user,id=net,restrict=on,hostfwd=tcp:{HOST}:{self.port}-:22"
+        command = ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a53", "-smp", str(CORES)]
+        command += ["-m", str(MEMORY_MB), "-accel", "tcg,thread=multi", "-nodefaults", "-nographic", "-no-user-config"]
+        command += ["-serial", f"file:{self._folder / 'console'}"]
+        command += ["-qmp", f"unix:{self._folder / 'monitor'},server=on,wait=off"]
+        command += ["-kernel", str(self._image / "kernel"), "-initrd", str(self._image / "initrd")]
+        command += ["-append", "console=ttyAMA0 quiet net.ifnames=0 mitigations=off panic=-1"]
+        command += [
+            "-drive",
+            f"if=none,id=disk,file={self._disk},format=qcow2",
+            "-device",
+            "virtio-blk-device,drive=disk",
+        ]
+        command += ["-netdev", network, "-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device"]
+        return [*command, "-incoming", f"exec:cat {self._image / 'state'}"] if self._resume else command
+
+    def _connect(self) -> socket.socket:
+        monitor = socket.socket(socket.AF_UNIX)
+        monitor.settimeout(SAVE_S)
+        while True:
+            self._check()
+            try:
+                monitor.connect(str(self._folder / "monitor"))
+                break
+            except OSError:
+                time.sleep(POLL_S)
+        self._lines = monitor.makefile("r")
+        self._lines.readline()  # its greeting
+        self._monitor = monitor
+        self._ask("qmp_capabilities")
+        return monitor
+
+    def _check(self) -> None:
+        if (status := self._process.poll()) is not None:
+            self._log.seek(0)
+            raise ToolError(["qemu-system-aarch64"], status, self._log.read())
+
+    def _ask(self, command: str, **arguments: Any) -> Any:
+        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while line := self._lines.readline():
+            reply = json.loads(line)
+            if "error" in reply:
+                raise WattbitError(f"QEMU refuses {command}: {reply['error']['desc']}")
+            if "return" in reply:
+                return reply["return"]
+        raise WattbitError(f"QEMU ended while it was asked for {command}; see whether memory is short")
+
+    def wait_for_console(self, text: str, timeout_s: float) -> None:
+        console = self._folder / "console"
+        deadline_s = time.monotonic() + timeout_s
+        while not (console.exists() and text in console.read_text(errors="replace")):
+            self._check()
+            if time.monotonic() > deadline_s:
+                last = console.read_text(errors="replace").strip().splitlines()[-1:] if console.exists() else []
+                raise WattbitError(f"the virtual board did not boot in {timeout_s:g} s; it last said {last}")
+            time.sleep(POLL_S)
+
+    def save(self, path: Path) -> None:
+        """Write the machine's memory and devices to a file, and stop it; the disk stays as it is then."""
+        self._ask("migrate", uri=f"exec:cat > {path}")
+        deadline_s = time.monotonic() + SAVE_S
+        while (status := self._ask("query-migrate")["status"]) != "completed":
+            if status in ("failed", "cancelled") or time.monotonic() > deadline_s:
+                raise WattbitError(f"QEMU could not save the machine's state ({status}); see whether the disk is full")
+            time.sleep(POLL_S)
+
+    def resumed(self, timeout_s: float) -> None:
+        """Wait until the saved state is running again."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self._ask("query-status")["running"]:
+            self._check()
+            if time.monotonic() > deadline_s:
+                raise WattbitError(f"the virtual board did not resume in {timeout_s:g} s; build it again")
+            time.sleep(POLL_S)
+
+    def reset(self) -> None:
+        """What a reset button does: the guest boots again, with its disk as it was."""
+        self._ask("system_reset")
+
+    def close(self) -> None:
+        """End the machine."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
