@@ -181,7 +181,7 @@ def _update(partial: Path) -> str:
         except ToolError as error:
             problems.append(f"{suite}: {error}")
     raise WattbitError(
-        f"nextpnr cannot be had from {address} ({'; '.join(problems)}); check the network, or use virtual"
+        f"nextpnr cannot be had from {address} ({'; '.join(problems)}); check the network, or use toolchain virtual"
     )
 
 
