@@ -79,7 +79,7 @@ def test_the_record_names_every_file_by_its_digest(built: Path) -> None:
     assert {entry["file"] for entry in entries} | {"kernels.json"} == set(contents(built))
 
 
-@pytest.mark.parametrize("core", ["cortex-a53", host_core().name])
+@pytest.mark.parametrize("core", [pytest.param("cortex-a53", marks=pytest.mark.slow), host_core().name])
 def test_building_twice_gives_the_same_bytes(export: Path, tmp_path: Path, core: str) -> None:
     runnable(CORES[core])
     once = build(export, ALLOCATION, core, tmp_path / "once")
@@ -124,9 +124,9 @@ def test_bad_inputs_are_refused(built: Path) -> None:
     kernels = Kernels(built)
     with pytest.raises(WattbitError, match=r"L7E7 is not among the 4 built experts"):
         kernels.forward(ExpertId(7, 7), inputs(24))
-    with pytest.raises(WattbitError, match=r"inputs must be int8 of shape \[T, 24\], not int8 of \[12, 25\]"):
+    with pytest.raises(WattbitError, match=r"inputs must be int8 of shape \[T, 24\], not int8 of \[19, 25\]"):
         kernels.forward(ExpertId(0, 0), inputs(25))
-    with pytest.raises(WattbitError, match=r"not float32 of \[12, 24\]"):
+    with pytest.raises(WattbitError, match=r"not float32 of \[19, 24\]"):
         kernels.forward(ExpertId(0, 0), inputs(24).astype(np.float32))
 
 

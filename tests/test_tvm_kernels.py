@@ -1,4 +1,4 @@
-"""Kernel == numpy: every core, width and activation width, on the integers of whole experts."""
+"""Expert == numpy: every core, width and activation width, on the integers of whole experts."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from wattbit.tvm_schedules.toolchain import RUNNER, emit_objects, kernels_for, l
 # the demo's, sizes that no vector divides, one with every loop of the template running, and the smallest
 SHAPES = [ExpertShape(64, 128), ExpertShape(37, 101), ExpertShape(256, 1100), ExpertShape(1, 1)]
 
-QUICK = {"cortex-a53", "cortex-a9", host_core().name}
+QUICK = {host_core().name}
 PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CORES]
 
 

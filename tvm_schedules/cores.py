@@ -2,14 +2,19 @@
 
 import platform
 import shutil
+import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.layout import Layout
 
 Multiply = Literal["smull", "vmull", "sdot", "vpdpbusd", "pmaddwd", "maddubs"]
+
+TUNED = Path(__file__).parent / "tuned"
 
 TRIPLES = {"aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
 CROSS_PACKAGES = {
@@ -20,12 +25,24 @@ CROSS_PACKAGES = {
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """How a width's kernels are tiled, see wattbit.tvm_schedules.tuning.
+
+    group_vectors: row vectors that lie interleaved and are worked on at once. run_chunks: chunks written out in a row,
+    where int16 sums do not ask for more.
+    """
+
+    group_vectors: int
+    run_chunks: int
+
+
+@dataclass(frozen=True)
 class Core:
     """What the kernels need to know of a core.
 
-    cpu, features: LLVM's names. vector_bytes: width of the vectors. group_vectors: row vectors that a kernel works on
-    at once, see wattbit.tvm_schedules.layout. multiply: the instruction that it multiplies with, see multiply.py.
-    required: the features that a CPU must have to run its kernels, as runner/features.c asks for them.
+    cpu, features: LLVM's names. vector_bytes: width of the vectors. multiply: the instruction that it multiplies with,
+    see wattbit.tvm_schedules.multiply. registers: its vector registers. required: the features that a CPU must have to
+    run its kernels, as runner/features.c asks for them. tilings: by weight width, where another than `tuned` is wanted.
     """
 
     name: str
@@ -33,13 +50,23 @@ class Core:
     cpu: str
     features: tuple[str, ...]
     vector_bytes: int
-    group_vectors: int
     multiply: Multiply
+    registers: int
     required: tuple[str, ...]
+    tilings: tuple[tuple[int, Tiling], ...] = ()
+
+    def tiling(self, weight_bits: int) -> Tiling:
+        return dict(self.tilings).get(weight_bits) or tuned(self.name)[weight_bits]
 
     def layout(self, weight_bits: int) -> Layout:
         signed = weight_bits == 8 and self.multiply != "vpdpbusd"
-        return Layout(weight_bits, self.vector_bytes, self.group_vectors, 0 if signed else 2 ** (weight_bits - 1))
+        zero = 0 if signed else 2 ** (weight_bits - 1)
+        return Layout(weight_bits, self.vector_bytes, self.tiling(weight_bits).group_vectors, zero)
+
+    @property
+    def layout_word(self) -> int:
+        """A 32-bit digest of the layouts of all widths: what is packed for one is read by no other."""
+        return crc32(repr([self.layout(bits) for bits in range(2, 9)]).encode())
 
     @property
     def llvm_target(self) -> dict[str, Any]:
@@ -67,27 +94,27 @@ class Core:
         return (f"-mcpu={self.cpu}", *(("-mfpu=neon", "-mfloat-abi=hard") if self.arch == "armv7" else ()))
 
 
+AVX512_VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512vnni")
 CORES = {
     core.name: core
     for core in (
-        Core("cortex-a53", "aarch64", "cortex-a53", ("+neon",), 16, 4, "smull", ("asimd",)),
-        Core("cortex-a72", "aarch64", "cortex-a72", ("+neon",), 16, 4, "smull", ("asimd",)),
-        Core("cortex-a76", "aarch64", "cortex-a76", ("+neon", "+dotprod"), 16, 4, "sdot", ("asimd", "asimddp")),
-        Core("cortex-a9", "armv7", "cortex-a9", ("+neon",), 16, 2, "vmull", ("neon",)),
-        Core("x86-64", "x86_64", "x86-64", (), 16, 2, "pmaddwd", ()),
-        Core("x86-avx2", "x86_64", "x86-64-v3", (), 32, 4, "maddubs", ("avx2", "bmi2", "fma")),
-        Core(
-            "x86-vnni512",
-            "x86_64",
-            "x86-64-v4",
-            ("+avx512vnni",),
-            64,
-            2,
-            "vpdpbusd",
-            ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512vnni"),
-        ),
+        Core("cortex-a53", "aarch64", "cortex-a53", ("+neon",), 16, "smull", 32, ("asimd",)),
+        Core("cortex-a72", "aarch64", "cortex-a72", ("+neon",), 16, "smull", 32, ("asimd",)),
+        Core("cortex-a76", "aarch64", "cortex-a76", ("+neon", "+dotprod"), 16, "sdot", 32, ("asimd", "asimddp")),
+        Core("cortex-a9", "armv7", "cortex-a9", ("+neon",), 16, "vmull", 16, ("neon",)),
+        Core("x86-64", "x86_64", "x86-64", (), 16, "pmaddwd", 16, ()),
+        Core("x86-avx2", "x86_64", "x86-64-v3", (), 32, "maddubs", 16, ("avx2", "bmi2", "fma")),
+        Core("x86-vnni512", "x86_64", "x86-64-v4", ("+avx512vnni",), 64, "vpdpbusd", 32, AVX512_VNNI),
     )
 }
+
+
+@cache
+def tuned(name: str) -> dict[int, Tiling]:
+    """The tilings that tuning chose for a core, by weight width."""
+    with (TUNED / f"{name}.toml").open("rb") as stream:
+        entries = tomllib.load(stream)
+    return {int(bits): Tiling(entry["group_vectors"], entry["run_chunks"]) for bits, entry in entries["widths"].items()}
 
 
 def find_core(name: str) -> Core:

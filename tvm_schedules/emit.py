@@ -5,6 +5,7 @@ It is a process of its own because TVM and torch each load an LLVM, and TVM impo
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -13,14 +14,15 @@ if __name__ == "__main__":
 import tvm
 from tvm.target import Target
 
-from wattbit.tvm_schedules.cores import find_core
+from wattbit.tvm_schedules.cores import Tiling, find_core
 from wattbit.tvm_schedules.kernel import gemm
 
 
 def main() -> None:
-    """Write FOLDER/NAME.o for each kernel of {"core", "kernels": [{name, weight_bits, tokens, grouped}]} on stdin."""
+    """Write FOLDER/NAME.o for each kernel of {"core", "tilings", "kernels": [{name, weight_bits, ...}]} on stdin."""
     request = json.load(sys.stdin)
-    core = find_core(request["core"])
+    tilings = tuple((bits, Tiling(**tiling)) for bits, tiling in request["tilings"])
+    core = replace(find_core(request["core"]), tilings=tilings)
     for kernel in request["kernels"]:
         module = tvm.IRModule({kernel["name"]: gemm(core=core, **kernel)})
         library = tvm.tirx.build(module, target=Target(core.llvm_target))

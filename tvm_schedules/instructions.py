@@ -9,24 +9,20 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
-from wattbit.arith import ExpertInts
 from wattbit.errors import ToolError, WattbitError
-from wattbit.plan import ExpertId, ExpertShape, Precision
 from wattbit.tvm_schedules.cores import Core, host_core
-from wattbit.tvm_schedules.packing import expert_file
+from wattbit.tvm_schedules.layout import DEPTH_UNIT, padded
 from wattbit.tvm_schedules.toolchain import RUNNER, emit_objects, kernels_for, link_program, run_tool
 
 EMULATORS = {"aarch64": "qemu-aarch64", "armv7": "qemu-arm"}
-TOKENS = 16
+REPEATS = 3
 
 
-def instructions_per_token(core: Core, shape: ExpertShape, weight_bits: Iterable[int]) -> dict[int, int]:
-    """Instructions of a whole expert (both GEMVs and requants) on one token, at each weight width.
+def instructions(core: Core, weight_bits: Iterable[int], rows: int, depth: int, tokens: int = 1) -> dict[int, int]:
+    """Instructions of one product of a matrix [rows, depth] and `tokens` tokens, at each weight width.
 
-    The program's start cancels: it is the difference of two runs, one with TOKENS tokens more. Raises WattbitError when
-    the core has no emulator or it is absent, ToolError when something that is run fails.
+    The program's start cancels: it is the difference of two runs, one with REPEATS products more. Raises WattbitError
+    when the core has no emulator or it is absent, ToolError when something that is run fails.
     """
     emulator = find_emulator(core)
     widths = tuple(weight_bits)
@@ -34,15 +30,18 @@ def instructions_per_token(core: Core, shape: ExpertShape, weight_bits: Iterable
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         emit_objects(kernels, core, folder)
-        link_program(kernels, core, folder, RUNNER / "forward.c", folder / "forward")
+        link_program(kernels, core, folder, RUNNER / "product.c", folder / "product")
         plugin = folder / "instructions.so"
         run_tool([host_core().compiler, "-O2", "-shared", "-fPIC", str(RUNNER / "instructions.c"), "-o", str(plugin)])
-        command = [*emulator, "-plugin", str(plugin), str(folder / "forward")]
+        command = [*emulator, "-plugin", str(plugin), str(folder / "product")]
         counts = {}
         for bits in widths:
-            (folder / "expert").write_bytes(expert_file(_zeros(Precision(bits), shape), core.layout(bits)))
-            few, many = (_count(command, folder, tokens * shape.d_model) for tokens in (1, 1 + TOKENS))
-            counts[bits] = (many - few) // TOKENS
+            weights = padded(core.layout(bits).matrix_bytes(rows, depth), DEPTH_UNIT)
+            (folder / "in").write_bytes(bytes(weights + tokens * padded(depth, DEPTH_UNIT)))
+            numbers = [str(number) for number in (bits, rows, depth, 0, tokens, 1)]
+            files = [str(folder / "in"), str(folder / "out")]
+            few, many = (_count([*command, *numbers, str(repeats), *files]) for repeats in (1, 1 + REPEATS))
+            counts[bits] = (many - few) // REPEATS
     return counts
 
 
@@ -55,15 +54,8 @@ def find_emulator(core: Core) -> list[str]:
     return [EMULATORS[core.arch], "-cpu", core.cpu]
 
 
-def _zeros(precision: Precision, shape: ExpertShape) -> ExpertInts:
-    D, H = shape.d_model, shape.d_hidden
-    w1, w2 = np.zeros((H, D), np.int8), np.zeros((D, H), np.int8)
-    return ExpertInts(ExpertId(0, 0), precision, w1, w2, np.ones(H, np.int32), np.ones(D, np.int32), 1, 1, 0, 0, 0)
-
-
-def _count(command: list[str], folder: Path, input_bytes: int) -> int:
-    (folder / "x").write_bytes(bytes(input_bytes))
-    said = run_tool([*command, *(str(folder / name) for name in ("expert", "x", "y"))])
+def _count(command: list[str]) -> int:
+    said = run_tool(command)
     found = re.search(r"instructions (\d+)", said)
     if found is None:
         raise ToolError(command, 0, said, "this qemu-user has no plugins: use Debian's dynamic one")

@@ -1,9 +1,10 @@
 """The one kernel template in TensorIR: products of packed weights and activations, of any width on any core.
 
-The loops over row groups and blocks are TensorIR loops of any length; what is within a run of blocks is written out by
+The loops over tiles and runs of blocks are TensorIR loops of any length; what is within a run is written out by
 ordinary Python loops as single assignments, so that sums stay in registers.
 """
 
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -12,10 +13,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from wattbit.tvm_schedules.cores import Core
-from wattbit.tvm_schedules.layout import Field
+from wattbit.tvm_schedules.layout import QUAD
 from wattbit.tvm_schedules.multiply import MULTIPLIERS, Sums, Vector, intrinsic
+from wattbit.tvm_schedules.unpack import codes_in_place, codes_joined
 
-RUN_CHUNKS_MAX = 16  # chunks written out in a row; more only fills the instruction cache
+RUN_CHUNKS_MAX = 16  # chunks written out in a row between widenings of int16 sums
+
+Cell = tuple[int, int, int]  # row vector of a tile, token of it, place
 
 
 def gemm(name: str, weight_bits: int, tokens: int, grouped: bool, core: Core) -> Any:
@@ -30,8 +34,17 @@ def gemm(name: str, weight_bits: int, tokens: int, grouped: bool, core: Core) ->
     with IRBuilder() as builder, prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "global_symbol": name})
-        _Template(weight_bits, tokens, grouped, core)
+        _Template(weight_bits, tokens, grouped, core).emit()
     return builder.get()
+
+
+@dataclass(frozen=True)
+class _Corner:
+    """The first of a tile: row group, row vector in it, token."""
+
+    group: Any
+    vector: Any
+    token: Any
 
 
 class _Template:
@@ -44,192 +57,179 @@ class _Template:
         # Multiplying fields where they lie saves shifts, but takes a sum for each place: powers of two too large.
         self.in_place = self.multiply.in_place and tokens == 1
         self.places = tuple(sorted({f.at - f.shift for f in layout.fields})) if self.in_place else (0,)
-        self.tile = max(1, layout.group_vectors // tokens)  # row vectors worked on at once
-        chunks = min(self.multiply.limit(layout), RUN_CHUNKS_MAX) if self.multiply.widen else 8
+        self.tile_vectors, self.tile_tokens = self._tile()
+        self.limit = self.multiply.limit(layout) if self.multiply.widen else 0
+        chunks = max(min(self.limit, RUN_CHUNKS_MAX), core.tiling(weight_bits).run_chunks)
         self.run = max(1, chunks // layout.block_chunks)  # blocks written out in a row
+
+    def _tile(self) -> tuple[int, int]:
+        """The row vectors and tokens to work on at once: as many as half of the registers hold the sums of."""
+        registers = self.multiply.parts * (2 if self.multiply.widen else 1) * len(self.places)
+        vectors, tokens = self.layout.group_vectors, self.tokens
+        while vectors * tokens > 1 and 2 * vectors * tokens * registers > self.core.registers:
+            vectors, tokens = (vectors // 2, tokens) if vectors >= tokens else (vectors, tokens // 2)
+        return vectors, tokens
+
+    def emit(self) -> None:
         self._parameters()
         with T.serial(0, self.groups) as group:
-            for first in range(0, layout.group_vectors, self.tile):
-                self._row_vectors(group, first)
+            loops = T.grid(self.layout.group_vectors // self.tile_vectors, self.tokens // self.tile_tokens)
+            with loops as (i, j):
+                self._tile_products(_Corner(group, i * self.tile_vectors, j * self.tile_tokens))
 
     def _parameters(self) -> None:
-        layout = self.layout
         self.groups, self.depth_groups, self.blocks = (
             T.arg(name, T.int32()) for name in ("groups", "depth_groups", "blocks")
         )
         self.x_quads, self.y_rows = (T.arg(name, T.int32()) for name in ("x_quads", "y_rows"))
-        row_blocks = self.groups * self.depth_groups
-        self.x = T.arg("x", T.Buffer((self.tokens * self.x_quads,), "int32"))
-        self.weights = T.arg("weights", T.Buffer((row_blocks * self.blocks * layout.block_bytes,), "uint8"))
+        parts = self.groups * self.depth_groups
+        self.x = T.arg("x", T.Buffer((self.tokens * self.x_quads,), "int32", align=4))
+        self.weights = T.arg("weights", T.Buffer((parts * self.blocks * self.layout.block_bytes,), "uint8"))
         self.zero_sums = T.arg("zero_sums", T.Buffer((self.tokens * self.depth_groups,), "int32", align=4))
         if self.grouped:
-            self.scales = T.arg("scales", T.Buffer((row_blocks * layout.group_rows,), "float32", align=4))
+            self.scales = T.arg("scales", T.Buffer((parts * self.layout.group_rows,), "float32", align=4))
         self.y = T.arg("y", T.Buffer((self.tokens * self.y_rows,), "float32" if self.grouped else "int32", align=4))
 
-    def _row_vectors(self, group: Any, first: int) -> None:
-        """All of the depth for `tile` row vectors of a group, from its vector `first` on."""
-        lanes = self.layout.vector_rows
-        cells = list(product(range(self.tile), range(self.tokens)))
-        sums = {(*cell, place): self._registers("int32") for cell in cells for place in self.places}
-        totals = {cell: _register("float32", lanes) for cell in cells} if self.grouped else {}
+    def _tile_products(self, corner: _Corner) -> None:
+        """All of the depth for a tile of row vectors and tokens."""
+        cells = list(product(range(self.tile_vectors), range(self.tile_tokens)))
+        parts = range(self.multiply.parts)
+        sums = {(r, t, p): [self._register("int32") for _ in parts] for r, t in cells for p in self.places}
+        totals = {cell: self._register("float32") for cell in cells} if self.grouped else {}
         for total in totals.values():
-            _store(total, T.broadcast(T.float32(0), lanes), lanes)
+            self._store(total, self._splat(T.float32(0)))
         with T.serial(0, self.depth_groups) as depth_group:
-            for registers in sums.values():
-                for register in registers:
-                    _store(register, T.broadcast(T.int32(0), lanes), lanes)
-            before = depth_group * self.blocks
+            for register in (each for registers in sums.values() for each in registers):
+                self._store(register, self._splat(T.int32(0)))
+            first = depth_group * self.blocks
             runs = self.blocks // self.run
             with T.serial(0, runs) as i:
-                self._add_blocks(sums, group, first, before, i * self.run, self.run)
+                self._add_blocks(sums, corner, first + i * self.run, self.run)
             if self.run > 1:
                 with T.serial(0, self.blocks - runs * self.run) as i:
-                    self._add_blocks(sums, group, first, before, runs * self.run + i, 1)
+                    self._add_blocks(sums, corner, first + runs * self.run + i, 1)
             for r, t in cells:
-                total = self._total([(place, sums[r, t, place]) for place in self.places])
-                total = total - T.broadcast(self.zero_sums[t * self.depth_groups + depth_group], lanes)
-                row = (first + r) * lanes
-                if self.grouped:
-                    index = (group * self.depth_groups + depth_group) * self.layout.group_rows + row
-                    scaled = T.Cast(f"float32x{lanes}", total) * self.scales.vload([index], f"float32x{lanes}")
-                    rounded = intrinsic("llvm.arithmetic.fence", f"float32x{lanes}", scaled)  # no core may fuse the sum
-                    _store(totals[r, t], _load(totals[r, t]) + rounded, lanes)
-                else:
-                    _store(self.y, total, lanes, t * self.y_rows + group * self.layout.group_rows + row)
+                self._finish(corner, depth_group, r, t, sums, totals)
         for r, t in totals:
-            row = (first + r) * lanes
-            _store(self.y, _load(totals[r, t]), lanes, t * self.y_rows + group * self.layout.group_rows + row)
+            self._store(self.y, self._load(totals[r, t]), self._y_index(corner, r, t))
 
-    def _add_blocks(
-        self, sums: dict[tuple[int, int, int], list[Any]], group: Any, first: int, before: Any, block: Any, count: int
-    ) -> None:
-        """Add `count` blocks, from number `block` of the depth group on, to the sums of a tile of row vectors."""
-        layout, V = self.layout, self.layout.vector_bytes
-        values: dict[tuple[int, int, int], Sums] = {cell: [_load(each) for each in sums[cell]] for cell in sums}
-        partial: dict[tuple[int, int, int], Sums] = {}
-        limit = self.multiply.limit(layout) if self.multiply.widen else 0
-        start = (group * self.depth_groups * self.blocks + before + block) * layout.block_bytes
-        quad = (before + block) * layout.block_chunks
+    def _finish(self, corner: _Corner, depth_group: Any, r: int, t: int, sums: Any, totals: Any) -> None:
+        """Bring the sums of one depth group to y, or scaled to the totals."""
+        zero_sum = self.zero_sums[(corner.token + t) * self.depth_groups + depth_group]
+        total = self._total({place: sums[r, t, place] for place in self.places}) - self._splat(zero_sum)
+        if not self.grouped:
+            self._store(self.y, total, self._y_index(corner, r, t))
+            return
+        floats = f"float32x{self.layout.vector_rows}"
+        part = corner.group * self.depth_groups + depth_group
+        index = part * self.layout.group_rows + (corner.vector + r) * self.layout.vector_rows
+        scaled = T.Cast(floats, total) * self.scales.vload([index], floats)
+        rounded = intrinsic("llvm.arithmetic.fence", floats, scaled)  # no core may fuse it with the addition
+        self._store(totals[r, t], self._load(totals[r, t]) + rounded)
+
+    def _y_index(self, corner: _Corner, r: int, t: int) -> Any:
+        row = corner.group * self.layout.group_rows + (corner.vector + r) * self.layout.vector_rows
+        return (corner.token + t) * self.y_rows + row
+
+    def _add_blocks(self, registers: dict[Cell, list[Any]], corner: _Corner, block: Any, count: int) -> None:
+        """Add `count` blocks, from number `block` of the row group on, to the sums of a tile."""
+        layout = self.layout
+        sums: dict[Cell, Sums] = {cell: [self._load(each) for each in registers[cell]] for cell in registers}
+        partial: dict[Cell, Sums] = {}  # int16 sums
+        x = _Activations(self, corner, block * layout.block_chunks, count * layout.block_chunks)
         for b in range(count):
-            vectors = [
-                [
-                    self.weights.vload(
-                        [start + ((b * layout.group_vectors + first + r) * layout.block_vectors + v) * V], f"uint8x{V}"
-                    )
-                    for v in range(layout.block_vectors)
-                ]
-                for r in range(self.tile)
-            ]
+            vectors = [self._block_vectors(corner, block + b, r) for r in range(self.tile_vectors)]
             for c in range(layout.block_chunks):
-                x = [self._activations(t, quad + b * layout.block_chunks + c) for t in range(self.tokens)]
-                for r in range(self.tile):
-                    for place, unsigned in self._codes(vectors[r], c):
-                        codes = T.bind(T.reinterpret(f"int8x{V}", unsigned))
-                        for t in range(self.tokens):
-                            self._multiply(values, partial, (r, t, place), codes, x[t])
-                if limit and (b * layout.block_chunks + c + 1) % limit == 0:
-                    self._widen(values, partial)
-        self._widen(values, partial)
-        for cell, registers in sums.items():
-            for register, value in zip(registers, values[cell], strict=True):
-                _store(register, value, layout.vector_rows)
+                chunk = b * layout.block_chunks + c
+                activations = [x.quad(t, chunk) for t in range(self.tile_tokens)]
+                for r in range(self.tile_vectors):
+                    for place, codes in self._codes(vectors[r], c):
+                        for t in range(self.tile_tokens):
+                            self._multiply(partial if self.limit else sums, (r, t, place), codes, activations[t])
+                if self.limit and (chunk + 1) % self.limit == 0:
+                    self._widen(sums, partial)
+        self._widen(sums, partial)
+        for cell in registers:
+            for register, value in zip(registers[cell], sums[cell], strict=True):
+                self._store(register, value)
 
-    def _activations(self, token: int, quad: Any) -> Vector:
-        V = self.layout.vector_bytes
-        quads = T.broadcast(self.x[token * self.x_quads + quad], V // 4)
-        return T.bind(T.reinterpret(f"int8x{V}", quads))
+    def _block_vectors(self, corner: _Corner, block: Any, r: int) -> list[Vector]:
+        layout, V = self.layout, self.layout.vector_bytes
+        number = corner.group * self.depth_groups * self.blocks + block
+        start = number * layout.block_bytes + (corner.vector + r) * (layout.block_vectors * V)
+        return [self.weights.vload([start + v * V], f"uint8x{V}") for v in range(layout.block_vectors)]
 
-    def _multiply(self, values: Any, partial: Any, cell: tuple[int, int, int], codes: Vector, x: Vector) -> None:
-        signed = self.layout.zero == 0
-        if self.multiply.widen is None:
-            values[cell] = [T.bind(each) for each in self.multiply.add(values[cell], codes, x, signed)]
+    def _codes(self, vectors: list[Vector], chunk: int) -> list[tuple[int, Vector]]:
+        """The codes of a block's chunk with the place that they are multiplied at."""
+        if self.in_place:
+            found = codes_in_place(self.layout, vectors, chunk)
         else:
-            before = partial.get(cell, [None] * self.multiply.parts)
-            partial[cell] = [T.bind(each) for each in self.multiply.add(before, codes, x, signed)]
+            found = [(0, codes_joined(self.core.arch, self.layout, vectors, chunk))]
+        return [(place, T.bind(T.reinterpret(f"int8x{self.layout.vector_bytes}", codes))) for place, codes in found]
 
-    def _widen(self, values: dict[Any, Sums], partial: dict[Any, Sums]) -> None:
+    def _multiply(self, sums: dict[Cell, Sums], cell: Cell, codes: Vector, x: Vector) -> None:
+        before = sums.get(cell, [None] * self.multiply.parts)
+        sums[cell] = [T.bind(each) for each in self.multiply.add(before, codes, x, self.layout.zero == 0)]
+
+    def _widen(self, sums: dict[Cell, Sums], partial: dict[Cell, Sums]) -> None:
         """Take the int16 sums over into the int32 sums."""
         for cell, parts in partial.items():
             assert self.multiply.widen
-            values[cell] = [
-                T.bind(self.multiply.widen(sum_, part)) for sum_, part in zip(values[cell], parts, strict=True)
-            ]
+            pairs = zip(sums[cell], parts, strict=True)
+            sums[cell] = [T.bind(self.multiply.widen(before, part)) for before, part in pairs]
         partial.clear()
 
-    def _codes(self, vectors: list[Vector], chunk: int) -> list[tuple[int, Vector]]:
-        """The codes of a block's chunk as (place, bytes): one vector put together, or one for each field."""
-        V = self.layout.vector_bytes
-        fields = [field for field in self.layout.fields if field.chunk == chunk]
-        if self.in_place:
-            masks = [T.broadcast(T.uint8(f.mask), V) for f in fields]
-            return [
-                (f.at - f.shift, vectors[f.vector] if f.bits == 8 else vectors[f.vector] & mask)
-                for f, mask in zip(fields, masks, strict=True)
-            ]
-        if self.core.arch == "x86_64":
-            return [(0, _join(vectors, fields, V))]
-        return [(0, self._insert(vectors, fields))]
-
-    def _insert(self, vectors: list[Vector], fields: list[Field]) -> Vector:
-        """ARM's way: each field is shifted in above the one before; what lies above the last is cleared."""
-        V = self.layout.vector_bytes
-        codes: Vector = None
-        for field in fields:
-            bits = vectors[field.vector]
-            if field.at:
-                bits = bits >> T.broadcast(T.uint8(field.at), V)
-            if codes is None:
-                codes = bits
-            elif self.core.arch == "aarch64":
-                codes = intrinsic(f"llvm.aarch64.neon.vsli.v{V}i8", f"uint8x{V}", codes, bits, T.int32(field.shift))
-            else:
-                shifts = T.broadcast(T.uint8(field.shift), V)
-                codes = intrinsic(f"llvm.arm.neon.vshiftins.v{V}i8", f"uint8x{V}", codes, bits, shifts)
-        last = fields[-1]
-        if last.at + last.bits == 8 and last.shift + 8 - last.at <= self.layout.weight_bits:
-            return codes
-        return codes & T.broadcast(T.uint8(2**self.layout.weight_bits - 1), V)
-
-    def _registers(self, dtype: str) -> list[Any]:
-        return [_register(dtype, self.layout.vector_rows) for _ in range(self.multiply.parts)]
-
-    def _total(self, sums: list[tuple[int, list[Any]]]) -> Vector:
+    def _total(self, sums: dict[int, list[Any]]) -> Vector:
         """The int32 sums, a lane for each row, of what was summed at each place."""
         lanes = self.layout.vector_rows
         total: Vector = None
-        for place, registers in sums:
-            parts = [_load(register) for register in registers]
+        for place, registers in sums.items():
+            parts = [self._load(register) for register in registers]
             value = parts[0]
             if len(parts) == 2:
                 even, odd = (T.Shuffle(parts, [T.int32(i) for i in range(start, 2 * lanes, 2)]) for start in (0, 1))
                 value = even + odd
             if place:
-                value = value >> T.broadcast(T.int32(place), lanes)
+                value = value >> self._splat(T.int32(place))
             total = value if total is None else total + value
         return total
 
+    def _register(self, dtype: str) -> Any:
+        # the default scope would ask TVM's runtime for memory
+        return T.alloc_buffer((self.layout.vector_rows,), dtype, scope="global")
 
-def _register(dtype: str, lanes: int) -> Any:
-    # the default scope would ask TVM's runtime for memory
-    return T.alloc_buffer((lanes,), dtype, scope="global")
+    def _splat(self, value: Any) -> Vector:
+        return T.broadcast(value, self.layout.vector_rows)
+
+    def _load(self, register: Any) -> Vector:
+        return register.vload([0], f"{register.dtype}x{self.layout.vector_rows}")
+
+    def _store(self, buffer: Any, value: Vector, index: Any = None) -> None:
+        T.buffer_store(buffer, value, [T.ramp(T.int32(0) if index is None else index, 1, self.layout.vector_rows)])
 
 
-def _load(register: Any) -> Vector:
-    return register.vload([0], f"{register.dtype}x{register.shape[0]}")
+class _Activations:
+    """The quads of a run of chunks, in all lanes of a vector."""
 
+    def __init__(self, template: _Template, corner: _Corner, first: Any, count: int) -> None:
+        self.template, self.corner, self.first = template, corner, first
+        # a quad of a vector that is there already is an operand of some of its instructions
+        self.by_vectors = template.core.arch == "aarch64" and count % QUAD == 0
+        self.vectors: dict[tuple[int, int], Vector] = {}
 
-def _store(buffer: Any, value: Vector, lanes: int, index: Any = 0) -> None:
-    T.buffer_store(buffer, value, [T.ramp(T.int32(index) if isinstance(index, int) else index, 1, lanes)])
-
-
-def _join(vectors: list[Vector], fields: list[Field], V: int) -> Vector:
-    """x86's way: each field is shifted to its place, cleared around, and the fields are or-ed."""
-    codes: Vector = None
-    for field in fields:
-        bits, shift = vectors[field.vector], field.at - field.shift
-        if shift:
-            bits = bits >> T.broadcast(T.uint8(shift), V)
-        if field.bits < 8:
-            bits = bits & T.broadcast(T.uint8((2**field.bits - 1) << field.shift), V)
-        codes = bits if codes is None else codes | bits
-    return codes
+    def quad(self, token: int, chunk: int) -> Vector:
+        V = self.template.layout.vector_bytes
+        start = (self.corner.token + token) * self.template.x_quads + self.first
+        if self.by_vectors:
+            vector, lane = divmod(chunk, QUAD)
+            if (token, vector) not in self.vectors:
+                four = self.template.x.vload([start + vector * QUAD], f"int32x{QUAD}")
+                self.vectors[token, vector] = T.bind(four)
+            quads = T.Shuffle([self.vectors[token, vector]], [T.int32(lane)] * QUAD)
+        else:
+            quads = T.broadcast(self.template.x[start + chunk], V // QUAD)
+        if self.template.core.multiply == "smull":
+            # hides that the halves are equal, for which LLVM would leave out the instructions that take upper halves
+            floats = f"float32x{V // QUAD}"
+            quads = intrinsic("llvm.arithmetic.fence", floats, T.reinterpret(floats, quads))
+        return T.bind(T.reinterpret(f"int8x{V}", quads))

@@ -13,6 +13,7 @@ from wattbit.tvm_schedules.cores import Core
 from wattbit.tvm_schedules.layout import LAYOUT_VERSION
 
 RUNNER = Path(__file__).parent / "runner"
+PARTS = ("expert.c", "matrix.c", "pool.c", "timing.c")
 FLAGS = ("-std=c11", "-O3", "-fPIC", "-Wall", "-Wextra")
 
 
@@ -40,7 +41,11 @@ def kernels_for(weight_bits: Iterable[int], grouped: bool = False) -> tuple[Kern
 
 def emit_objects(kernels: tuple[Kernel, ...], core: Core, folder: Path) -> None:
     """Write `folder`/NAME.o for each kernel; see wattbit.tvm_schedules.emit."""
-    request = {"core": core.name, "kernels": [asdict(kernel) | {"name": kernel.name} for kernel in kernels]}
+    request = {
+        "core": core.name,
+        "tilings": [(bits, asdict(tiling)) for bits, tiling in core.tilings],
+        "kernels": [asdict(kernel) | {"name": kernel.name} for kernel in kernels],
+    }
     run_tool([sys.executable, "-m", "wattbit.tvm_schedules.emit", str(folder)], json.dumps(request))
 
 
@@ -80,7 +85,7 @@ def _link(kernels: tuple[Kernel, ...], core: Core, objects: Path, arguments: lis
             [
                 *(core.compiler, *FLAGS, *core.compiler_flags, *_defined(definitions)),
                 *("-s", "-Wl,--build-id=none"),  # the same input gives the same bytes
-                *(str(RUNNER / name) for name in ("expert.c", "matrix.c", "pool.c")),
+                *(str(RUNNER / name) for name in PARTS),
                 *arguments,
                 *(str(objects / f"{kernel.name}.o") for kernel in kernels),
                 *(str(features), "-pthread", "-o", str(temporary)),

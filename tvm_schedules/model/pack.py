@@ -56,7 +56,7 @@ def pack(source: Source, core: Core, path: Path) -> str:
 
 def layout_words(core: Core) -> tuple[int, int, int, int]:
     """What file and library must agree on about packed matrices."""
-    return LAYOUT_VERSION, core.vector_bytes, core.group_vectors, core.layout(8).zero
+    return LAYOUT_VERSION, core.vector_bytes, core.layout_word, core.layout(8).zero
 
 
 def _items(source: Source, core: Core, name: str) -> list[Item]:
