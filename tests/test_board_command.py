@@ -31,7 +31,7 @@ from wattbit.hls.planner import plan
 from wattbit.hls.shell import build_shell
 from wattbit.pipeline import PIPELINE, model_config, target, workload
 from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
-from wattbit.presets import run_config, share
+from wattbit.presets import run_config
 from wattbit.run import Run
 
 DIGEST = "0123456789abcdef"
@@ -72,10 +72,10 @@ def make_run(root: Path, board: str = "pynq-z2") -> Run:
     return run
 
 
-def make_design(run: Run, folder: Path, chip_share: float = 0.8) -> dict[str, Any]:
-    """What the stage `build` leaves, for the plan that toolchain vivado takes, of engines that are stubs."""
+def make_design(run: Run, folder: Path) -> dict[str, Any]:
+    """What the stage `build` leaves, of engines that are stubs."""
     allocation = Allocation.from_json(read_json(run.path("cotrain", "allocation.json")))
-    planned = plan(allocation, model_config(run).shape, share(target(run), chip_share), workload(run))
+    planned = plan(allocation, model_config(run).shape, target(run), workload(run))
     engines = [stub(folder / "engines", bits, 8, 8, d_model=16) for bits in (4, 8)]
     build_shell(engines, 16, DIGEST, folder / "shell")
     record = {

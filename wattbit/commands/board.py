@@ -19,7 +19,7 @@ from wattbit.perform import RUNS, json_option, perform, run_option, start
 from wattbit.pipeline import PIPELINE, final_allocation, model_config, workload
 from wattbit.presets import PRESETS, run_config, share
 from wattbit.progress import Progress
-from wattbit.run import Run, code_digest
+from wattbit.run import Run, cache_folder, code_digest
 
 if TYPE_CHECKING:
     from wattbit.board.targets import BoardTarget
@@ -33,10 +33,11 @@ DEFAULT_PRESET, DEFAULT_BOARD = "demo", "virtual-z2"
 
 def toolchains() -> "Sequence[Toolchain]":
     """All of them, the best first."""
+    from wattbit.hls.open.toolchain import OpenToolchain
     from wattbit.hls.virtual import VirtualToolchain
     from wattbit.hls.vivado.toolchain import VivadoToolchain
 
-    return (VivadoToolchain(), VirtualToolchain())
+    return (VivadoToolchain(), OpenToolchain(cache_folder()), VirtualToolchain())
 
 
 @click.command()
@@ -101,8 +102,10 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
     from wattbit.hls.shell import ShellRtl
 
     model = model_config(run)
-    target = share(board.target, PRESETS[run.config.preset].chip_share)
-    planned = plan(final_allocation(run), model.shape, share(target, toolchain.chip_share), workload(run))
+    preset_share = PRESETS[run.config.preset].chip_share
+    target = share(board.target, preset_share)
+    budget = share(board.target, min(preset_share, toolchain.chip_share))
+    planned = plan(final_allocation(run), model.shape, budget, workload(run))
     require_fit(planned)
     out = run.path("board", target.name, toolchain.name)
     design_folder = designed(run, planned, out, progress)
