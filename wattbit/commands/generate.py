@@ -1,0 +1,141 @@
+"""`wattbit generate`: text from a run's quantized model, decoded on its board, another board or this machine."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wattbit.display import Display
+from wattbit.errors import WattbitError
+from wattbit.files import read_json
+from wattbit.perform import RUNS, perform, run_option
+from wattbit.run import Run, cache_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from wattbit.board.ssh import Connection
+
+THIS_MACHINE = "localhost"
+AT_ONCE = 4  # tokens that a board is asked for at a time
+PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes to
+
+
+@click.command()
+@click.argument("prompt")
+@run_option
+@click.option("--board", help="Board to decode on: a name or a TOML file; by default that of the run.")
+@click.option("--host", help="SSH host to decode on, of the run's target; localhost is this machine, without SSH.")
+@click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens to generate.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 1 draws as trained.")
+@click.option("--top-k", default=0, show_default=True, help="Draw from this many likeliest tokens; 0: from all.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**64 - 1), help="Seed of the draws.")
+def command(
+    prompt: str,
+    folder: Path | None,
+    board: str | None,
+    host: str | None,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> None:
+    """Continue PROMPT with a run's quantized model, as PyTorch's would.
+
+    The whole model runs on the board: experts on their FPGA engines, everything else on its cores. The text is written
+    as it comes, and ends where the model's context does.
+    """
+    if board and host:
+        raise click.UsageError("--board and --host both say where to decode; give one")
+    run = Run.open(folder) if folder else Run.latest(RUNS)
+    perform(run, "build" if host == THIS_MACHINE else "deploy", as_json=False)
+    from wattbit.models.data import load_vocabulary
+
+    vocabulary = load_vocabulary(run.path("data"))
+    ids = vocabulary.encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise WattbitError("the prompt has no tokens; give some text")
+    request = {"prompt": ids, "temperature": temperature, "top_k": top_k, "seed": seed}
+    if host == THIS_MACHINE:
+        found = on_this_machine(run, tokens, request)
+    else:
+        found = on_board(run, board, host, tokens, request)
+    begin_s = time.monotonic()
+    count = stream(vocabulary, found)
+    if host == THIS_MACHINE:
+        speed = f", {count / (time.monotonic() - begin_s):.0f} tokens/s with the prompt (measured)"
+    else:
+        speed = ""
+    click.echo(f"{count} tokens{speed}", err=True)
+
+
+def stream(vocabulary: "Tokenizer", tokens: Iterator[int]) -> int:
+    """Write the text of tokens as they come, whole characters only; how many tokens there were."""
+    ids: list[int] = []
+    written = ""
+    for token in tokens:
+        ids.append(token)
+        text: str = vocabulary.decode(ids)
+        if not text.endswith(PARTIAL):
+            click.echo(text[len(written) :], nl=False)
+            sys.stdout.flush()
+            written = text
+    click.echo(vocabulary.decode(ids)[len(written) :])
+    return len(ids)
+
+
+def on_this_machine(run: Run, count: int, request: dict[str, Any]) -> Iterator[int]:
+    from wattbit.tvm_schedules.model.runtime import Decoder, Sampling
+
+    with Decoder(run.path("build", "host", "decoder")) as decoder:
+        sampling = Sampling(request["temperature"], request["top_k"], request["seed"])
+        yield from decoder.generate(request["prompt"], count, sampling)
+
+
+def on_board(run: Run, name: str | None, host: str | None, count: int, request: dict[str, Any]) -> Iterator[int]:
+    from wattbit.board.client import AgentClient
+    from wattbit.board.deploy import deploy
+
+    bundle = bundle_for(run, name)
+    with reached(run, name, host) as connection, Display() as display:
+        display.begin("generate", connection.host)
+        place = deploy(bundle, connection, display)
+        with AgentClient(connection, place) as agent:
+            agent.request("load")
+            tokens = agent.request("generate", count=min(AT_ONCE, count), **request)["tokens"]
+            while tokens:
+                yield from tokens
+                count -= len(tokens)
+                tokens = agent.request("generate", count=min(AT_ONCE, count))["tokens"] if count else []
+            agent.request("quit")
+
+
+def bundle_for(run: Run, name: str | None) -> Path:
+    """The run's own bundle, or what `wattbit board` last made for another board."""
+    if name in (None, run.config.board):
+        return run.path("bundle")
+    from wattbit.board.targets import load
+
+    target = load(str(name)).target.name
+    chosen = run.path("board", target, "chosen.json")
+    if not chosen.is_file():
+        raise WattbitError(f"the run has no bundle for {target}; make one with `wattbit board --board {name}`")
+    return run.path("board", target, read_json(chosen)["toolchain"], "bundle")
+
+
+@contextmanager
+def reached(run: Run, name: str | None, host: str | None) -> Iterator["Connection"]:
+    """A connection to the board of that name, or to an SSH host."""
+    from wattbit.board.connect import board
+    from wattbit.board.ssh import Connection
+
+    if host is not None:
+        with Connection(host) as connection:
+            yield connection
+    else:
+        with board(name or run.config.board, cache_folder(), run.path("board")) as connection:
+            yield connection
