@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 from typing import Literal, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wattbit.arith import Int8
 from wattbit.errors import ToolError, WattbitError
-from wattbit.files import digest_json, read_json, sha256_file, write_bytes, write_json
+from wattbit.files import atomic, digest_json, read_json, sha256_file, write_bytes, write_json
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.simulate import verilator
 from wattbit.processes import execute, workers
@@ -29,6 +29,8 @@ LIBRARY = "libwattbit_accel.so"
 SIM = Path(__file__).parent / "sim"
 JOBS = 2
 COMPILERS = BoundedSemaphore(JOBS)  # held by each running compiler, so that designs may be built side by side
+RUNTIME = Lock()  # held by who compiles what designs share
+RUNTIME_SOURCES = ("verilated", "verilated_threads")
 
 GENERATE = ("--cc", "--no-timing", "--assert", "-O3", "--output-split", "60000", "-Wno-fatal", "-Wno-lint")
 COMPILE = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-DVERILATOR=1", "-DVM_TRACE=0", "-DVM_COVERAGE=0")
@@ -52,11 +54,12 @@ INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result and arg
 }
 
 
-def verilate(shell: ShellRtl, out: Path, arch: Arch) -> Path:
+def verilate(shell: ShellRtl, out: Path, arch: Arch, runtime: Path | None = None) -> Path:
     """Build `out`/ARCH/libwattbit_accel.so from a design, unless it is there from the same sources and tools.
 
-    Both architectures may share `out`, one call after the other: the second finds the C++ of the first. Raises
-    WattbitError when a compiler is missing, ToolError when Verilator or the compiler fails.
+    Both architectures may share `out`, one call after the other: the second finds the C++ of the first. runtime: folder
+    for what is the same in all designs, to be shared by several; by default `out`. Raises WattbitError when a compiler
+    is missing, ToolError when Verilator or the compiler fails.
     """
     compiler = f"{arch}-linux-gnu-g++"
     if shutil.which(compiler) is None:
@@ -72,7 +75,7 @@ def verilate(shell: ShellRtl, out: Path, arch: Arch) -> Path:
         return library
     sources = _generate(shell, out / "cpp", generated)
     with tempfile.TemporaryDirectory(prefix=f".{arch}-", dir=out) as name:
-        built = _compile(compiler, sources, Path(name))
+        built = _compile(compiler, sources, Path(name), _runtime(compiler, version, runtime or out))
         write_bytes(library, built.read_bytes())
     write_json(stamp, {"key": key, "sha256": sha256_file(library)})
     return library
@@ -98,33 +101,50 @@ def _generate(shell: ShellRtl, out: Path, key: str) -> Path:
     return out
 
 
-def _compile(compiler: str, sources: Path, work: Path) -> Path:
+def _runtime(compiler: str, version: str, folder: Path) -> list[Path]:
+    """Verilator's runtime as object files, compiled in `folder` unless they are there."""
+    key = digest_json([importlib.metadata.version("verilator"), version, COMPILE, ENDS, FAST])
+    folder = folder / f"runtime-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with RUNTIME:
+        for source in RUNTIME_SOURCES:
+            if not (folder / f"{source}.o").is_file():
+                with atomic(folder / f"{source}.o") as temporary:
+                    _compile_one(compiler, _include() / f"{source}.cpp", temporary, [])
+    return [folder / f"{source}.o" for source in RUNTIME_SOURCES]
+
+
+def _compile(compiler: str, sources: Path, work: Path, runtime: list[Path]) -> Path:
     """Compile and link the generated C++ and our own, two files at a time, the longest first."""
-    _, environment = verilator()
-    include = Path(environment["VERILATOR_ROOT"]) / "include"
-    runtime = [include / "verilated.cpp", include / "verilated_threads.cpp"]
     small = [path for path in sorted(sources.glob("V*.cpp")) if path.stat().st_size < SMALL_BYTES]
     together = work / "small.cpp"  # one file, as each would read the same long headers
     together.write_text("".join(f'#include "{path.name}"\n' for path in small))
     generated = [path for path in sources.glob("*.cpp") if path not in small]
-    files = [*sorted([*generated, *SIM.glob("*.cpp"), *runtime], key=lambda path: -path.stat().st_size), together]
-    folders = [f"-I{path}" for path in (sources.absolute(), SIM, include, include / "vltstd")]
+    files = [*sorted([*generated, *SIM.glob("*.cpp")], key=lambda path: -path.stat().st_size), together]
+    flags = [f"-I{sources.absolute()}", f"-I{SIM}", "-DVL_READMEM_N=wb_readmem"]  # the runtime keeps its own $readmemh
 
     def compile_one(source: Path) -> None:
-        # The runtime keeps its own $readmemh; what it prints must not mix with the agent's stdout.
-        own = (*ENDS, "-DVL_PRINTF(...)=std::fprintf(stderr,__VA_ARGS__)")
-        rename = () if source in runtime else ("-DVL_READMEM_N=wb_readmem",)
-        optimise = SLOW if "__Slow" in source.name else FAST
-        output = ["-c", str(source.absolute()), "-o", str(work.absolute() / f"{source.stem}.o")]
-        with COMPILERS:
-            _run([compiler, *COMPILE, optimise, *own, *rename, *folders, *output], work)
+        _compile_one(compiler, source, work / f"{source.stem}.o", flags)
 
     with workers(JOBS) as pool:
         list(pool.map(compile_one, files))
     (work / "exports.map").write_text("{ global: wb_*; local: *; };\n")
-    library = work / LIBRARY
-    _run([compiler, *LINK, "-o", library.name, *(f"{source.stem}.o" for source in files)], work)
-    return library
+    objects = [f"{source.stem}.o" for source in files] + [str(path.absolute()) for path in runtime]
+    _run([compiler, *LINK, "-o", LIBRARY, *objects], work)
+    return work / LIBRARY
+
+
+def _include() -> Path:
+    return Path(verilator()[1]["VERILATOR_ROOT"]) / "include"
+
+
+def _compile_one(compiler: str, source: Path, out: Path, flags: list[str]) -> None:
+    # What the runtime prints must not mix with the agent's stdout.
+    own = (*ENDS, "-DVL_PRINTF(...)=std::fprintf(stderr,__VA_ARGS__)", f"-I{_include()}", f"-I{_include() / 'vltstd'}")
+    optimise = SLOW if "__Slow" in source.name else FAST
+    files = ["-c", str(source.absolute()), "-o", str(out.absolute())]
+    with COMPILERS:
+        _run([compiler, *COMPILE, optimise, *own, *flags, *files], out.parent)
 
 
 def _run(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> str:

@@ -62,6 +62,8 @@ def simulate(
 def simulate_plan(plan: EnginePlan, ints: Mapping[ExpertId, ExpertInts], vectors: Vectors, out: Path) -> dict[str, Any]:
     """The plan's engines in their shell, written to `out` and simulated on this machine; see `simulate`.
 
+    What Verilator compiles for every design lies beside `out`, for the next one.
+
     For comparing designs that no board gets: the engines are those of `hls.build`, but no expert is taken through FINN
     and yosys counts nothing. Raises WattbitError if the plan does not fit its part, or any output differs.
     """
@@ -71,5 +73,5 @@ def simulate_plan(plan: EnginePlan, ints: Mapping[ExpertId, ExpertInts], vectors
         for spec in plan.classes
     ]
     shell = build_shell(engines, plan.shape.d_model, plan.digest, out / "shell")
-    library = verilate(shell, out / "accelerator", "x86_64")
+    library = verilate(shell, out / "accelerator", "x86_64", runtime=out.parent)
     return simulate(plan, library, vectors, images=images_of(engines))

@@ -13,6 +13,7 @@ module wattbit_core #(
   parameter logic [ENGINES*16-1:0] QUEUE = '0,      // words of vectors that wait for each engine, powers of two
   parameter logic [ENGINES*32-1:0] BEATS = '0,      // 64-bit words of an expert's image; 0: weights are on the chip
   parameter logic [ENGINES*32-1:0] STRIDE = '0,     // 64-bit words from one image to the next
+  parameter int AHEAD = 128,                        // 64-bit words that a stream requests ahead, a power of two
   parameter int STREAMS = 0,                        // engines with BEATS
   parameter int PORTS = STREAMS > 0 ? STREAMS : 1
 ) (
@@ -183,7 +184,7 @@ module wattbit_core #(
 
     if (LANE_BEATS != 0) begin : g_stream
       localparam int S = stream(i);
-      wattbit_loader #(.BEATS(LANE_BEATS), .STRIDE(int'(STRIDE[32*i+:32]))) loader (
+      wattbit_loader #(.BEATS(LANE_BEATS), .STRIDE(int'(STRIDE[32*i+:32])), .AHEAD(AHEAD)) loader (
         .clk, .rst_n,
         .base(weights_addr[29*S+:29]), .set(load_set), .set_valid(load_valid), .set_ready(load_ready),
         .m_data(weights[64*S+:64]), .m_valid(weights_valid[S]), .m_ready(weights_ready[S]), .error(load_error[S]),
