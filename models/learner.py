@@ -1,5 +1,6 @@
 """A trained model that can be priced, adapted and put back: what the policy knows as `wattbit.plan.Learner`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -90,15 +91,21 @@ class MoELearner:
 
     def finetune(self, allocation: Allocation, steps: int, seed: int, progress: Progress = silent) -> None:
         """Quantization-aware training of all weights at constant scales, straight through the rounding (STE)."""
-        used = {(e, allocation.precision(e)): self.scales(e, allocation.precision(e)) for e in self.config.expert_ids}
-        by_layer = [[s for (e, _), s in used.items() if e.layer == i] for i in range(self.config.layers)]
-        quantizers = [LayerQuantizer.of(scales) for scales in by_layer]
+        self.finetune_over([allocation], steps, seed, progress)
+
+    def finetune_over(
+        self, allocations: Sequence[Allocation], steps: int, seed: int, progress: Progress = silent
+    ) -> None:
+        """`finetune`, step after step at the next of the allocations, so that the weights serve all of them."""
+        used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for a in allocations for p in a.placements}
+        quantizers = [self._quantizers(allocation, used) for allocation in allocations]
         optimizer = make_optimizer(self.network, FINETUNE_RATE, weight_decay=0.0)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = FINETUNE_RATE * (1 - step / steps)
             contexts = draw(self.samples.train, self.config.context, self.train_config.batch, seed, step)
             mixtures = [block.mixture for block in self.network.layers]
-            experts = [q.experts(m.w1, m.w2) for q, m in zip(quantizers, mixtures, strict=True)]
+            layers = zip(quantizers[step % len(quantizers)], mixtures, strict=True)
+            experts = [quantizer.experts(mixture.w1, mixture.w2) for quantizer, mixture in layers]
             train_step(self.network, optimizer, contexts, self.train_config.balance, experts)
             progress("finetune", step + 1, steps)
         exact = {key: s for key, s in used.items() if s.still_exact(*(w.numpy() for w in self._weights(key[0])))}
@@ -157,6 +164,13 @@ class MoELearner:
     def _weights(self, expert: ExpertId) -> tuple[Tensor, Tensor]:
         mixture = self.network.layers[expert.layer].mixture
         return mixture.w1[expert.expert].detach(), mixture.w2[expert.expert].detach()
+
+    def _quantizers(
+        self, allocation: Allocation, scales: Mapping[tuple[ExpertId, Precision], ExpertScales]
+    ) -> list[LayerQuantizer]:
+        """One a layer, of that layer's experts at the widths of an allocation."""
+        layers = [[e for e in self.config.expert_ids if e.layer == i] for i in range(self.config.layers)]
+        return [LayerQuantizer.of([scales[e, allocation.precision(e)] for e in layer]) for layer in layers]
 
     def _brevitas(self, allocation: Allocation) -> list[Experts]:
         modules: list[dict[int, BrevitasExpert]] = [{} for _ in range(self.config.layers)]

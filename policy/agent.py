@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wattbit.errors import WattbitError
 from wattbit.files import atomic
-from wattbit.policy.environment import AllocationEnv
+from wattbit.policy.environment import AllocationEnv, observe
 from wattbit.policy.exact import solve_shared
 from wattbit.policy.network import PolicyNet, of_gates
 from wattbit.policy.ppo import PPO
@@ -73,15 +73,22 @@ class Policy:
 
     def choose(self, problem: Problem, draws: int = 0, seed: int = 0) -> Choice:
         """The best of the likeliest choice and of `draws` drawn ones, repaired to the budget [N], without learning."""
-        env = AllocationEnv(problem)
         best = Best(problem)
-        best.offer(self.net.mode(torch.from_numpy(env.observation)))
-        if draws > 1:
-            generator = torch.Generator().manual_seed(seed)
-            batch = draw(self.net, env, Prices(problem, 0.0), 1, draws, generator)
-            for choice in batch.choices[0]:
-                best.offer(choice)
+        best.offer(self.net.mode(torch.from_numpy(observe(problem))))
+        for choice in self.sample(problem, draws, seed):
+            best.offer(choice)
         return best.choice
+
+    @torch.no_grad()
+    def sample(self, problem: Problem, draws: int, seed: int) -> list[Choice]:
+        """Choices [N] drawn from the policy, gates and widths, each repaired to the budget."""
+        observation = torch.from_numpy(observe(problem))
+        generator = torch.Generator().manual_seed(seed)
+        logits = self.net.gates(observation).expand(draws, -1)
+        gates = torch.bernoulli(torch.sigmoid(logits), generator=generator)  # [draws, K]
+        probs = self.net.experts(observation, gates).exp()  # [draws, N, K]
+        drawn = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(draws, -1) if draws else gates
+        return [problem.shrink(row) for row in drawn.numpy().astype(np.int64)]
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, atomically."""

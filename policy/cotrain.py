@@ -7,6 +7,9 @@ Damage measured before retraining is the wrong table for the retrained model, so
 weights that the round before left. (Correcting it by what retraining repaired at each width was tried: after 20 steps
 the change of single experts' damage was all noise, and the policy took the noise for free bits.)
 
+A round fine-tunes at the policy's best allocation or, with `sampled`, at it and at allocations drawn from the policy in
+turn, a step each, so that the weights bear a change of widths at run time.
+
 Fair by construction: every method starts from the same float weights and gets `rounds` fine-tuning calls of `steps`
 steps with the same seeds (hence the same batches). DMPQ's differ only in their widths, which may change between rounds.
 """
@@ -39,13 +42,18 @@ class CotrainSettings:
     """Fine-tuning steps a round; every control gets rounds * steps too."""
     seed: int = 0
     """Seed of the first round's fine-tuning; each round takes the next."""
+    sampled: bool = False
+    """Whether the policy's rounds fine-tune at widths drawn from it (`search.draws`), not at its best alone."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.steps < 1:
             raise WattbitError(f"rounds and steps must be at least 1, not {self.rounds} and {self.steps}")
+        if self.sampled and not self.search.draws:
+            raise WattbitError("co-training at sampled widths needs search.draws above 0, for instance 16")
 
     def to_json(self) -> Record:
-        return {"search": self.search.to_json(), "rounds": self.rounds, "steps": self.steps, "seed": self.seed}
+        plain = {name: getattr(self, name) for name in ("rounds", "steps", "seed", "sampled")}
+        return {"search": self.search.to_json()} | plain
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -167,7 +175,8 @@ class _Loop:
         """Fine-tune at the widths that the policy found."""
         best = found.best
         start = self.steps.weights(_chain(POLICY), turn)
-        end = self._finetune(_chain(POLICY), turn, best.allocation)
+        widths = (best.allocation, *found.draws) if self.settings.sampled else (best.allocation,)
+        end = self._finetune(_chain(POLICY), turn, widths)
         seen: Record = self.steps.step(f"round-{turn}", lambda: self._before_and_after(best.allocation, start, end))
         return seen | {
             "round": turn,
@@ -185,7 +194,7 @@ class _Loop:
         """Fine-tune a chain to its end (the policy's rounds have done that) and take its perplexity."""
         if chain != _chain(POLICY):
             for turn in range(self.settings.rounds):
-                self._finetune(chain, turn, allocation)
+                self._finetune(chain, turn, (allocation,))
         start, end = self.steps.weights(chain, 0), self.steps.weights(chain, self.settings.rounds)
         seen: Record = self.steps.step(f"method-{chain}", lambda: self._before_and_after(allocation, start, end))
         return seen | {
@@ -195,8 +204,8 @@ class _Loop:
             "weights": str(end.relative_to(self.out)),
         }
 
-    def _finetune(self, chain: str, turn: int, allocation: Allocation) -> Path:
-        return self.steps.finetune(chain, turn + 1, allocation, self.settings.steps, self.settings.seed + turn)
+    def _finetune(self, chain: str, turn: int, allocations: Sequence[Allocation]) -> Path:
+        return self.steps.finetune(chain, turn + 1, allocations, self.settings.steps, self.settings.seed + turn)
 
     def _before_and_after(self, allocation: Allocation, start: Path, end: Path) -> Record:
         return {

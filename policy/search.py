@@ -41,6 +41,8 @@ class SearchSettings:
     """One random allocation for each."""
     iterations: int = 150
     """Policy updates a seed."""
+    draws: int = 0
+    """Allocations to draw from the trained policy, beside its best; for co-training at sampled widths."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -91,6 +93,7 @@ class SearchResult:
     methods: outcomes by name: uniform8, uniform4, linear, exact (one each), random and dmpq (one a seed).
     curves: mean reward of each iteration's draws, for every seed. front: the allocations within the budget, among all
     that were priced, that no other beats in both damage and latency, fastest first. priced: how many there were.
+    draws: allocations drawn from the policy of the best seed, within the budget.
     """
 
     settings: SearchSettings
@@ -98,6 +101,7 @@ class SearchResult:
     curves: Mapping[int, tuple[float, ...]]
     front: tuple[Outcome, ...]
     priced: int
+    draws: tuple[Allocation, ...] = ()
 
     @property
     def best(self) -> Outcome:
@@ -112,6 +116,7 @@ class SearchResult:
             "curves": {str(seed): list(curve) for seed, curve in self.curves.items()},
             "front": [outcome.to_json() for outcome in self.front],
             "priced": self.priced,
+            "draws": [allocation.to_json() for allocation in self.draws],
         }
 
     @classmethod
@@ -122,6 +127,7 @@ class SearchResult:
             {int(seed): tuple(curve) for seed, curve in record["curves"].items()},
             tuple(Outcome.from_json(outcome) for outcome in record["front"]),
             record["priced"],
+            tuple(Allocation.from_json(allocation) for allocation in record["draws"]),
         )
 
 
@@ -164,12 +170,15 @@ def search(
     env, agent = AllocationEnv(problem), AgentSettings(iterations=settings.iterations)
     trained = {seed: train(env, seed, agent, progress) for seed in settings.seeds}
     choices[POLICY] = [policy.choice for policy in trained.values()]
+    ahead = max(trained.values(), key=lambda policy: policy.reward)
+    drawn = ahead.policy.sample(problem, settings.draws, settings.seeds[0])
     return SearchResult(
         settings,
         {name: tuple(Outcome.of(problem, choice) for choice in found) for name, found in choices.items()},
         {seed: policy.curve for seed, policy in trained.items()},
         tuple(Outcome.of(problem, choice) for choice in _front(problem)),
         len(problem.priced),
+        tuple(problem.allocation(choice) for choice in drawn),
     )
 
 

@@ -1,6 +1,6 @@
 """The finished steps of one co-training, one file each: a step whose file exists is not done again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,12 @@ class Steps:
         self._advance()
         return value
 
-    def finetune(self, chain: str, link: int, allocation: Allocation, steps: int, seed: int) -> Path:
-        """The weights of a chain's link, made from the link before by fine-tuning at these widths."""
+    def finetune(self, chain: str, link: int, allocations: Sequence[Allocation], steps: int, seed: int) -> Path:
+        """The weights of a chain's link, made from the link before by fine-tuning at these widths in turn."""
         weights = self.weights(chain, link)
         if not weights.exists():
             learner = self.at(self.weights(chain, link - 1))
-            learner.finetune(allocation, steps, seed)
+            learner.finetune_over(allocations, steps, seed)
             learner.save(weights)
         self._advance()
         return weights

@@ -1,7 +1,7 @@
 """Small worlds for the policy's tests: experts, meters and a learner whose laws are known."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +116,16 @@ class FakeLearner:
         return float(np.exp(self.floor + rise))
 
     def finetune(self, allocation: Allocation, steps: int, seed: int) -> None:
-        self._call(f"finetune {steps} {seed}")
-        for s in self.float_stats:
-            width = str(allocation.precision(s.expert).weight_bits)
-            left = self.state.setdefault(str(s.expert), {})
-            left[width] = left.get(width, 1.0) * 0.97**steps
+        self.finetune_over([allocation], steps, seed)
+
+    def finetune_over(self, allocations: Sequence[Allocation], steps: int, seed: int) -> None:
+        self._call(f"finetune {steps} {seed}" + (f" over {len(allocations)}" if len(allocations) > 1 else ""))
+        for step in range(steps):
+            allocation = allocations[step % len(allocations)]
+            for s in self.float_stats:
+                width = str(allocation.precision(s.expert).weight_bits)
+                left = self.state.setdefault(str(s.expert), {})
+                left[width] = left.get(width, 1.0) * 0.97
 
     def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
         self._call("stats")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.models_support import TINY_MODEL, TINY_TRAIN
@@ -65,6 +66,17 @@ def test_finetuning_repairs_and_is_deterministic(data: Path, model_dir: Path, tm
         files.append((tmp_path / f"{name}.safetensors").read_bytes())
         learner.finetune(uniform(2), steps=1, seed=2)
     assert files[0] == files[1]
+
+
+def test_finetuning_over_several_allocations_serves_each(learner: MoELearner, tmp_path: Path):
+    both = [uniform(2), uniform(3)]
+    before = [learner.perplexity(one) for one in both]
+    learner.finetune_over(both, steps=12, seed=1)
+    assert all(learner.perplexity(one) < old for one, old in zip(both, before, strict=True))
+    learner.save(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        kept = {name.rpartition(".")[2] for name in file.keys() if name.startswith("scales")}  # noqa: SIM118
+    assert kept == {"w2a8", "w3a8"}
 
 
 def test_a_saved_learner_comes_back_the_same(learner: MoELearner, data: Path, model_dir: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Co-training is fair to every control, and an interruption at any step changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.plan import Allocation
 from wattbit.policy.cotrain import CotrainSettings, cotrain
-from wattbit.policy.search import SearchSettings, search
+from wattbit.policy.search import SearchResult, SearchSettings, search
 
 STATS = make_stats(4, noise=0.0)
 SETTINGS = CotrainSettings(search=SearchSettings(iterations=4, seeds=(0, 1)), rounds=2, steps=5, seed=3)
@@ -57,6 +58,20 @@ def test_rounds_and_files_agree(tmp_path: Path) -> None:
     assert dmpq["perplexity_before"]["mean"] == FakeLearner(STATS).perplexity(final)
     learner.load(tmp_path / "model.safetensors")
     assert learner.perplexity(final) == last["perplexity_after"]
+
+
+def test_weights_may_be_trained_at_widths_drawn_from_the_policy(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, search=replace(SETTINGS.search, draws=6), sampled=True)
+    learner = FakeLearner(STATS)
+    result = cotrain(learner, SharedChipMeter(), make_workload(STATS), settings, tmp_path)
+    assert [call for call in learner.calls if "over" in call] == ["finetune 5 3 over 7", "finetune 5 4 over 7"]
+    found = SearchResult.from_json(read_json(tmp_path / "steps" / "search-1.json"))
+    assert len(found.draws) == 6
+    assert all(allocation.mean_bits <= 4 for allocation in found.draws)
+    assert CotrainSettings.from_json(settings.to_json()) == settings
+    assert result["methods"]["exact"]["fine_tuning_steps"] == 10
+    with pytest.raises(WattbitError, match=r"needs search.draws above 0"):
+        replace(SETTINGS, sampled=True)
 
 
 def test_interruption_anywhere_changes_nothing_and_redoes_nothing(tmp_path: Path) -> None:

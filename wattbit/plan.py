@@ -7,7 +7,7 @@ content alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -278,6 +278,10 @@ class Learner(Protocol):
 
     def finetune(self, allocation: Allocation, steps: int, seed: int) -> None:
         """Adapt the weights by quantization-aware training at these widths; later calls go on from there."""
+        ...
+
+    def finetune_over(self, allocations: Sequence[Allocation], steps: int, seed: int) -> None:
+        """The same with the next of several allocations at each step, so that the weights serve all of them."""
         ...
 
     def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
