@@ -1,12 +1,23 @@
 """The benchmark: a bundle's vectors through the board's agent, compared bit by bit, then timed and weighed.
 
-On a virtual board cycles come from the simulated accelerator and energy from the modelled rail, both `simulated`; its
-windows pass on a virtual clock and stand for repetitions of one simulated launch (see agent/timeline.py). The time of
-emulated ARM cores means nothing, so there is none.
+On a virtual board cycles come from the simulated accelerator and energy from the modelled rail, both `simulated`; an
+active window stands for repetitions of one simulated launch (see agent/timeline.py). The time of emulated ARM cores
+means nothing, so there is none.
+
+Every step that is done is in `journal.jsonl` at once. A run that ends early, for whatever reason, is taken up again by
+the next one, pair of windows by pair of windows. At the end the folder has
+
+| file | content |
+|---|---|
+| `bench.json` | the summary: correctness, latency, throughput, energy, memory |
+| `raw.json.gz` | every power sample and window, every launch's time, temperatures and clocks |
+| `power.png` | power over time with the windows marked |
 """
 
+import gzip
+import json
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,56 +28,134 @@ from wattbit.arith import load_vectors
 from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.session import decode_array
 from wattbit.board.client import AgentClient, Launcher
-from wattbit.board.deploy import Board, deploy
-from wattbit.board.energy import Energy, evaluate
-from wattbit.errors import WattbitError
-from wattbit.files import write_json
-from wattbit.plan import Measurement, PowerSample, Provenance, Window
+from wattbit.board.deploy import deploy
+from wattbit.board.journal import Journal
+from wattbit.board.program import Host
+from wattbit.board.summary import Findings, summarise
+from wattbit.board.weigh import Weighing
+from wattbit.errors import ToolError, WattbitError
+from wattbit.files import write_bytes, write_json
 from wattbit.progress import Progress, silent
 
-PAIRS = 6
-WINDOW_S = 12.0
-SETTLE_S = 10.0
-NO_ARM_TIME = "emulated ARM cores have no time of their own; measure on a real board"
+TRIES = 2  # an accelerator that hung was reset by the agent: its step is tried once more
+VIRTUAL_LAUNCHES = 24  # each one is simulated
 
 
-class Connection(Board, Launcher, Protocol):
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure.
+
+    window_s: length of each idle and active window. pairs: at least so many, and 5 at that.
+    width: the 95 % interval's half over net energy that is enough. budget_s: board time after which energy is what it
+    is; on a real board and in the system tier that is real time.
+    launches, latency_s: launches to time, and the time after which fewer are enough.
+    meter: an external meter's name (see wattbit.board.meters), in place of the board's own sensor.
+    """
+
+    window_s: float = 12.0
+    pairs: int = 6
+    width: float = 0.02
+    budget_s: float = 900.0
+    launches: int = 1000
+    latency_s: float = 10.0
+    meter: str | None = None
+
+
+DEFAULT = Settings()
+
+
+class Connection(Host, Launcher, Protocol):
     """What the benchmark needs of `wattbit.board.ssh.Connection`."""
 
 
 def bench(
-    bundle: Path, connection: Connection, out: Path, progress: Progress = silent, vectors: Path | None = None
+    bundle: Path,
+    connection: Connection,
+    out: Path,
+    progress: Progress = silent,
+    vectors: Path | None = None,
+    settings: Settings = DEFAULT,
 ) -> dict[str, Any]:
-    """Run a bundle on its board; write `measurement.json` and `bench.json` to `out` and return the latter.
+    """Run a bundle on its board, or finish what an earlier call began; write the summary to `out` and return it.
 
     The bundle is deployed if it is not there any more.
     vectors: inputs with their expected outputs; export/vectors.npz of the bundle's run folder when not given.
-    Raises WattbitError when the bundle belongs to other vectors or an output differs in any bit.
+    Raises WattbitError when the bundle belongs to other vectors, an output differs in any bit, or the board, its agent
+    or its sensor is lost; what was measured by then is kept.
     """
     manifest = verify(bundle)
     expected = _Expected(vectors or bundle.parent / "export" / "vectors.npz", bundle / manifest["vectors"])
+    key = {"bundle": manifest["digest"], "host": connection.host, "settings": asdict(settings)}
+    journal = Journal(out / "journal.jsonl", key)
+    steps = 4 + settings.pairs
     folder = deploy(bundle, connection)
-    steps = 4 + PAIRS
     progress("bench: start the agent", 0, steps)
     with AgentClient(connection, folder) as agent:
-        hello = agent.request("hello")
-        loaded = agent.request("load")
+        about = agent.hello | agent.request("load")
         progress("bench: outputs of the FPGA", 1, steps)
-        fpga = agent.request("run", engine="fpga")
-        expected.check("fpga", fpga, manifest)
+        fpga = _checked(journal, agent, "fpga", expected, manifest)
         progress("bench: outputs of the ARM cores", 2, steps)
-        arm = agent.request("run", engine="arm") if manifest["arm"] else None
-        if arm:
-            expected.check("arm", arm, manifest)
-        progress("bench: energy", 3, steps)
-        measurement, launches = _weigh(agent, manifest, lambda pair: progress("bench: energy", 3 + pair, steps))
+        arm = _checked(journal, agent, "arm", expected, manifest) if manifest["arm"] else None
+        progress("bench: latency", 3, steps)
+        latency = _latency(journal, agent, manifest, settings)
+        weighing = Weighing(journal, agent, manifest, settings)
+        weighing.run(lambda pair: progress("bench: energy", 3 + min(pair, settings.pairs), steps))
+        about |= agent.request("memory")
         agent.request("quit")
-    result = _result(manifest, hello | loaded, fpga, arm, measurement)
-    result["energy"] |= launches
-    write_json(out / "measurement.json", measurement.to_json())
-    write_json(out / "bench.json", result)
+    result = _finish(Findings(manifest, connection.host, about, fpga, arm, latency, weighing), out, journal)
     progress("bench", steps, steps)
     return result
+
+
+def _finish(findings: Findings, out: Path, journal: Journal) -> dict[str, Any]:
+    result = summarise(findings)
+    measurements = findings.weighing.measurements()
+    raw = {
+        "bundle": findings.manifest["digest"],
+        "board": findings.host,
+        "measurements": [measurement.to_json() for measurement in measurements],
+        "entries": [entry for entry in journal.entries if entry["kind"] != "pair"],
+        "conditions": [entry["conditions"] for entry in journal.all("pair")],
+    }
+    write_bytes(out / "raw.json.gz", gzip.compress(json.dumps(raw, allow_nan=False).encode(), mtime=0))
+    if measurements:
+        from wattbit.board.plots import power_over_time
+
+        power_over_time(measurements, out / "power.png")
+    write_json(out / "bench.json", result)
+    journal.remove()
+    return result
+
+
+def _checked(
+    journal: Journal, agent: AgentClient, engine: str, expected: "_Expected", manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """What the agent said of all vectors on one engine, without the outputs, which were right."""
+    if (entry := journal.find(engine)) is None:
+        reply = patient(agent, "run", engine=engine)
+        expected.check(engine, reply, manifest)
+        entry = journal.add(engine, packets=len(reply["rows"]), cycles=reply["cycles"], wall_s=reply["wall_s"])
+    return entry
+
+
+def _latency(journal: Journal, agent: AgentClient, manifest: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    if (entry := journal.find("latency")) is None:
+        launches = VIRTUAL_LAUNCHES if manifest["toolchain"] == "virtual" else settings.launches
+        reply = patient(agent, "latency", launches=launches, seconds=settings.latency_s)
+        entry = journal.add("latency", **reply)
+    return entry
+
+
+def patient(agent: AgentClient, command: str, **fields: Any) -> dict[str, Any]:
+    """A request that is made again when the board refuses it once: the agent has reset its accelerator by then."""
+    for _ in range(TRIES - 1):
+        try:
+            return agent.request(command, **fields)
+        except ToolError:
+            raise
+        except WattbitError:
+            continue
+    return agent.request(command, **fields)
 
 
 class _Expected:
@@ -98,101 +187,3 @@ class _Expected:
                 f"{int(wrong.sum())} of {len(wrong)} outputs of {engine} differ from PyTorch's integers: {names}; "
                 "build and deploy again"
             )
-
-
-def _weigh(
-    agent: AgentClient, manifest: dict[str, Any], progress: Callable[[int], None]
-) -> tuple[Measurement, dict[str, int]]:
-    """Idle and active windows in turn with the samples taken in them, and the launches in the active ones.
-
-    `launches_executed` is less than `launches` where one simulated launch stood for its repetitions.
-    """
-    windows: list[Window] = []
-    packets, cycles = 0, 0
-    launches = {"launches": 0, "launches_executed": 0}
-
-    def idle(seconds: float) -> None:
-        reply = agent.request("idle", seconds=seconds)
-        windows.append(Window("idle", reply["start_s"], reply["end_s"]))
-
-    agent.request("idle", seconds=SETTLE_S)
-    idle(WINDOW_S)
-    for pair in range(PAIRS):
-        reply = agent.request("active", seconds=WINDOW_S)
-        windows.append(Window("active", reply["start_s"], reply["end_s"]))
-        packets += reply["packets"] * reply["launches"]
-        cycles += reply["cycles"]
-        launches["launches"] += reply["launches"]
-        launches["launches_executed"] += reply["executed"]
-        idle(WINDOW_S)
-        progress(pair + 1)
-    power = agent.request("power")
-    measurement = Measurement(
-        target=manifest["target"]["name"],
-        allocation_digest=manifest["allocation_digest"],
-        rail=power["rail"],
-        provenance=power["provenance"],
-        samples=tuple(PowerSample(*sample) for sample in power["samples"]),
-        windows=tuple(windows),
-        tokens=packets // _packets_per_token(manifest),
-        cycles=cycles,
-    )
-    return measurement, launches
-
-
-def _packets_per_token(manifest: dict[str, Any]) -> int:
-    """A token goes through every MoE layer, there to top_k experts."""
-    return int(manifest["model"]["layers"] * manifest["model"]["top_k"])
-
-
-def _result(
-    manifest: dict[str, Any],
-    agent: dict[str, Any],
-    fpga: dict[str, Any],
-    arm: dict[str, Any] | None,
-    measurement: Measurement,
-) -> dict[str, Any]:
-    packets = len(fpga["rows"])
-    cycles_per_token = fpga["cycles"] * _packets_per_token(manifest) / packets
-    provenance: Provenance = "simulated" if manifest["toolchain"] == "virtual" else "measured"
-    return {
-        "target": manifest["target"]["name"],
-        "toolchain": manifest["toolchain"],
-        "bundle": manifest["digest"],
-        "allocation_digest": manifest["allocation_digest"],
-        "design_digest": manifest["design"]["digest"],
-        "bit_exact": True,  # any difference has raised
-        "packets": packets,
-        "packets_per_token": _packets_per_token(manifest),
-        "tokens": packets / _packets_per_token(manifest),
-        "fpga": {
-            "packets": packets,
-            "cycles": fpga["cycles"],
-            "clock_mhz": agent["clock_mhz"],
-            "cycles_per_token": cycles_per_token,
-            "ms_per_token": cycles_per_token / agent["clock_mhz"] * 1e-3,
-            "provenance": provenance,
-        },
-        "arm": arm and _arm(arm, manifest),
-        "energy": _energy(evaluate(measurement), measurement),
-        "agent": agent,
-    }
-
-
-def _arm(reply: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    packets = len(reply["rows"])
-    if reply["wall_s"] is None:
-        return {"packets": packets, "ms_per_token": None, "reason": NO_ARM_TIME}
-    ms_per_token = reply["wall_s"] * 1e3 * _packets_per_token(manifest) / packets
-    return {"packets": packets, "ms_per_token": ms_per_token, "provenance": "measured"}
-
-
-def _energy(energy: Energy, measurement: Measurement) -> dict[str, Any]:
-    """The energy of an active window, and of a token: net with half its 95 % interval, and with idle."""
-    tokens = measurement.tokens / energy.pairs
-    return energy.to_json() | {
-        "tokens_per_window": tokens,
-        "net_mj_per_token": energy.net_j / tokens * 1e3,
-        "net_mj_per_token_half": energy.net_half_j / tokens * 1e3,
-        "absolute_mj_per_token": energy.absolute_j / tokens * 1e3,
-    }

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from wattbit.board.agent.session import PROTOCOL
 from wattbit.errors import ToolError, WattbitError
 
 STOP_S = 10.0
@@ -23,7 +24,10 @@ class Launcher(Protocol):
 
 
 class AgentClient:
-    """A running agent on a deployed bundle, as a context manager."""
+    """A running agent on a deployed bundle, as a context manager.
+
+    hello: what it says of itself and its board. WattbitError when it speaks another version of the protocol.
+    """
 
     def __init__(self, connection: Launcher, folder: str) -> None:
         self._connection = connection
@@ -36,6 +40,16 @@ class AgentClient:
         self._command = ["env", "-u", "PYNQ_REMOTE_DEVICES", f"PYTHONPATH={code}", "python3", "-B", "-m"]
         self._command += ["wattbit.board.agent", str(self._folder)]
         self._process = self._connection.popen(self._command, stderr=self._stderr)
+        try:
+            self.hello = self.request("hello")
+            if self.hello["protocol"] != PROTOCOL:
+                raise WattbitError(
+                    f"the agent on {self._connection.host} speaks protocol {self.hello['protocol']}, "
+                    f"not {PROTOCOL}; deploy again"
+                )
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def request(self, cmd: str, **fields: Any) -> dict[str, Any]:

@@ -1,81 +1,94 @@
-"""Putting a bundle on a board: it lies there whole, under its digest, or not at all.
+"""Putting a bundle on a board: only files that it lacks are sent, and it switches to the new version in one step.
 
-Bundles lie in `wattbit/DIGEST` in the home folder on the board. An upload goes to `wattbit/.incoming-DIGEST`, is
-verified there by the board itself, and is renamed. What an interrupted upload leaves is removed, at the latest by the
-next one.
+What the board does about it is in `wattbit.board.agent.depot`.
 """
 
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+import getpass
+import socket
+from pathlib import Path
+from typing import Any
 
 from wattbit.board.agent.manifest import verify
 from wattbit.board.bundle import bundle_bytes
-from wattbit.errors import ToolError, WattbitError
+from wattbit.board.program import Host, Program, running
+from wattbit.errors import WattbitError
 from wattbit.progress import Progress, silent
 
-ROOT = PurePosixPath("wattbit")
-NO_SPACE = "no space left on device"
+DEPOT = "wattbit.board.agent.depot"
+ROOT = "wattbit"
+BLOCK_BYTES = 1 << 16
+TRIES = 2  # a file that arrives altered is sent once more
 
 
-class Board(Protocol):
-    """What deployment needs of `wattbit.board.ssh.Connection`."""
-
-    host: str
-
-    def run(self, args: list[str]) -> bytes: ...
-
-    def put(self, local: Path, remote: str, progress: Progress = silent) -> None: ...
+class AlteredError(WattbitError):
+    """A file did not arrive as it was sent."""
 
 
 def remote_folder(digest: str) -> str:
     """Where the bundle of this digest lies on a board, from its home folder."""
-    return str(ROOT / digest)
+    return f"{ROOT}/{digest}"
 
 
-def deploy(bundle: Path, connection: Board, progress: Progress = silent) -> str:
-    """Put a bundle on a board and return its folder there; nothing is sent when it is there already.
+def holder() -> str:
+    """Who is deploying, for the lock on the board."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
-    Raises WattbitError when the bundle is broken here or arrives broken, or the board's disk is full.
+
+def deploy(bundle: Path, connection: Host, progress: Progress = silent) -> str:
+    """Put a bundle on a board, make it current there and return its folder; what is there already is not sent.
+
+    Raises WattbitError when the bundle is broken here or arrives broken, is for another part, the board's disk is full,
+    or somebody else is deploying; the board then has what it had before.
     """
     manifest = verify(bundle)
-    place = remote_folder(manifest["digest"])
-    if _is_whole(connection, place):
-        progress("deploy: already there", 1, 1)
-        return place
-    incoming = str(ROOT / f".incoming-{manifest['digest']}")
-    connection.run(["rm", "-rf", incoming, place])
-    try:
-        connection.put(bundle, incoming, progress)
-        connection.run(_verification(incoming))
-        connection.run(["mv", "-T", incoming, place])
-    except BaseException as error:
-        _remove(connection, incoming)
-        if isinstance(error, ToolError) and NO_SPACE in error.stderr.lower():
-            needed_mb = bundle_bytes(manifest) / 1e6
-            raise WattbitError(
-                f"the disk of {connection.host} is full: the bundle takes {needed_mb:.1f} MB; "
-                f"remove bundles in ~/{ROOT} there"
-            ) from None
-        raise
-    return place
+    for attempt in range(TRIES):
+        try:
+            with running(connection, DEPOT) as program:
+                return _deploy(program, bundle, manifest, progress)
+        except AlteredError:
+            if attempt + 1 == TRIES:
+                raise
+    raise AssertionError("the last attempt has returned or raised")
 
 
-def _verification(folder: str) -> list[str]:
-    return ["env", f"PYTHONPATH={folder}/code", "python3", "-B", "-m", "wattbit.board.agent.manifest", folder]
+def _deploy(program: Program, bundle: Path, manifest: dict[str, Any], progress: Progress) -> str:
+    program.send({"do": "deploy", "holder": holder(), "manifest": manifest})
+    names = _reply(program, manifest)["missing"]
+    sizes = [int(manifest["files"][name]["bytes"]) for name in names]
+    sent = 0
+    for name in names:
+        with (bundle / name).open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                progress(f"upload to {program.host.host}", sent, sum(sizes))
+                program.write(block)
+                sent += len(block)
+    progress(f"upload to {program.host.host}" if names else "deploy: already there", 1, 1)
+    return str(_reply(program, manifest)["place"])
 
 
-def _is_whole(connection: Board, place: str) -> bool:
-    try:
-        connection.run(["test", "-f", f"{place}/manifest.json"])
-        connection.run(_verification(place))
-    except ToolError:
-        return False
-    return True
+def rollback(connection: Host) -> dict[str, str]:
+    """Switch to the version before the current one: its `place`, and the digests `from` and `to`."""
+    with running(connection, DEPOT) as program:
+        program.send({"do": "rollback", "holder": holder()})
+        return _reply(program, None)
 
 
-def _remove(connection: Board, folder: str) -> None:
-    """Remove a folder on the board; a board that is lost keeps it until the next deployment."""
-    try:
-        connection.run(["rm", "-rf", folder])
-    except WattbitError:
-        return
+def versions(connection: Host) -> list[str]:
+    """Digests of the versions on the board, the current one last."""
+    with running(connection, DEPOT) as program:
+        program.send({"do": "versions"})
+        return list(_reply(program, None)["versions"])
+
+
+def _reply(program: Program, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    reply = program.read()
+    if "error" not in reply:
+        return reply
+    host = program.host.host
+    if reply["kind"] == "full" and manifest is not None:
+        needed_mb = bundle_bytes(manifest) / 1e6
+        raise WattbitError(
+            f"the disk of {host} is full: the bundle takes {needed_mb:.1f} MB; free some space there and deploy again"
+        )
+    kind = AlteredError if reply["kind"] == "altered" else WattbitError
+    raise kind(f"{host}: {reply['error']}")

@@ -92,7 +92,7 @@ class Connection:
             raise WattbitError(
                 f"{args[0]} on {self.host} did not finish in {timeout_s:g} s; see whether the board hangs"
             ) from None
-        self._check(args, done.returncode, done.stderr.decode(errors="replace"))
+        self.check(args, done.returncode, done.stderr.decode(errors="replace"))
         return done.stdout
 
     def put(self, local: Path, remote: str, progress: Progress = silent) -> None:
@@ -116,7 +116,7 @@ class Connection:
                         progress(f"upload to {self.host}", index, len(files))
                         archive.add(file, file.relative_to(local).as_posix())
             stderr.seek(0)
-            self._check(["tar"], process.returncode, stderr.read().decode(errors="replace").replace(TAR_NOISE, ""))
+            self.check(["tar"], process.returncode, stderr.read().decode(errors="replace").replace(TAR_NOISE, ""))
         progress(f"upload to {self.host}", len(files), len(files))
 
     def popen(self, args: Sequence[str], stderr: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
@@ -134,6 +134,16 @@ class Connection:
             start_new_session=True,
         )
 
+    def start(self, args: Sequence[str], stderr: IO[bytes], launch: bool = False) -> "subprocess.Popen[bytes]":
+        """Start `args` with pipes of bytes, behind the launch prefix if asked for; else as the user who logs in."""
+        return subprocess.Popen(
+            self._command([*(self.launch if launch else ()), *args]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+
     def _connect(self) -> None:
         deadline = time.monotonic() + self.deadline_s
         while True:
@@ -141,7 +151,7 @@ class Connection:
             stderr = done.stderr.decode(errors="replace")
             retry = done.returncode == SSH_FAILED and any(sign in stderr.lower() for sign in UNREACHABLE)
             if not retry or time.monotonic() + RETRY_S > deadline:
-                self._check(["true"], done.returncode, stderr)
+                self.check(["true"], done.returncode, stderr)
                 return
             time.sleep(RETRY_S)
 
@@ -175,7 +185,8 @@ class Connection:
     def _command(self, args: Sequence[str]) -> list[str]:
         return [*self._ssh(), "--", self.host, shlex.join(args)]
 
-    def _check(self, args: Sequence[str], status: int, stderr: str) -> None:
+    def check(self, args: Sequence[str], status: int, stderr: str) -> None:
+        """Raise what a command's exit status and stderr mean, unless it succeeded."""
         if status == 0:
             return
         if status == SSH_FAILED:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +26,6 @@ from wattbit.board.agent.simulation import Simulation
 from wattbit.board.bundle import Parts
 from wattbit.errors import ToolError
 from wattbit.plan import Allocation, ExpertId, Precision, Target
-from wattbit.progress import Progress, silent
 
 D, H = 16, 8
 EXPERTS = 6
@@ -178,24 +178,39 @@ def load_stub(bundle: Path, manifest: dict[str, Any]) -> Logic:
 
 
 class FolderBoard:
-    """A board whose home is a folder: commands run there, uploads are copies. What SSH would do is done at once."""
+    """A board whose home is a folder: programs run there. What SSH would do is done at once.
+
+    sent: bytes that went to programs there.
+    """
 
     host = "folder-board"
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.uploads = 0
+        self.sent = 0
         home.mkdir()
 
-    def run(self, args: list[str]) -> bytes:
-        done = subprocess.run(args, cwd=self.home, capture_output=True, check=False)
-        if done.returncode:
-            raise ToolError(args, done.returncode, done.stderr.decode())
-        return done.stdout
+    def start(self, args: list[str], stderr: IO[bytes], launch: bool = False) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, *args[1:]], cwd=self.home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        )
+        assert process.stdin is not None
+        write = process.stdin.write
 
-    def put(self, local: Path, remote: str, progress: Progress = silent) -> None:
-        self.uploads += 1
-        shutil.copytree(local, self.home / remote)
+        def counted(data: bytes) -> int:
+            self.sent += len(data)
+            return self.write(write, data)
+
+        process.stdin.write = counted  # type: ignore[assignment, method-assign]
+        return process
+
+    def write(self, write: Callable[[bytes], int], data: bytes) -> int:
+        """What happens to bytes on their way; tests replace it."""
+        return write(data)
+
+    def check(self, args: list[str], status: int, stderr: str) -> None:
+        if status:
+            raise ToolError(args, status, stderr)
 
     def popen(self, args: list[str], stderr: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -75,7 +75,10 @@ def test_run_takes_vectors_of_the_host(session: Session) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"cmd": "fly"}, "cmd must be one of hello, clock, load, run, latency, generate, idle, active, power, quit, not fly"),
+        (
+            {"cmd": "fly"},
+            "cmd must be one of hello, clock, load, run, latency, generate, idle, active, power, memory, quit, not fly",
+        ),
         ([1], "cmd must be one of"),
         ({"cmd": "run", "speed": 3}, "run: got an unexpected keyword argument 'speed'"),
         ({"cmd": "idle"}, "idle: missing a required argument: 'seconds'"),

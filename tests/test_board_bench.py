@@ -1,5 +1,7 @@
 """The whole benchmark over a board that is a folder of this machine."""
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from tests.board_stub import (
     make_parts,
 )
 from wattbit.board.agent.power import PowerModel
-from wattbit.board.bench import bench
+from wattbit.board.agent.session import PROTOCOL
+from wattbit.board.bench import Settings, bench
 from wattbit.board.bundle import pack
 from wattbit.board.client import AgentClient
 from wattbit.board.deploy import deploy
 from wattbit.board.energy import evaluate
+from wattbit.board.targets import Power
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import read_json
 from wattbit.plan import Measurement
@@ -44,10 +48,11 @@ def test_bench_closes(run: Path, tmp_path: Path) -> None:
     assert result["fpga"]["cycles_per_token"] == CYCLES_PER_PACKET * per_token
     assert result["fpga"]["ms_per_token"] == pytest.approx(CYCLES_PER_PACKET * per_token / CLOCK_MHZ / 1e3)
     assert result["fpga"]["provenance"] == result["energy"]["provenance"] == "simulated"
-    assert result["energy"]["launches"] > result["energy"]["launches_executed"] == 0
+    assert result["energy"]["launches"] > result["energy"]["launches_executed"] == 1
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
 
-    measurement = Measurement.from_json(read_json(tmp_path / "bench" / "measurement.json"))
+    raw = json.loads(gzip.decompress((tmp_path / "bench" / "raw.json.gz").read_bytes()))
+    measurement = Measurement.from_json(raw["measurements"][0])
     assert evaluate(measurement).net_j == result["energy"]["net_j"]
     model, launch_s = PowerModel(), CYCLES_PER_PACKET * packets_ / CLOCK_MHZ / 1e6
     with np.load(run / "export" / "vectors.npz") as known:
@@ -61,6 +66,56 @@ def test_bench_closes(run: Path, tmp_path: Path) -> None:
     )
 
 
+def test_bench_leaves_raw_samples_a_picture_and_a_table(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    result = bench(run / "bundle", FolderBoard(tmp_path / "home"), out)
+    assert {path.name for path in out.iterdir()} == {"bench.json", "raw.json.gz", "power.png"}
+    assert result["latency"]["fpga_us"] == {"p50": 0.2, "p95": 0.2, "p99": None}, "24 launches have no 99th percentile"
+    assert result["latency"]["with_software_us"] is None, "a virtual board has no time of its own"
+    assert result["throughput"]["tokens_per_s"] == pytest.approx(CLOCK_MHZ * 1e6 / CYCLES_PER_PACKET / 2)
+    assert result["memory"]["expert_weight_bytes"] == 3 * (4 + 8) * 2 * D * 8 // 8
+    assert result["energy"]["stopped"] == "interval" and result["energy"]["interval"] <= 0.02
+    for words in ("60 vectors bit-exact", "mJ/token (simulated)", "simulated 5V: ", "pairs, ended by interval"):
+        assert words in result["summary"]
+
+
+def test_a_measurement_ends_when_its_time_is_up(run: Path, tmp_path: Path) -> None:
+    settings = Settings(width=1e-9, budget_s=600)
+    result = bench(run / "bundle", FolderBoard(tmp_path / "home"), tmp_path / "bench", settings=settings)
+    energy = result["energy"]
+    assert energy["stopped"] == "time" and energy["interval"] > 1e-9
+    raw = json.loads(gzip.decompress((tmp_path / "bench" / "raw.json.gz").read_bytes()))
+    (measurement,) = raw["measurements"]
+    assert 500 < measurement["windows"][-1][2] - measurement["windows"][0][1] < 650
+    assert energy["pairs"] == (len(measurement["windows"]) - 1) // 2 > Settings().pairs
+
+
+@pytest.mark.parametrize(
+    ("power", "reason"),
+    [
+        (Power("external"), "the board has no sensor; name an external meter with --meter"),
+        (Power("none"), "its target asks for no energy figure (source none)"),
+    ],
+)
+def test_without_a_sensor_there_is_no_energy_figure(tmp_path: Path, power: Power, reason: str) -> None:
+    pack(make_parts(tmp_path), TARGET, tmp_path / "bundle", power=power)
+    result = bench(tmp_path / "bundle", FolderBoard(tmp_path / "home"), tmp_path / "bench")
+    assert result["energy"]["reason"] == reason and result["energy"]["net_mj_per_token"] is None
+    assert f"none: {reason}" in result["summary"] and result["bit_exact"]
+    assert not (tmp_path / "bench/power.png").exists()
+
+
+def test_an_agent_of_another_version_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = FolderBoard(tmp_path / "home")
+    place = deploy(run / "bundle", board)
+    monkeypatch.setattr("wattbit.board.client.PROTOCOL", PROTOCOL + 1)
+    with (
+        pytest.raises(WattbitError, match=f"folder-board speaks protocol {PROTOCOL}, not {PROTOCOL + 1}; deploy again"),
+        AgentClient(board, place),
+    ):
+        pass
+
+
 def test_bench_names_the_expert_that_differs(tmp_path: Path) -> None:
     parts = make_parts(tmp_path)
     with np.load(parts.export / "vectors.npz") as known:
@@ -71,7 +126,7 @@ def test_bench_names_the_expert_that_differs(tmp_path: Path) -> None:
     pack(parts, TARGET, tmp_path / "bundle")
     with pytest.raises(WattbitError, match=rf"{wrong.sum()} of 60 outputs of fpga differ.*L0E3 \({wrong.sum()}\)"):
         bench(tmp_path / "bundle", FolderBoard(tmp_path / "home"), tmp_path / "bench")
-    assert not (tmp_path / "bench").exists()
+    assert not (tmp_path / "bench" / "bench.json").exists()
 
 
 def test_bench_counts_the_vectors(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

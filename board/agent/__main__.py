@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Reply]] = {
     "idle": Session.idle,
     "active": Session.active,
     "power": Session.power,
+    "memory": Session.memory,
     "quit": Session.quit,
 }
 

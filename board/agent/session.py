@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import io
 import platform
+import resource
 import sys
 import time
 from collections import Counter
@@ -193,6 +194,11 @@ class Session:
         """The samples since the last call."""
         timeline = self._power()
         return {"samples": timeline.samples(), "rail": timeline.rail, "provenance": timeline.provenance}
+
+    def memory(self) -> Reply:
+        """The most memory that the agent has taken; an emulator's is not the board's."""
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"agent_peak_bytes": None if self._virtual else peak_bytes}
 
     def quit(self) -> Reply:
         """End the session."""

@@ -1,0 +1,198 @@
+"""Weighing a board: pairs of idle and active windows until the interval is narrow enough or the time is up.
+
+The interval is looked at after 5, 7, 10, 14, ... pairs, not after each: who stops at the first narrow one of many looks
+states too narrow an interval.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from wattbit.board.client import AgentClient
+from wattbit.board.energy import MIN_PAIRS, Energy, distinct_updates, evaluate
+from wattbit.board.journal import Journal
+from wattbit.board.meters import ClockTie, Meter, open_meter
+from wattbit.errors import ToolError, WattbitError
+from wattbit.plan import Measurement, PowerSample, Window
+
+LOOK_GROWTH = 1.4
+TRIES = 2
+
+Stop = Literal["interval", "time"]
+
+
+class Settings(Protocol):
+    """What weighing needs of `wattbit.board.bench.Settings`."""
+
+    @property
+    def window_s(self) -> float: ...
+
+    @property
+    def pairs(self) -> int: ...
+
+    @property
+    def width(self) -> float: ...
+
+    @property
+    def budget_s(self) -> float: ...
+
+    @property
+    def meter(self) -> str | None: ...
+
+
+class Weighing:
+    """The energy part of one benchmark, on top of what a journal has of it already.
+
+    Entries are pairs; those of one `segment` were taken without an interruption and share their idle windows.
+    reason: why there is no energy figure, None where there is one. stopped: what ended the measurement.
+    """
+
+    def __init__(self, journal: Journal, agent: AgentClient, manifest: dict[str, Any], settings: Settings) -> None:
+        self._journal = journal
+        self._agent = agent
+        self._manifest = manifest
+        self._settings = settings
+        self._power = manifest["power"]
+        self.energy: Energy | None = None
+        self.stopped: Stop | None = None
+        self.reason = self._why_not()
+
+    def _why_not(self) -> str | None:
+        source = self._power["source"]
+        if self._settings.meter and self._manifest["toolchain"] == "virtual":
+            raise WattbitError("a meter sees nothing of a virtual board; leave --meter out")
+        if source == "external" and not self._settings.meter:
+            return "the board has no sensor; name an external meter with --meter"
+        return "its target asks for no energy figure (source none)" if source == "none" else None
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """Take pairs until it is enough; WattbitError when the sensor or the board is lost."""
+        if self.reason:
+            return
+        meter = open_meter(self._settings.meter) if self._settings.meter else None
+        opened: AbstractContextManager[Any] = meter if meter else nullcontext()
+        with opened:
+            segment = _Segment(self, meter)
+            look = fewest = max(MIN_PAIRS, self._settings.pairs)
+            while True:
+                pairs = self._journal.all("pair")
+                progress(len(pairs))
+                spent_s = sum(pair["board_s"] for pair in pairs)
+                over = spent_s + 2 * self._settings.window_s > self._settings.budget_s
+                if len(pairs) >= look or (over and len(pairs) >= fewest):
+                    self.energy = evaluate(*self.measurements())
+                    narrow = self.energy.net_half_j <= self._settings.width * abs(self.energy.net_j)
+                    if narrow or over:
+                        self.stopped = "interval" if narrow else "time"
+                        return
+                    look = max(len(pairs) + 1, round(look * LOOK_GROWTH))
+                segment.take()
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        return self._journal.all("pair")
+
+    def measurements(self) -> list[Measurement]:
+        """All that was weighed, a measurement for each segment."""
+        found = []
+        for _, group in groupby(self._journal.all("pair"), key=lambda entry: entry["segment"]):
+            entries = list(group)
+            layers = self._manifest["model"]["layers"] * self._manifest["model"]["top_k"]
+            cycles = [entry["cycles"] for entry in entries]
+            found.append(
+                Measurement(
+                    target=self._manifest["target"]["name"],
+                    allocation_digest=self._manifest["allocation_digest"],
+                    rail=entries[0]["rail"],
+                    provenance=entries[0]["provenance"],
+                    samples=tuple(PowerSample(*sample) for entry in entries for sample in entry["samples"]),
+                    windows=tuple(Window(*window) for entry in entries for window in entry["windows"]),
+                    tokens=sum(entry["packets"] for entry in entries) // layers,
+                    cycles=None if None in cycles else sum(cycles),
+                )
+            )
+        return found
+
+
+class _Segment:
+    """Pairs taken one after the other by one agent."""
+
+    def __init__(self, weighing: Weighing, meter: Meter | None) -> None:
+        self._weighing = weighing
+        self._meter = meter
+        self._begun = False
+
+    def take(self) -> None:
+        """One more pair, into the journal; after a failure that the agent survived one more try, with new idle time."""
+        for attempt in range(TRIES):
+            try:
+                self._pair()
+                return
+            except ToolError:
+                raise
+            except WattbitError:
+                self._begun = False
+                if attempt + 1 == TRIES:
+                    raise
+
+    def _pair(self) -> None:
+        agent, settings = self._weighing._agent, self._weighing._settings
+        journal, power = self._weighing._journal, self._weighing._power
+        windows: list[tuple[str, float, float]] = []
+        conditions: list[dict[str, Any]] = []
+
+        def window(kind: str, **fields: Any) -> dict[str, Any]:
+            reply = agent.request(kind, seconds=settings.window_s, **fields)
+            windows.append((kind, reply["start_s"], reply["end_s"]))
+            conditions.append(reply["conditions"])
+            return reply
+
+        settle_s = 0.0
+        if not self._begun:
+            settle_s = float(power["settle_s"])
+            segments = {entry["segment"] for entry in journal.all("pair")}
+            self._number = len(segments)
+            agent.request("idle", seconds=settle_s)
+            self._samples()  # what was before is nobody's
+            window("idle")
+        active = window("active")
+        window("idle")
+        samples, rail, provenance = self._samples()
+        _moving(samples, rail)
+        journal.add(
+            "pair",
+            segment=self._number,
+            board_s=settle_s + sum(end_s - start_s for _, start_s, end_s in windows),
+            windows=windows,
+            samples=samples,
+            rail=rail,
+            provenance=provenance,
+            packets=active["packets"] * active["launches"],
+            launches=active["launches"],
+            executed=active["executed"],
+            cycles=active["cycles"],
+            conditions=conditions,
+        )
+        self._begun = True
+
+    def _samples(self) -> tuple[list[tuple[float, float]], str, str]:
+        """Readings since the last call, on the board's clock, with their rail and provenance."""
+        agent = self._weighing._agent
+        if self._meter is None:
+            reply = agent.request("power")
+            return reply["samples"], reply["rail"], reply["provenance"]
+        tie = ClockTie.of(lambda: float(agent.request("clock")["time_s"]))
+        readings = tie.on_board(self._meter.samples())
+        return [(sample.time_s, sample.power_w) for sample in readings], self._meter.rail, "measured"
+
+
+def _moving(samples: list[tuple[float, float]], rail: str) -> None:
+    powers_w = np.array([power_w for _, power_w in samples])
+    if distinct_updates(powers_w) < 2:
+        raise WattbitError(
+            f"the power sensor {rail} stands still: {len(powers_w)} readings in a pair of windows, all the same; "
+            "see whether its driver and its bus work"
+        )
