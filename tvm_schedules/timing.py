@@ -1,0 +1,113 @@
+"""Times built kernels, and reading memory, on the machine that this runs on. Standard library and NumPy only.
+
+Weights are cold: each call multiplies another copy, from a block of memory larger than the caches.
+"""
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from wattbit.errors import WattbitError
+from wattbit.tvm_schedules.boardside import open_library
+from wattbit.tvm_schedules.layout import DEPTH_UNIT, padded
+
+COLD_BYTES = 512 << 20  # the copies lie in so much memory
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix [rows, depth] times `tokens` tokens; group_size 0 is one scale a channel."""
+
+    weight_bits: int
+    rows: int
+    depth: int
+    tokens: int = 1
+    group_size: int = 0
+
+
+class _Matrix(ctypes.Structure):
+    """wb_matrix of runner/matrix.h."""
+
+    _fields_ = (
+        ("weight_bits", ctypes.c_uint32),
+        ("rows", ctypes.c_uint32),
+        ("cols", ctypes.c_uint32),
+        ("group_size", ctypes.c_uint32),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+    )
+
+
+class Timer:
+    """Times the kernels of one library on some threads; a context manager."""
+
+    def __init__(self, library: Path, core: str, threads: int) -> None:
+        """Raises WattbitError when the library does not run on this CPU."""
+        self._library = open_library(library, core)
+        self._library.wb_pool_create.restype = ctypes.c_void_p
+        self._library.wb_weight_bytes.restype = self._library.wb_scale_count.restype = ctypes.c_size_t
+        pool = self._library.wb_pool_create(threads)
+        if pool is None:
+            raise WattbitError(f"{threads} threads cannot be started; ask for fewer")
+        self._pool = ctypes.c_void_p(pool)
+        block = mmap.mmap(-1, COLD_BYTES)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        self._block = np.frombuffer(block, np.uint8)
+        self._block[:] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), COLD_BYTES)
+        self._scales = np.ones(1 << 22, np.float32)
+
+    def __enter__(self) -> "Timer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._library.wb_pool_destroy(self._pool)
+
+    def weight_bytes(self, product: Product) -> int:
+        """What the product reads: packed weights and scales. Raises WattbitError where the library has no kernel."""
+        matrix = self._matrix(product, 0)
+        count: int = self._library.wb_weight_bytes(ctypes.byref(matrix))
+        if count == 0:
+            raise WattbitError(f"the library has no kernel of {product.weight_bits} bits; build it with that width")
+        scales: int = self._library.wb_scale_count(ctypes.byref(matrix))
+        return count + scales * self._scales.itemsize
+
+    def products(self, product: Product, calls: int) -> list[float]:
+        """Seconds of each of so many products."""
+        stride = padded(self.weight_bytes(product), PAGE)
+        count = max(1, COLD_BYTES // stride)
+        matrices = (_Matrix * count)(*(self._matrix(product, i * stride) for i in range(count)))
+        x = np.ones((product.tokens, padded(product.depth, DEPTH_UNIT)), np.int8)
+        y = np.zeros((product.tokens, product.rows), np.int32)
+        seconds = (ctypes.c_double * calls)()
+        tokens = ctypes.c_uint32(product.tokens)
+        call = self._library.wb_time_gemm
+        call(self._pool, matrices, count, _address(x), tokens, _address(y), calls, seconds)
+        if min(seconds) < 0:
+            raise WattbitError(f"{product} did not run; its depth must be whole groups of a multiple of 32")
+        return list(seconds)
+
+    def readings(self, size: int, calls: int) -> list[float]:
+        """Seconds of each of so many readings of `size` bytes: the bound of any kernel that reads as much."""
+        stride = padded(size, PAGE)
+        seconds = (ctypes.c_double * calls)()
+        count = max(1, COLD_BYTES // stride)
+        self._library.wb_time_read(self._pool, _address(self._block), ctypes.c_size_t(stride), count, calls, seconds)
+        return [each * size / stride for each in seconds]
+
+    def _matrix(self, product: Product, offset: int) -> _Matrix:
+        start = self._block.ctypes.data + offset
+        scales = self._scales.ctypes.data if product.group_size else None
+        return _Matrix(product.weight_bits, product.rows, product.depth, product.group_size, start, scales)
+
+
+def _address(array: Any) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
