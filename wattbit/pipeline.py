@@ -210,8 +210,9 @@ def deploy(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.board.bundle import make_bundle
     from wattbit.board.connect import board
     from wattbit.board.deploy import deploy as deploy_bundle
+    from wattbit.board.targets import load
 
-    manifest = make_bundle(run.folder, target(run), run.path("bundle"), progress)
+    manifest = make_bundle(run.folder, target(run), run.path("bundle"), progress, load(run.config.board).power)
     with board(run.config.board, cache_folder(), run.path("board"), progress) as connection:
         place = deploy_bundle(run.path("bundle"), connection, progress)
     return {"bundle": manifest["digest"], "place": place}
