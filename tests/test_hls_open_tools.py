@@ -1,6 +1,7 @@
 """Fetching the tools and keeping a build's steps: what fails says why in one line, what is done is not redone."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.hls_engine_support import Z2
 from wattbit.errors import WattbitError
 from wattbit.files import write_json
 from wattbit.hls.open import tools
+from wattbit.hls.open.route import followed, phase
 from wattbit.hls.open.steps import once, run
 from wattbit.hls.open.toolchain import OpenToolchain
 from wattbit.plan import Target
@@ -78,6 +80,26 @@ def test_a_part_without_open_tools_says_which_have_them(tmp_path: Path) -> None:
 def test_a_simulated_board_gets_no_bitstream(tmp_path: Path) -> None:
     reason = OpenToolchain(tmp_path).available(replace(Z2, name="virtual-z2", arch="aarch64"))
     assert reason == "virtual-z2 is simulated, for no xc7z020clg400-1 has aarch64 cores; it loads no bitstream"
+
+
+def test_progress_is_what_the_log_says_last() -> None:
+    log = "Info: Packing constants..\n"
+    assert phase("") == "" and phase(log) == "packing"
+    log += "Info: Running main analytical placer, max placement attempts per cell = 9.\n"
+    assert phase(log) == "placing"
+    assert phase(log + "Info: Running router2...\n") == "routing"
+    log += "Info:     iter=3 wires=165145 overused=185 overuse=190 archfail=NA\n"
+    assert phase(log) == "routing, turn 3: 185 wires used twice"
+
+
+def test_a_log_that_grows_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wattbit.hls.open.route.LOOK_S", 0.01)
+    told: list[str] = []
+    with followed(tmp_path / "log", told.append):
+        (tmp_path / "log").write_text("Info: Running router2...\n")
+        while not told:
+            time.sleep(0.01)
+    assert told == ["routing"]
 
 
 def test_a_step_is_done_once_for_its_inputs(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """Place and route with nextpnr: FASM, and what its timing analysis estimates."""
 
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +16,8 @@ NEXTPNR = PACKAGES[0]
 FASM, REPORT = "design.fasm", "report.json"
 SEEDS = (1, 2, 3)
 HOLD = "Hold/min time violation for clock"
+PHASES = re.compile(r"Info: +(Packing|Running main analytical placer|Running router2|iter=(\d+).* overused=(\d+))")
+LOOK_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,18 +34,22 @@ class Routed:
     hold_violations: tuple[int, ...]
 
 
-def route(design: Path, part: str, clock_mhz: float, tools: Tools, out: Path) -> Routed:
+def route(
+    design: Path, part: str, clock_mhz: float, tools: Tools, out: Path, say: Callable[[str], None] = lambda text: None
+) -> Routed:
     """Place and route yosys' JSON for a part, in folders of `out` by seed, until no path misses its hold time.
 
-    nextpnr does not repair hold times, but another seed may have none. Raises WattbitError when nextpnr fails (a design
-    too large among others) or every seed misses hold times.
+    nextpnr does not repair hold times, but another seed may have none. say: told how far it is. Raises WattbitError
+    when nextpnr fails (a design too large among others) or every seed misses hold times.
     """
     missed: list[int] = []
     for seed in SEEDS:
         log = out / f"nextpnr-{seed}.log"
 
         def make(folder: Path, seed: int = seed, log: Path = log) -> None:
-            _nextpnr(design, part, clock_mhz, seed, tools, folder, log)
+            log.unlink(missing_ok=True)
+            with followed(log, say):
+                _nextpnr(design, part, clock_mhz, seed, tools, folder, log)
 
         inputs = [sha256_file(design), part, clock_mhz, seed, tools.versions[NEXTPNR]]
         folder = once(out / f"routed-{seed}", inputs, make)
@@ -62,6 +72,7 @@ def _nextpnr(design: Path, part: str, clock_mhz: float, seed: int, tools: Tools,
         "--freq": str(clock_mhz),
         "--seed": str(seed),
         "--report": "nextpnr.json",
+        "--log": log.absolute(),
     }
     arguments = [argument for option in options.items() for argument in option]
     arguments += ["-o", "xdc=empty.xdc", "-o", f"fasm={FASM}", "--timing-allow-fail"]
@@ -71,3 +82,36 @@ def _nextpnr(design: Path, part: str, clock_mhz: float, seed: int, tools: Tools,
     write_json(folder / REPORT, kept | {"hold_violations": text.count(HOLD)})
     for name in ("nextpnr.json", "empty.xdc"):
         (folder / name).unlink()
+
+
+@contextmanager
+def followed(log: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """While the block runs, tell what nextpnr's growing log says of its progress."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        told = ""
+        while not ended.wait(LOOK_S):
+            text = phase(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else ""
+            if text != told:
+                say(text)
+            told = text
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def phase(log: str) -> str:
+    """What a log's last phase is; empty before the first."""
+    found = list(PHASES.finditer(log))
+    if not found:
+        return ""
+    words, turn, wires = found[-1].groups()
+    if turn:
+        return f"routing, turn {turn}: {wires} wires used twice"
+    return {"Packing": "packing", "Running router2": "routing"}.get(words, "placing")

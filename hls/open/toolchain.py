@@ -62,10 +62,14 @@ class OpenToolchain:
         found = tools.ensure(self.cache, progress)
         progress("yosys: netlist", 0, STEPS)
         folder = netlist.synthesise(shell, out / "netlist", out / "yosys.log")
-        progress("nextpnr: place and route (minutes); Verilator: netlist", 1, STEPS)
+        progress("nextpnr; Verilator: netlist", 1, STEPS)
+
+        def say(what: str) -> None:
+            progress(f"nextpnr: {what}", 1, STEPS)
+
         with workers(2) as pool:
             gates = pool.submit(_simulate, shell, folder / netlist.GATES, out)
-            routed = pool.submit(route, folder / netlist.DESIGN, part, clock_mhz, found, out).result()
+            routed = pool.submit(route, folder / netlist.DESIGN, part, clock_mhz, found, out, say).result()
             progress("Verilator: the netlist against the RTL", 2, STEPS)
             simulation = gates.result()
         progress("frames and bitstream", 3, STEPS)
