@@ -169,6 +169,11 @@ class Problem:
         cost = self._costs[key]
         if isinstance(cost, InfeasibleError):
             raise cost
+        if not np.isfinite(cost.latency_s) or not np.isfinite(cost.energy_j or 0.0):
+            raise WattbitError(
+                f"the meter's {cost.provenance} latency of {cost.latency_s} s and energy of {cost.energy_j} J is price "
+                f"{len(self._costs)} of this search and no number; see to the meter and search again"
+            )
         return cost
 
     def hardware(self, choice: Choice) -> float:

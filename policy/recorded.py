@@ -1,0 +1,87 @@
+"""A meter that remembers: every price is on disk before it is used, so that a search that stops resumes with it.
+
+What a board took minutes to measure must survive a lost connection. A file holds one JSON object a line (allocation
+and workload digests, cost); a line that was cut off by an interruption is measured again.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.files import digest_json, write_text
+from wattbit.plan import Allocation, Cost, Meter, Workload
+
+RETRIES = 2
+PAUSE_S = 5.0
+
+
+class RecordedMeter:
+    """Prices through another meter, once an allocation and workload; a failure is tried RETRIES times more.
+
+    name: what the meter is, down to its settings; the file refuses prices of another. Raises WattbitError, after the
+    retries, with the meter's last words; what was priced before is kept and the same search goes on from there.
+    """
+
+    def __init__(self, meter: Meter, name: str, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.meter = meter
+        self.path = path
+        self._sleep = sleep
+        self._known: dict[str, Cost | str] = {}  # a text is why it is infeasible
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self._read(name)
+        else:
+            self._append({"meter": name})
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        key = digest_json([allocation.digest, [[str(e), share] for e, share in workload.frequency], _sizes(workload)])
+        if key not in self._known:
+            self._known[key] = self._price(allocation, workload)
+            found = self._known[key]
+            self._append({"key": key} | ({"cost": found.to_json()} if isinstance(found, Cost) else {"not": found}))
+        cost = self._known[key]
+        if isinstance(cost, str):
+            raise InfeasibleError(cost)
+        return cost
+
+    def _price(self, allocation: Allocation, workload: Workload) -> Cost | str:
+        for attempt in range(RETRIES + 1):
+            try:
+                return self.meter.cost(allocation, workload)
+            except InfeasibleError as error:
+                return str(error)
+            except WattbitError as error:
+                if attempt == RETRIES:
+                    raise WattbitError(
+                        f"the meter failed {RETRIES + 1} times ({error}); {len(self._known)} prices are kept in "
+                        f"{self.path}, the same command goes on from there"
+                    ) from error
+                self._sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _read(self, name: str) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        whole, _, cut = text.rpartition("\n")
+        if cut:
+            write_text(self.path, whole + "\n" if whole else "")
+        for line in whole.splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                raise WattbitError(f"{self.path} has a line that is not JSON; delete it to measure again") from None
+            if record.get("meter", name) != name:
+                raise WattbitError(f"{self.path} holds prices of {record['meter']}, not of {name}; delete it")
+            if "key" in record:
+                self._known[record["key"]] = Cost.from_json(record["cost"]) if "cost" in record else record["not"]
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _sizes(workload: Workload) -> dict[str, Any]:
+    return {name: value for name, value in asdict(workload).items() if name != "frequency"}
