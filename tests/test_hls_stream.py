@@ -74,7 +74,7 @@ def build(specs: list[EngineClass], parts: list[str], shape: ExpertShape, out: P
 def design(tmp_path_factory: pytest.TempPathFactory) -> Design:
     """Four engines: streamed, on the chip, and two more streamed; rows of 1 to 16 words."""
     specs = [
-        replace(engine_class(Precision(4, 8), 5, 8, 8), home="stream"),
+        replace(engine_class(Precision(8, 8), 5, 4, 4), home="stream"),
         engine_class(Precision(3, 8), 3, 2, 4),
         replace(engine_class(Precision(7, 8), 4, 1, 4), home="stream"),
         replace(engine_class(Precision(2, 4), 6, 4, 2), home="stream"),
