@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from wattbit.errors import ToolError, WattbitError
+from wattbit.processes import execute
 
 HOST = "127.0.0.1"
 MEMORY_MB = 768
@@ -42,6 +43,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def overlay(base: Path, path: Path) -> None:
+    """A disk that starts as `base` and keeps what is written to it to itself."""
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base.resolve()), "-F", "qcow2", str(path)]
+    done = execute(command)
+    if done.returncode:
+        raise ToolError(command, done.returncode, done.stderr)
 
 
 class Machine:

@@ -103,7 +103,7 @@ def _energy(found: Findings) -> dict[str, Any]:
     energy, weighing = found.weighing.energy, found.weighing
     names = ("net_mj_per_token", "net_mj_per_token_half", "absolute_mj_per_token", "absolute_mj_per_token_half")
     if energy is None:
-        return {"reason": weighing.reason, "provenance": None, "pairs": 0, **dict.fromkeys(names)}
+        return {"reason": weighing.reason, "rail": None, "provenance": None, "pairs": 0, **dict.fromkeys(names)}
     pairs = weighing.pairs
     tokens = sum(pair["packets"] for pair in pairs) / found.per_token / energy.pairs
     joules = (energy.net_j, energy.net_half_j, energy.absolute_j, energy.absolute_half_j)

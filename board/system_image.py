@@ -13,14 +13,16 @@ import sys
 from pathlib import Path
 
 from wattbit.board import rootfs
+from wattbit.board.agent.part import VARIABLE
 from wattbit.board.carried import carried_files
 from wattbit.board.qemu import MEMORY_MB, Machine, require_tools
+from wattbit.board.virtual_server import PART
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, write_text
 from wattbit.processes import execute
 from wattbit.progress import Progress, silent
 
-RECIPE = 1  # to be raised when the code below makes another image of the same packages
+RECIPE = 2  # to be raised when the code below makes another image of the same packages
 SERIES = "6.1"  # Debian 12's kernel
 KERNEL = r"linux-image-([0-9.]+-[0-9]+-arm64)\b"
 CROSS = "aarch64-linux-gnu-"
@@ -121,6 +123,7 @@ def _files(partial: Path, light: Path, tree: Path, out: Path) -> None:
     write_text(tree / "etc/shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users))
     (tree / "usr/sbin/wattbit-init").write_bytes(INIT.read_bytes())
     (tree / "usr/sbin/wattbit-init").chmod(0o755)
+    write_text(tree / "etc/profile.d/part.sh", f"export {VARIABLE}={PART}\n")
     for name in ("proc", "sys", "dev", "run", "tmp", "root", "var/log"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     (tree / "tmp").chmod(0o1777)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import asyncssh
 
+from wattbit.board.agent.part import VARIABLE
 from wattbit.board.rootfs import SITE
 from wattbit.board.syscalls import hide_from_proot
 from wattbit.errors import WattbitError
@@ -23,6 +24,7 @@ from wattbit.errors import WattbitError
 HOST = "127.0.0.1"
 CHUNK = 1 << 16
 GRACE_S = 2.0
+PART = "xc7z020clg400-1"  # what the virtual boards stand for
 ENVIRONMENT = {  # what OpenSSH's sshd gives a command of root
     "HOME": "/root",
     "USER": "root",
@@ -30,6 +32,7 @@ ENVIRONMENT = {  # what OpenSSH's sshd gives a command of root
     "SHELL": "/bin/bash",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
+    VARIABLE: PART,
     "PYTHONDONTWRITEBYTECODE": "1",  # the root file system is shared by all boards
 }
 OWN = {  # guest path -> this board's own folder, as is /root; the rest of the root file system is shared

@@ -121,8 +121,6 @@ for stage_name, stage_help in {
     "cotrain": "Alternate policy updates and fine-tuning at the chosen widths; fine-tune the controls equally.",
     "export": "Write one QONNX file per expert and one for router and backbone, checked by executing them.",
     "build": "Build the FPGA engines (FINN RTL, simulated, synthesised) and the ARM kernels.",
-    "deploy": "Pack the bundle and put it on the board over SSH.",
-    "bench": "Run tokens on the board: outputs compared bit by bit, cycles, power.",
     "controls": "Simulate every control's engines with its own fine-tuned weights, for the report's table.",
     "report": "Write report.md and report.html.",
 }.items():

@@ -1,0 +1,83 @@
+"""`wattbit deploy`: the run's bundle on its board, or on boards named with --host."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wattbit.display import Display
+from wattbit.perform import RUNS, json_option, perform, run_option
+from wattbit.pipeline import target
+from wattbit.progress import Progress
+from wattbit.run import Run, cache_folder
+
+host_option = click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    help="Board to use in place of the run's own, as for ssh: NAME or USER@NAME; may be given more than once.",
+)
+
+
+def one_run(folder: Path | None) -> Run:
+    return Run.open(folder) if folder else Run.latest(RUNS)
+
+
+def bundle_of(run: Run, progress: Progress) -> Path:
+    """The run's bundle, made from what `wattbit build` or `wattbit board` left; it is deployed by whoever asks."""
+    from wattbit.board.bundle import make_bundle
+    from wattbit.board.targets import load
+
+    out = run.path("hosts", "bundle")
+    make_bundle(run.folder, target(run), out, progress, load(run.config.board).power)
+    return out
+
+
+def labelled(display: Display, host: str) -> Progress:
+    """Progress that says which board it is of."""
+
+    def progress(what: str, done: int, total: int) -> None:
+        display(f"{host}: {what}", done, total)
+
+    return progress
+
+
+def each(run: Run, hosts: tuple[str, ...], work: Callable[[Any, str, Progress], Any]) -> dict[str, Any]:
+    """What `work` gives for a connection to every host, one after the other."""
+    from wattbit.board.connect import board
+
+    found = {}
+    with Display() as display:
+        for host in hosts:
+            display.begin("deploy", host)
+            progress = labelled(display, host)
+            with board(run.config.board, cache_folder(), run.path("board"), progress, host) as connection:
+                found[host] = work(connection, host, progress)
+    return found
+
+
+@click.command()
+@run_option
+@host_option
+@json_option
+def command(folder: Path | None, hosts: tuple[str, ...], as_json: bool) -> None:
+    """Pack the bundle and put it on the board over SSH; only files that changed are sent.
+
+    The board switches to the new version in one step and keeps the one before for `wattbit rollback`.
+    """
+    from wattbit.board.deploy import deploy
+
+    run = one_run(folder)
+    if not hosts:
+        perform(run, "deploy", as_json)
+        return
+    perform(run, "build", as_json=False)
+    with run.lock():
+        bundle = bundle_of(run, lambda what, done, total: None)
+        places = each(run, hosts, lambda connection, host, progress: deploy(bundle, connection, progress))
+    if as_json:
+        click.echo(json.dumps({"run": str(run.folder), "places": places}, indent=1))
+    else:
+        click.echo("\n".join(f"{host}: {place}" for host, place in places.items()))
