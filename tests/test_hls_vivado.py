@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hls_shell_support import stubs
+from tests.hls_shell_support import stub, stubs
 from tests.vivado_support import STUB, TIMING, UTILISATION, install, reports
 from wattbit.board.targets import known, load
 from wattbit.errors import WattbitError
@@ -17,7 +17,7 @@ from wattbit.hls.vivado.processor import processor
 from wattbit.hls.vivado.reports import Timing, last_error, timing, utilisation, version
 from wattbit.hls.vivado.script import implementation, quote, synthesis
 from wattbit.hls.vivado.toolchain import VivadoToolchain
-from wattbit.hls.vivado.wrapper import masters, ports, wrapper
+from wattbit.hls.vivado.wrapper import ports, wrapper
 from wattbit.plan import Target
 from wattbit.processes import execute
 
@@ -29,24 +29,18 @@ def top_of(shell: ShellRtl) -> str:
     return (shell.folder / f"{shell.top}.v").read_text(encoding="utf-8")
 
 
-def with_weight_masters(top: str, count: int) -> str:
-    """The same top with read-only masters m_axi_w0, m_axi_w1, ... besides."""
-    signals = {
-        "araddr": 32,
-        "arlen": 8,
-        "arsize": 3,
-        "arburst": 2,
-        "arcache": 4,
-        "arprot": 3,
-        "arvalid": 1,
-        "rready": 1,
-    }
-    more = ""
-    for i in range(count):
-        more += "".join(f",\n  output wire [{bits - 1}:0] m_axi_w{i}_{name}" for name, bits in signals.items())
-        inputs = {"arready": 1, "rdata": 64, "rresp": 2, "rlast": 1, "rvalid": 1}
-        more += "".join(f",\n  input  wire [{bits - 1}:0] m_axi_w{i}_{name}" for name, bits in inputs.items())
-    return top.replace("\n);", f"{more}\n);", 1)
+def streaming(folder: Path, engines: int) -> ShellRtl:
+    """A shell of so many engines whose weights are streamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = stub(folder / "rtl", 4, simd=8, pe=8)
+    (folder / "images").touch()
+    copies = [
+        replace(
+            engine, module=f"engine{i}", spec=replace(engine.spec, home="stream"), images=folder / "images", beats=4
+        )
+        for i in range(engines)
+    ]
+    return build_shell(copies, 64, "0123456789abcdef", folder / "shell")
 
 
 @pytest.fixture
@@ -74,17 +68,17 @@ def test_every_board_builds(name: str, shell: ShellRtl, vivado: Path, tmp_path: 
 
 @pytest.mark.parametrize("target", [Z2, KV260], ids=lambda target: target.name)
 @pytest.mark.parametrize(
-    ("weights", "memory_ports", "expected"), [(0, 4, [1]), (3, 4, [1, 1, 1, 1]), (6, 4, [2, 2, 2, 1]), (2, 1, [3])]
+    ("streams", "memory_ports", "expected"), [(1, 4, [1, 1]), (3, 4, [1, 1, 1, 1]), (6, 4, [2, 2, 2, 1]), (2, 1, [3])]
 )
 def test_weight_masters_share_the_memory_ports(
-    target: Target, weights: int, memory_ports: int, expected: list[int], shell: ShellRtl, vivado: Path, tmp_path: Path
+    target: Target, streams: int, memory_ports: int, expected: list[int], vivado: Path, tmp_path: Path
 ) -> None:
-    (shell.folder / f"{shell.top}.v").write_text(with_weight_masters(top_of(shell), weights))
+    shell = streaming(tmp_path / "streaming", streams)
     VivadoToolchain().build(shell, replace(target, memory_ports=memory_ports), tmp_path / "out")
     script = (tmp_path / "out" / "synthesis.tcl").read_text()
     shares = [int(n) for n in re.findall(r"NUM_SI \{(\d+)\} CONFIG\.NUM_MI \{1\}\] \[get_bd_cells memory", script)]
     assert shares == expected
-    assert len(re.findall(r"wattbit_0/m_axi_\w+\]", script)) == weights + 1
+    assert set(re.findall(r"wattbit_0/(m_axi_\w+)\]", script)) == set(shell.masters)
 
 
 def test_a_finished_step_is_not_redone(
@@ -199,14 +193,18 @@ def test_the_stand_in_misses_every_connection(line: str, shell: ShellRtl, vivado
     assert execute(["tclsh", str(STUB), "wrong.tcl"], out).returncode == 1
 
 
-def test_the_wrapper_is_verilog_with_the_shells_ports(shell: ShellRtl) -> None:
-    top = with_weight_masters(top_of(shell), 2)
-    assert masters(top) == ("m_axi_mem", "m_axi_w0", "m_axi_w1")
-    text = wrapper(top, shell.top)
-    assert ports(text) == ports(top)
-    assert 'PROTOCOL AXI4LITE, READ_WRITE_MODE READ_WRITE" *)\n  input wire [11:0] s_axi_ctrl_araddr' in text
-    assert 'PROTOCOL AXI4, READ_WRITE_MODE READ_WRITE" *)\n  output wire [31:0] m_axi_mem_araddr' in text
-    assert 'PROTOCOL AXI4, READ_WRITE_MODE READ_ONLY" *)\n  output wire [31:0] m_axi_w1_araddr' in text
+def test_the_wrapper_is_verilog_with_the_shells_ports(tmp_path: Path) -> None:
+    shell = streaming(tmp_path, 2)
+    text = wrapper(top_of(shell), shell.top)
+    assert ports(text) == ports(top_of(shell))
+    assert f"ASSOCIATED_BUSIF {':'.join(('s_axi_ctrl', *shell.masters))}, ASSOCIATED_RESET aresetn" in text
+    kinds = re.findall(r'PROTOCOL (\w+), READ_WRITE_MODE (\w+)" \*\)\n  \w+ +wire \[\d+:0\] (\w+)_araddr', text)
+    assert kinds == [
+        ("AXI4LITE", "READ_WRITE", "s_axi_ctrl"),
+        ("AXI4", "READ_WRITE", "m_axi_mem"),
+        ("AXI4", "READ_ONLY", "m_axi_w0"),
+        ("AXI4", "READ_ONLY", "m_axi_w1"),
+    ]
 
 
 def test_the_wrapper_compiles_with_the_shell(shell: ShellRtl) -> None:

@@ -12,7 +12,7 @@ from wattbit.hls.toolchain import Bitstream, ToolchainName
 from wattbit.hls.vivado.processor import processor
 from wattbit.hls.vivado.reports import last_error, timing, utilisation, version
 from wattbit.hls.vivado.script import BIT, CHECKPOINT, HANDOFF, TIMING, UTILISATION, implementation, synthesis
-from wattbit.hls.vivado.wrapper import WRAPPER, masters, wrapper
+from wattbit.hls.vivado.wrapper import WRAPPER, wrapper
 from wattbit.plan import Target
 from wattbit.processes import execute
 from wattbit.progress import Progress, silent
@@ -53,7 +53,7 @@ class VivadoToolchain:
         files.append((out / f"{WRAPPER}.v").absolute())
         found = _version()
         first = synthesis(
-            processor(target.part), target.part, target.clock_mhz, masters(top), target.memory_ports, files
+            processor(target.part), target.part, target.clock_mhz, shell.masters, target.memory_ports, files
         )
         progress("Vivado: synthesis", 0, 2)
         _step(out, "synthesis", first, [shell.digest, found], [CHECKPOINT, HANDOFF])

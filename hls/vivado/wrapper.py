@@ -41,16 +41,10 @@ def ports(top: str) -> tuple[Port, ...]:
     return result
 
 
-def masters(top: str) -> tuple[str, ...]:
-    """AXI masters of the shell, in the order of its ports: that of packets and results, then those of weights."""
-    names = [port.interface for port in ports(top) if port.interface and port.interface.startswith("m_axi_")]
-    return tuple(dict.fromkeys(names))
-
-
 def wrapper(top: str, module: str) -> str:
     """Verilog of the wrapper around the shell `module`, whose Verilog is `top`."""
     found = ports(top)
-    interfaces = ":".join((CONTROL, *masters(top)))
+    interfaces = ":".join(dict.fromkeys(port.interface for port in found if port.interface))
     names = {port.name for port in found}
 
     def attributes(port: Port) -> str:
