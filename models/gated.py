@@ -77,7 +77,7 @@ def random_weights(config: GatedConfig, seed: int) -> dict[str, Tensor]:
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:
         values = torch.randn(shape, generator=generator)
         if len(shape) == 2:
-            return values * (1.0 if name == "embedding" else shape[1] ** -0.5)
+            return values * shape[1] ** -0.5
         return values * 0.1 if name.endswith(".bias") else 1 + values * 0.1
 
     return {name: draw(name, shape) for name, shape in shapes(config).items()}

@@ -72,11 +72,10 @@ class Program:
 
 
 def mixed_engines(experts: tuple[ExpertId, ...]) -> Allocation:
-    """Every width; every other expert on the FPGA."""
+    """Three widths; every other expert on the FPGA."""
     return Allocation(
         tuple(
-            Placement(expert, "fpga" if i % 2 else "arm", Precision(WIDTHS[i % len(WIDTHS)]))
-            for i, expert in enumerate(experts)
+            Placement(expert, "fpga" if i % 2 else "arm", Precision(WIDTHS[i % 3])) for i, expert in enumerate(experts)
         )
     )
 

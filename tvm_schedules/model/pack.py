@@ -34,17 +34,24 @@ def build(source: Source, core: str, out: Path, progress: Progress = silent) -> 
     progress(f"runtime for {core}", 0, 2)
     link(source, chosen, out / LIBRARY)
     progress(f"runtime for {core}", 1, 2)
-    digest = pack(source, chosen, out / WEIGHTS)
+    pack(source, chosen, out / WEIGHTS)
+    record = write_record(chosen, out)
+    progress(f"runtime for {core}", 2, 2)
+    return record
+
+
+def write_record(core: Core, out: Path) -> dict[str, Any]:
+    """Write out/model.json, which says what library and weights in `out` are, and return its content."""
+    config, _, digest = weights_file.read_table(out / WEIGHTS)
     record: dict[str, Any] = {
-        "core": core,
-        "arch": chosen.arch,
-        "config": source.config.to_json(),
+        "core": core.name,
+        "arch": core.arch,
+        "config": config.to_json(),
         "library": {"file": LIBRARY, "sha256": sha256_file(out / LIBRARY)},
         "weights": {"file": WEIGHTS, "bytes": (out / WEIGHTS).stat().st_size, "digest": digest},
     }
     record["digest"] = digest_json(record)
-    write_json(record_path, record)
-    progress(f"runtime for {core}", 2, 2)
+    write_json(out / RECORD, record)
     return record
 
 

@@ -151,10 +151,12 @@ int32_t wb_session_feed(wb_session *s, const int32_t *tokens, int32_t count, dou
     uint32_t room = w->config.context - s->position;
     if (count < 1) return wb_fail("a prompt needs at least one token");
     if ((uint32_t)count > room)
-        return wb_fail("%d more tokens after %u overflow the context of %u", count, s->position, w->config.context);
+        return wb_fail("%d tokens after %u overflow the context of %u; shorten the prompt", count, s->position,
+                       w->config.context);
     for (int32_t i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= w->config.vocabulary)
-            return wb_fail("token %d is not in the vocabulary of %u", tokens[i], w->config.vocabulary);
+            return wb_fail("token %d is not in the vocabulary of %u; encode the prompt with the model's own",
+                           tokens[i], w->config.vocabulary);
     uint32_t taken = 0;
     for (int32_t i = 0; i < count; i += (int32_t)taken) {
         taken = count - i < WB_CHUNK ? (uint32_t)(count - i) : WB_CHUNK;

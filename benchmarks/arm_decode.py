@@ -1,0 +1,228 @@
+"""Decoding a whole model on this machine: mixed widths against static 8 and 4 bits, and against llama.cpp.
+
+    python benchmarks/arm_decode.py [--quick] [--threads N] [--json FILE]
+
+Models have the shapes of Mixtral-8x7B and OLMoE-1B-7B with fewer layers, and a vocabulary cut by the same factor, so
+that a layer's share of a token's time is the real one; weights are random, far more than the last-level cache holds,
+and each token chooses other experts. The mixed allocation is random with the mean width that the policy chose for the
+demo's model (4 bits; results/first_path.md): random weights have no perplexity to choose by. All variants decode in
+turn in one run; a ratio above 1 means that mixed is faster.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, stdev
+from typing import Any
+
+import click
+import numpy as np
+from rows import Row, show, write
+
+from wattbit.errors import WattbitError
+from wattbit.models.config import GatedConfig
+from wattbit.models.gated import decoder_config, matrix_bits, rope, shapes
+from wattbit.plan import Allocation
+from wattbit.tvm_schedules.cores import Core, host_core
+from wattbit.tvm_schedules.model import format as weights_file
+from wattbit.tvm_schedules.model.format import DecoderConfig, Item
+from wattbit.tvm_schedules.model.pack import LIBRARY, WEIGHTS, layout_words, link, write_record
+from wattbit.tvm_schedules.model.runtime import Decoder
+
+MIXTRAL = GatedConfig(1000, 4096, 14336, 1, 32, 8, 128, 8, 2, 512)
+OLMOE = GatedConfig(9432, 2048, 1024, 3, 16, 16, 128, 64, 8, 512, renormalize=False, qk_norm="whole")
+QUICK = GatedConfig(4000, 1024, 1024, 2, 8, 8, 128, 32, 4, 512)
+WIDTHS = (2, 3, 4, 6, 8)
+MEAN_BITS = 4.0
+GROUP = 0  # a scale a row
+PROMPT, REPEATS = 8, 7
+
+Step = Callable[[int], int]
+"""Takes a token in and returns the likeliest next one."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model to be timed. bits: mean of its experts. backbone_bits: of attention and output layer."""
+
+    name: str
+    step: Step
+    token_bytes: float
+
+
+def mixed(config: GatedConfig, seed: int) -> Allocation:
+    """Random widths of WIDTHS with a mean of MEAN_BITS in every layer."""
+    rng = np.random.default_rng(seed)
+    bits = []
+    for _ in range(config.layers):
+        layer = rng.choice(WIDTHS, config.experts)
+        while layer.mean() != MEAN_BITS:
+            index = rng.integers(config.experts)
+            place = WIDTHS.index(layer[index]) + (1 if layer.mean() < MEAN_BITS else -1)
+            old, layer[index] = layer[index], WIDTHS[min(max(place, 0), len(WIDTHS) - 1)]
+            if abs(layer.mean() - MEAN_BITS) > 2 / config.experts and rng.random() < 0.5:
+                layer[index] = old
+        bits += layer.tolist()
+    return Allocation.of(dict(zip(config.expert_ids, map(int, bits), strict=True)), engine="host")
+
+
+def uniform(config: GatedConfig, bits: int) -> Allocation:
+    return Allocation.of(dict.fromkeys(config.expert_ids, bits), engine="host")
+
+
+class RandomWeights:
+    """A `Source` of random integers, packed without ever being unpacked."""
+
+    def __init__(self, config: GatedConfig, allocation: Allocation, backbone_bits: int, core: Core) -> None:
+        self.config = DecoderConfig.from_json(decoder_config(config))
+        self.shapes = {name: (shape[0], 1) if len(shape) == 1 else shape for name, shape in shapes(config).items()}
+        found = {name: matrix_bits(name, allocation, backbone_bits) for name in self.shapes}
+        self.bits = {name: bits for name, bits in found.items() if bits is not None}
+        self.group: dict[str, int] = {}
+        self._core, self._rope = core, dict(zip(("rope.cos", "rope.sin"), rope(config), strict=True))
+        self._rng = np.random.default_rng(0)
+
+    def items(self) -> Iterator[Item]:
+        for name, (rows, depth) in self.shapes.items():
+            if name not in self.bits:
+                yield Item(name, "float32", rows, depth, lambda n=(rows, depth): self._floats(*n))
+                continue
+            bits = self.bits[name]
+            size = self._core.layout(bits).matrix_bytes(rows, depth)
+            yield Item(name, "packed", rows, depth, lambda size=size: self._rng.bytes(size), bits)
+            scale = np.full(rows, 1.0 / (2 ** (bits - 1) * depth**0.5), np.float32)
+            yield Item(f"{name}.scale", "float32", rows, 1, lambda scale=scale: scale.tobytes())
+        for name, table in self._rope.items():
+            yield Item(name, "float32", *table.shape, lambda table=table: table.numpy().tobytes())
+
+    def _floats(self, rows: int, depth: int) -> bytes:
+        if depth == 1:
+            return np.ones(rows, np.float32).tobytes()
+        return (self._rng.standard_normal((rows, depth), np.float32) * np.float32(depth**-0.5 * 3)).tobytes()
+
+
+def build(config: GatedConfig, allocation: Allocation, backbone_bits: int, out: Path) -> Path:
+    core = host_core()
+    source = RandomWeights(config, allocation, backbone_bits, core)
+    out.mkdir()
+    link(source, core, out / LIBRARY)
+    weights_file.write(out / WEIGHTS, source.config, layout_words(core), list(source.items()))
+    write_record(core, out)
+    return out
+
+
+def token_bytes(config: GatedConfig, allocation: Allocation, backbone_bits: int) -> float:
+    """Weights that a token reads, in bytes, on average over the experts."""
+    found = 0.0
+    for name, shape in shapes(config).items():
+        bits = matrix_bits(name, allocation, backbone_bits)
+        share = config.top_k / config.experts if ".experts." in name else 0 if name == "embedding" else 1
+        found += share * float(np.prod(shape)) * (bits or 32) / 8
+    return found
+
+
+def ours(decoder: Decoder) -> Step:
+    def step(token: int) -> int:
+        if decoder.position + 1 >= decoder.config.context:
+            decoder.reset()
+        return int(decoder.feed([token]).argmax())
+
+    return step
+
+
+def llama_variants(config: GatedConfig, threads: int, folder: Path) -> list[Variant]:
+    """The same shape in llama.cpp's formats; none where it is not installed."""
+    try:
+        from llama_cpp_peer import peer
+    except ImportError as error:
+        click.echo(f"no llama.cpp: {error}; pip install llama-cpp-python==0.3.36 gguf==0.19.0", err=True)
+        return []
+    return [
+        Variant(f"llama.cpp {name}", peer(config, name, threads, folder / f"{name}.gguf"), 0)
+        for name in ("Q8_0", "Q4_0")
+    ]
+
+
+def timed(step: Step, tokens: int, first: int) -> float:
+    """Seconds a token."""
+    token = first
+    begin_s = time.perf_counter()
+    for _ in range(tokens):
+        token = step(token)
+    return (time.perf_counter() - begin_s) / tokens
+
+
+def measure(
+    case: str, config: GatedConfig, threads: int, tokens: int, folder: Path
+) -> tuple[list[Row], dict[str, Any]]:
+    with ExitStack() as stack:
+        variants = []
+        for name, allocation, backbone_bits in (
+            ("mixed", mixed(config, 0), 8),
+            ("mixed, backbone 4 bits", mixed(config, 0), 4),
+            ("static 8 bits", uniform(config, 8), 8),
+            ("static 4 bits", uniform(config, 4), 8),
+        ):
+            built = build(config, allocation, backbone_bits, folder / name.replace(" ", "-"))
+            decoder = stack.enter_context(Decoder(built, threads, check=False))
+            variants.append(Variant(name, ours(decoder), token_bytes(config, allocation, backbone_bits)))
+        variants += llama_variants(config, threads, folder)
+        found: dict[str, list[float]] = {variant.name: [] for variant in variants}
+        rng = np.random.default_rng(1)
+        for repeat in range(REPEATS + 1):
+            for variant in variants:
+                seconds = timed(variant.step, tokens, int(rng.integers(config.vocab_size)))
+                if repeat:  # the first one reads the weights from the disk
+                    found[variant.name].append(seconds)
+    rows = compare(case, found)
+    speeds = {v.name: {"s_per_token": median(found[v.name]), "bytes_per_token": v.token_bytes} for v in variants}
+    return rows, speeds
+
+
+def compare(case: str, found: dict[str, list[float]]) -> list[Row]:
+    """Mixed against each other variant, medians over the repeats."""
+    rows = []
+    for mine in ("mixed", "mixed, backbone 4 bits"):
+        for peer, seconds in found.items():
+            if peer.startswith("mixed"):
+                continue
+            a, b = median(found[mine]), median(seconds)
+            goal = 2.0 if peer == "static 8 bits" else 1.0 if peer.startswith("llama.cpp") else None
+            metric = f"{mine}: decode, s/token"
+            row = Row(case, metric, a, stdev(found[mine]), b, stdev(seconds), peer, b / a, goal, "measured", ())
+            rows.append(row)
+    return rows
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="A small model and few tokens.")
+@click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True, help="Threads of every variant.")
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
+def main(quick: bool, threads: int, path: Path | None) -> None:
+    if threads < 1:
+        raise WattbitError(f"threads must be at least 1, not {threads}")
+    cases = {"quick": QUICK} if quick else {"Mixtral-8x7B, 1 layer": MIXTRAL, "OLMoE-1B-7B, 3 layers": OLMOE}
+    rows: list[Row] = []
+    for name, config in cases.items():
+        case = f"{name}, {threads} threads"
+        with tempfile.TemporaryDirectory() as folder:
+            found, speeds = measure(case, config, threads, 8 if quick else 12, Path(folder))
+        show(found)
+        for variant, speed in speeds.items():
+            rate = (
+                f", {speed['bytes_per_token'] / speed['s_per_token'] / 1e9:.1f} GB/s"
+                if speed["bytes_per_token"]
+                else ""
+            )
+            click.echo(f"  {variant}: {1 / speed['s_per_token']:.2f} tokens/s{rate}")
+        rows += found
+    if path:
+        write(rows, path)
+
+
+if __name__ == "__main__":
+    main()
