@@ -21,7 +21,7 @@ from wattbit.hls.vivado.wrapper import ports, wrapper
 from wattbit.plan import Target
 from wattbit.processes import execute
 
-LOGIC = [name for name in known() if load(name).target.part]
+LOGIC = [name for name in known() if load(name).target.part and load(name).ssh]
 Z2, KV260 = load("pynq-z2").target, load("kv260").target
 
 
@@ -153,6 +153,7 @@ def test_another_version_is_refused(found: str, vivado: Path, monkeypatch: pytes
 def test_a_missing_vivado_and_a_foreign_part_are_said(
     shell: ShellRtl, vivado: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "virtual-z2 is simulated" in (VivadoToolchain().available(load("virtual-z2").target) or "")
     assert "xcvc1902 is neither" in (VivadoToolchain().available(replace(Z2, part="xcvc1902")) or "")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WattbitError, match=r"vivado is not on PATH; install Vivado 2022\.2 to 2025\.2"):

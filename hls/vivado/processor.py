@@ -8,7 +8,7 @@ from wattbit.errors import WattbitError
 
 @dataclass(frozen=True)
 class Processor:
-    """One family's IP; `{n}` stands for the number of a memory port, from 0.
+    """One family's IP, its cores' architecture; `{n}` stands for the number of a memory port, from 0.
 
     control, memory: its AXI ports to and from the logic, each with its clock pin. base: where the design's registers
     lie. settings: what every design sets; memory_settings: what a design sets for each memory port that it uses.
@@ -16,6 +16,7 @@ class Processor:
     """
 
     ip: str
+    arch: str
     base: int
     clock: str
     reset: str
@@ -43,6 +44,7 @@ class Processor:
 # loader has set them long before a bitstream is loaded, and a bitstream holds nothing of them.
 ZYNQ = Processor(
     ip="processing_system7",
+    arch="armv7",
     base=0x40000000,
     clock="FCLK_CLK0",
     reset="FCLK_RESET0_N",
@@ -62,6 +64,7 @@ ZYNQ = Processor(
 )
 ZYNQMP = Processor(
     ip="zynq_ultra_ps_e",
+    arch="aarch64",
     base=0xA0000000,
     clock="pl_clk0",
     reset="pl_resetn0",

@@ -33,9 +33,11 @@ class VivadoToolchain:
         if target.part is None or target.clock_mhz is None:
             return f"target {target.name} has no programmable logic"
         try:
-            processor(target.part)
+            ps = processor(target.part)
         except WattbitError as error:
             return str(error)
+        if target.arch != ps.arch:
+            return f"{target.name} is simulated, for no {target.part} has {target.arch} cores; it loads no bitstream"
         found = _version()
         if found is None:
             return "`vivado -version` names no version; source its settings64.sh again"

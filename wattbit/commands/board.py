@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wattbit.display import Display
+from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json, write_text
 from wattbit.perform import RUNS, json_option, perform, run_option, start
 from wattbit.pipeline import PIPELINE, final_allocation, model_config, workload
@@ -96,7 +97,6 @@ def existing(folder: Path | None, new: bool) -> Run | None:
 def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, progress: Progress) -> dict[str, Any]:
     """Build the run's design for a board; where its files lie in the run folder, and what is known of it."""
     from wattbit.board.bundle import CHOSEN, Parts, pack
-    from wattbit.hls.compare import require_fit
     from wattbit.hls.planner import plan
     from wattbit.hls.report import Speed, report
     from wattbit.hls.shell import ShellRtl
@@ -106,7 +106,12 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
     target = share(board.target, preset_share)
     budget = share(board.target, min(preset_share, toolchain.chip_share))
     planned = plan(final_allocation(run), model.shape, budget, workload(run))
-    require_fit(planned)
+    if not planned.fits:
+        raise WattbitError(
+            f"the model does not fit {planned.part}, of which toolchain {toolchain.name} takes "
+            f"{min(preset_share, toolchain.chip_share):.0%}: {', '.join(planned.excess)}; "
+            "use fewer widths or bits, or another toolchain or board"
+        )
     out = run.path("board", target.name, toolchain.name)
     design_folder = designed(run, planned, out, progress)
     design = read_json(design_folder / "build.json")
