@@ -1,0 +1,1 @@
+"""Mixed-precision expert kernels for NVIDIA GPUs, what they cost, and a meter that reads it off the card."""
