@@ -1,7 +1,9 @@
 """The netlist in simulation against the RTL, faults that it must find, and a whole bitstream."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -23,11 +25,15 @@ SETS = 10  # the weights then fill a block RAM
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> ShellRtl:
-    """Engines of two widths."""
+    """Engines of two widths, one with its weights on the chip and one that streams them."""
     folder = tmp_path_factory.mktemp("open")
     engines = []
-    for precision in (Precision(2, 8), Precision(4, 8)):
-        spec = engine_class(precision, SETS, 2, 2)
+    homes: tuple[tuple[Precision, Literal["chip", "stream"]], ...] = (
+        (Precision(2, 8), "chip"),
+        (Precision(4, 8), "stream"),
+    )
+    for precision, home in homes:
+        spec = replace(engine_class(precision, SETS, 2, 2), home=home)
         ints = [random_ints(expert, precision, SHAPE) for expert in spec.experts]
         engines.append(write_engine(ints, spec, folder / "engines", PART))
     return build_shell(engines, SHAPE.d_model, "0123456789abcdef", folder / "shell")
@@ -47,7 +53,7 @@ def simulate(shell: ShellRtl, gates: Path, name: str, text: str | None = None) -
         gates.write_text(text)
     rtl = verilate(shell, folder / "accelerator", "x86_64")
     library = verilate(netlist_shell(shell, gates, folder / f"{name}-shell"), folder / name, "x86_64")
-    return compare(rtl, library, *stimulus(shell))
+    return compare(shell, rtl, library)
 
 
 def test_the_netlist_computes_what_the_rtl_computes(shell: ShellRtl, gates: Path) -> None:
@@ -84,7 +90,7 @@ def test_a_whole_bitstream(shell: ShellRtl) -> None:
     assert built.bit is not None and built.hwh is None and not built.hardware_tested
     assert built.checks["payload_bytes"] == 4045564 and built.checks["idcode"] == "0x03727093"
     assert built.checks["frames"] == 9996 and built.checks["unknown_features"] == 0
-    assert built.checks["gate_level"]["vectors"] > 0 and built.checks["block_ram_bits_set"] > 1000
+    assert built.checks["gate_level"]["vectors"] > 0 and built.checks["block_ram_contents"] > 0
     assert built.fmax_mhz is not None and 0 < built.clock_mhz <= min(50, built.fmax_mhz)
     assert set(built.tool_versions) >= {*tools.PACKAGES, "yosys", "verilator"}
     assert bitfile.decode(built.bit.read_bytes()).fields["b"] == "7z020clg400-1"

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.hls_shell_support import D, stubs
 from wattbit.errors import WattbitError
 from wattbit.hls.engine import RTL
-from wattbit.hls.open import netlist
-from wattbit.hls.open.gates import cell_models, stimulus
+from wattbit.hls.open import contents, netlist
+from wattbit.hls.open.fasm import parse
+from wattbit.hls.open.gates import cell_models, images, stimulus
 from wattbit.hls.open.top import BRIDGE, TOP, black_boxes, masters, top
 from wattbit.hls.shell import ShellRtl, build_shell
 from wattbit.hls.simulate import FLAGS, verilator
@@ -59,10 +61,27 @@ def test_what_they_get_right_passes() -> None:
     netlist.require(design("LUT2", {"INIT": "1000"}))
 
 
-def test_bits_of_block_rams_are_counted_without_other_parameters() -> None:
-    parameters = {"INIT_00": "0" * 250 + "110110", "INITP_07": "1" * 3, "INIT_A": "111", "SRVAL_A": "1", "INIT": "1"}
-    assert netlist.memory_bits(design("RAMB18E1", parameters)) == 7
-    assert netlist.memory_bits(design("LUT2", {"INIT_00": "1"})) == 0
+def test_contents_of_block_rams_are_the_same_in_netlist_and_fasm() -> None:
+    rng = np.random.default_rng(0)
+    rows = {f"INIT_{i:02X}": "".join(rng.choice(["0", "1"], 256)) for i in range(128)}
+    rows |= {f"INITP_{i:02X}": "".join(rng.choice(["0", "1"], 256)) for i in range(16)}
+    small = {name: rows[name] for name in rows if int(name[-2:], 16) < (8 if name.startswith("INITP") else 64)}
+    cells = {
+        "a": {"type": "RAMB18E1", "parameters": small | {"INIT_A": "111", "SRVAL_A": "1"}},
+        "b": {"type": "RAMB36E1", "parameters": rows},
+        "c": {"type": "LUT2", "parameters": {"INIT_00": "1"}},
+    }
+    lines = [f"BRAM_L_X0Y5.RAMB18_Y1.{name}[255:0] = 256'b{bits}" for name, bits in small.items()]
+    for half in range(2):  # even bits of the RAMB36E1, and odd ones
+        for name, count in (("INIT", 64), ("INITP", 8)):
+            stream = "".join(rows[f"{name}_{i:02X}"][::-1] for i in range(2 * count))[half::2]
+            for i in range(count):
+                bits = stream[256 * i : 256 * (i + 1)][::-1]
+                lines.append(f"BRAM_R_X7Y5.RAMB18_Y{half}.{name}_{i:02X}[255:0] = 256'b{bits}")
+    expected = contents.of_netlist(cells)
+    assert expected.total() == 3 and contents.of_fasm(parse(lines)) == expected
+    moved = lines[0].replace("INIT_00", "INIT_01"), lines[1].replace("INIT_01", "INIT_00")
+    assert contents.of_fasm(parse([*moved, *lines[2:]])) != expected
 
 
 def test_the_change_to_yosys_list_of_block_rams_fits_its_version() -> None:
@@ -99,6 +118,12 @@ def test_the_stimulus_reaches_every_set_of_every_engine(shell: ShellRtl) -> None
     engine, index, x = stimulus(shell)
     assert {*zip(engine.tolist(), index.tolist(), strict=True)} == {(e, s) for e in range(3) for s in range(5)}
     assert x.min() == -128 and x.max() == 127 and x.shape == (len(engine), D)
+
+
+def test_streamed_weights_that_are_not_beside_the_design_are_an_error(shell: ShellRtl) -> None:
+    assert images(shell) == []
+    with pytest.raises(WattbitError, match="has 0 files of images, the design streams 1; build again"):
+        images(replace(shell, streams=1))
 
 
 BENCH = """

@@ -174,14 +174,26 @@ def stimulus(shell: ShellRtl, seed: int = 0) -> tuple[NDArray[np.int64], NDArray
     return pairs[:, 0], pairs[:, 1], x
 
 
-def compare(rtl: Path, gates: Path, engine: NDArray[np.int64], sets: NDArray[np.int64], x: Int8) -> dict[str, int]:
-    """One launch of vectors [N, D] through both libraries: vectors, and cycles of each.
+def images(shell: ShellRtl) -> list[Path]:
+    """The files of the streamed engines' experts, which lie beside the design as `write_engine` left them."""
+    folder = shell.folder.with_name("engines")
+    files = [path for name in shell.engines if (path := folder / name / f"{name}.images").is_file()]
+    if len(files) != shell.streams:
+        raise WattbitError(
+            f"{folder} has {len(files)} files of images, the design streams {shell.streams}; build again"
+        )
+    return files
+
+
+def compare(shell: ShellRtl, rtl: Path, gates: Path) -> dict[str, int]:
+    """One launch of `stimulus` through the libraries of the RTL and of the netlist: vectors, and cycles of each.
 
     Raises WattbitError if any result of the netlist differs from the RTL's.
     """
+    engine, sets, x = stimulus(shell)
     results = []
     for library in (rtl, gates):
-        with Accelerator(library) as accelerator:
+        with Accelerator(library, images=images(shell)) as accelerator:
             results.append(accelerator.run(engine, sets, x))
     (expected, cycles), (got, gate_cycles) = results
     wrong = np.flatnonzero((expected != got).any(axis=1))

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,17 +137,6 @@ def require(design: Mapping[str, Any]) -> None:
                 raise WattbitError(f"{kind} {name} reads and writes over port {port}, which is not modelled")
         if any(set(cell["connections"].get(pin, [])) - {"0"} for pin in RAM_RESETS):
             raise WattbitError(f"{kind} {name} uses a reset, which is not modelled")
-
-
-def memory_bits(design: Mapping[str, Any]) -> int:
-    """How many bits of the contents of block RAMs are 1."""
-    total: Counter[str] = Counter()
-    for cell in cells(design).values():
-        if cell["type"] in RAM_WIDTHS:
-            for key, value in cell["parameters"].items():
-                if key.startswith(("INIT_", "INITP_")) and len(key.rpartition("_")[2]) == 2:
-                    total["1"] += value.count("1")
-    return total["1"]
 
 
 def _integer(bits: str) -> int:
