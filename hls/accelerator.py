@@ -22,7 +22,7 @@ from wattbit.files import atomic, digest_json, read_json, sha256_file, write_byt
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.simulate import verilator
 from wattbit.processes import execute, workers
-from wattbit.shell import ERRORS, IDENTITY, START, STREAM_BYTES, Register, interleaved, packets
+from wattbit.shell import ERRORS, IDENTITY, START, STREAM_BYTES, Register, engine_cycles, interleaved, packets
 
 Arch = Literal["x86_64", "aarch64"]
 LIBRARY = "libwattbit_accel.so"
@@ -189,6 +189,7 @@ class Accelerator:
                 )
             self.d_model = self.read(Register.D_MODEL)
             self.engines = self.read(Register.ENGINES)
+            self._engine_cycles = engine_cycles(self.read, self.engines)
             if self.read(Register.STREAMS) != len(images):
                 raise WattbitError(
                     f"the design streams the weights of {self.read(Register.STREAMS)} engines, {len(images)} files of "
@@ -258,7 +259,7 @@ class Accelerator:
             raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
         if words.nbytes + x.nbytes > len(self.memory):
             raise WattbitError(f"{len(x)} vectors are too many for one launch; split them")
-        order = interleaved(engine, set_index)
+        order = interleaved(engine, set_index, self._engine_cycles)
         self.memory[: words.nbytes] = words[order].ravel()
         cycles = self.launch(self.BASE, self.BASE + words.nbytes, len(x), max_cycles)
         results = np.empty_like(x)

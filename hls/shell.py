@@ -14,6 +14,8 @@ Registers of the AXI4-Lite slave (32 bit):
     0x2C STREAMS   engines whose weights are streamed
     0x40 + 8 * i WEIGHTS_ADDR    images of the experts of stream i, a multiple of 8, for best speed of 128
     0x44 + 8 * i WEIGHTS_STRIDE  bytes from one image to the next, read only
+    0x800 + 8 * i VECTOR_CYCLES  clock cycles of a vector on engine i, read only
+    0x804 + 8 * i LOAD_CYCLES    of loading an expert, read only; 0 where weights are on the chip
 
 Stream i is that of the i-th engine with streamed weights; it reads them over the AXI4 master `m_axi_w<i>`. Packets and
 results go over `m_axi_mem`.
@@ -49,7 +51,7 @@ OWN_SOURCES = (
     "wattbit_collect.sv",
     "wattbit_core.sv",
 )
-ENGINES_MAX = 255
+ENGINES_MAX = 128
 QUEUE_VECTORS = 4
 AHEAD_WORDS = 128  # that a weight port requests ahead, for memories that take up to some 100 cycles to answer
 LUTRAM_WORDS = 64  # of the deepest queue in LUT RAM

@@ -35,6 +35,7 @@ def top_module(engines: Sequence[EngineRtl], words: int, queues: Sequence[int], 
     simd = ", ".join(f"8'd{engine.simd}" for engine in backwards)
     pe = ", ".join(f"8'd{engine.pe}" for engine in backwards)
     queue = ", ".join(f"16'd{depth}" for depth in reversed(queues))
+    cycles = ", ".join(f"32'd{engine.spec.cycles_per_vector(engine.shape)}" for engine in backwards)
     beats = ", ".join(f"32'd{engine.beats}" for engine in backwards)
     stride = ", ".join(f"32'd{engine.stride // WORD_BYTES}" for engine in backwards)
     streams = sum(engine.spec.streamed for engine in engines)
@@ -122,6 +123,7 @@ module {TOP} (
     .SETS({{{sets}}}),
     .SIMD({{{simd}}}),
     .PE({{{pe}}}),
+    .CYCLES({{{cycles}}}),
     .QUEUE({{{queue}}}),
     .BEATS({{{beats}}}),
     .STRIDE({{{stride}}}),

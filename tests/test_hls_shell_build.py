@@ -38,7 +38,7 @@ def test_what_no_shell_can_hold_is_refused(tmp_path: Path) -> None:
     for engines, d_model, message in (
         ([one], 60, "d_model must be a multiple of 8 from 8 to 4088, not 60"),
         ([one], 4096, "not 4096"),
-        ([], D, "a shell takes 1 to 255 engines, not 0"),
+        ([], D, "a shell takes 1 to 128 engines, not 0"),
         ([one, twin], D, "two engines share a name"),
     ):
         with pytest.raises(WattbitError, match=message):

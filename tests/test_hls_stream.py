@@ -21,7 +21,7 @@ from wattbit.hls.engine_class import EngineClass
 from wattbit.hls.memory import BURST_BYTES, Part, expert_image, image_beats, image_parts, image_stride
 from wattbit.hls.shell import build_shell
 from wattbit.plan import ExpertShape, Precision
-from wattbit.shell import STREAM_BYTES, Register, packets
+from wattbit.shell import STREAM_BYTES, Register, engine_cycles, interleaved, packets
 
 DIGEST = "00112233445566aa"
 SHAPE = ExpertShape(24, 32)  # 24: rows of requant words that the words do not fill
@@ -271,6 +271,8 @@ def test_registers_and_ports_of_the_streams(design: Design) -> None:
             assert accelerator.read(Register.WEIGHTS_STRIDE + STREAM_BYTES * i) == engine.stride
             assert accelerator.read(Register.WEIGHTS_ADDR + STREAM_BYTES * i) == 0xFFFFFFF8
         assert accelerator.read(Register.WEIGHTS_ADDR + STREAM_BYTES * len(streamed)) == 0
+        times = [[e.spec.cycles_per_vector(SHAPE), e.beats] for e in design.engines]
+        np.testing.assert_array_equal(engine_cycles(accelerator.read, 4), times)
     top = (design.library.parents[1] / "shell" / "wattbit_shell.v").read_text()
     ports = set(re.findall(r"m_axi_w(\d)_(\w+)", top))
     assert {number for number, _ in ports} == {"0", "1", "2"}
@@ -333,6 +335,31 @@ def test_wide_experts_are_exact(tmp_path: Path) -> None:
         sets, x, y = hard_vectors(design.ints[0], 12)
         with design.open(1) as accelerator:
             np.testing.assert_array_equal(accelerator.run(0 * sets, sets, x)[0], y)
+
+
+@needs_host
+def test_packets_are_sent_when_their_engine_is_ready_for_them(design: Design) -> None:
+    """Runs of one set and sets of one vector on a streamed engine, as much work elsewhere: both engines stay busy."""
+    first, second = design.engines[0], design.engines[1]
+    runs = np.concatenate([np.full(80, 0), np.arange(1, 5)])
+    busy = 80 * first.spec.cycles_per_vector(SHAPE) + 4 * first.beats
+    sets = np.concatenate([runs, np.zeros(busy // second.spec.cycles_per_vector(SHAPE), np.int64)])
+    engine = np.repeat([0, 1], [len(runs), len(sets) - len(runs)])
+    with design.open() as accelerator:
+        x = inputs(design, engine)
+        y, cycles = accelerator.run(engine, sets, x)
+    np.testing.assert_array_equal(y, design.expected(engine, sets, x))
+    assert cycles < 1.1 * busy
+
+
+def test_the_order_keeps_each_packet_and_sorts_each_engines_by_set() -> None:
+    rng = np.random.default_rng(0)
+    engine, index = rng.integers(0, 3, 200), rng.integers(0, 9, 200)
+    order = interleaved(engine, index, np.array([[10, 0], [10, 500]]))  # engine 2 is unknown, as in a bad packet
+    assert sorted(order) == list(range(200))
+    for one in range(3):
+        mine = order[engine[order] == one]
+        assert (np.diff(index[mine]) >= 0).all() and (np.diff(mine)[np.diff(index[mine]) == 0] > 0).all()
 
 
 def test_homes_are_checked_and_kept() -> None:

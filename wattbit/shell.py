@@ -3,6 +3,7 @@
 NumPy only, for the board carries it.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -16,7 +17,10 @@ IDENTITY = 0x57423031
 
 
 class Register(IntEnum):
-    """Byte offsets of the 32-bit registers; `wattbit.hls.shell` says what each does. WEIGHTS_...: of stream 0."""
+    """Byte offsets of the 32-bit registers; `wattbit.hls.shell` says what each does.
+
+    WEIGHTS_...: of stream 0. ..._CYCLES: of engine 0.
+    """
 
     CTRL = 0x00
     ID = 0x04
@@ -32,9 +36,12 @@ class Register(IntEnum):
     STREAMS = 0x2C
     WEIGHTS_ADDR = 0x40
     WEIGHTS_STRIDE = 0x44
+    VECTOR_CYCLES = 0x800
+    LOAD_CYCLES = 0x804
 
 
 STREAM_BYTES = 8  # from the WEIGHTS registers of one stream to those of the next
+ENGINE_BYTES = 8  # from the CYCLES registers of one engine to those of the next
 
 START, DONE = 1, 2
 ERRORS = {
@@ -70,15 +77,28 @@ def packets(engine: NDArray[np.integer], index: NDArray[np.integer], x: NDArray[
     return result
 
 
-def interleaved(engine: NDArray[np.integer], index: NDArray[np.integer]) -> NDArray[np.int64]:
+def interleaved(
+    engine: NDArray[np.integer], index: NDArray[np.integer], cycles: NDArray[np.integer]
+) -> NDArray[np.int64]:
     """The order [N] in which to send packets for engines and sets [N]: each engine's by set, spread over the launch.
 
-    The shell takes packets in order, and one for an engine whose queue is full holds up those behind it; so a burst
-    for one engine would leave the others idle. Streamed weights are loaded once for all packets of a set in a row.
+    cycles [E, 2]: of a vector, and of loading an expert, on each engine. The shell takes packets in order, and one for
+    an engine whose queue is full holds up those behind it; so each is sent at the share of its engine's time at which
+    it will be computed. Streamed weights are loaded once for all packets of a set in a row.
     """
     place = np.empty(len(engine))
     for one in np.unique(engine):
         mine = np.flatnonzero(engine == one)
         mine = mine[np.argsort(index[mine], kind="stable")]
-        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+        run = np.unique(index[mine], return_counts=True)[1]  # packets of each set
+        vector, load = cycles[one] if one < len(cycles) else (1, 0)
+        time = np.repeat(np.maximum(vector, load / run), run)
+        place[mine] = (np.cumsum(time) - time / 2) / time.sum()
     return np.argsort(place, kind="stable")
+
+
+def engine_cycles(read: Callable[[int], int], engines: int) -> NDArray[np.int64]:
+    """Cycles of a vector and of loading an expert on each engine [E, 2], by reading the registers; at least 1, 0."""
+    places = range(0, ENGINE_BYTES * engines, ENGINE_BYTES)
+    times = [(read(Register.VECTOR_CYCLES + at), read(Register.LOAD_CYCLES + at)) for at in places]
+    return np.maximum(np.array(times, np.int64), (1, 0))

@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.shell import DONE, ERRORS, IDENTITY, START, STREAM_BYTES, Register, digest_word, interleaved, packets
+from wattbit.shell import (
+    DONE,
+    ERRORS,
+    IDENTITY,
+    START,
+    STREAM_BYTES,
+    Register,
+    digest_word,
+    engine_cycles,
+    interleaved,
+    packets,
+)
 
 
 class Registers(Protocol):
@@ -56,6 +67,7 @@ class Driver:
             )
         self.d_model = self._read("D_MODEL")
         self.engines = self._read("ENGINES")
+        self._engine_cycles = engine_cycles(lambda offset: int(registers.read(offset)), self.engines)
         if self._read("STREAMS") != len(images):
             raise WattbitError(
                 f"the loaded design streams the weights of {self._read('STREAMS')} engines, the bundle holds images "
@@ -91,7 +103,7 @@ class Driver:
         if len(x) not in self._buffers:
             self._buffers[len(x)] = self._allocate(words.shape, np.uint8), self._allocate(x.shape, np.int8)
         self._packets, self._results = self._buffers[len(x)]
-        self._order = interleaved(engine, index)
+        self._order = interleaved(engine, index, self._engine_cycles)
         self._packets[:] = words[self._order]
         self._packets.flush()
 

@@ -5,7 +5,9 @@
 module wattbit_axil_regs #(
   parameter logic [31:0] DIGEST  = 32'd0,
   parameter logic [31:0] D_MODEL = 32'd8,
-  parameter logic [31:0] ENGINES = 32'd1,
+  parameter int ENGINES = 1,
+  parameter logic [ENGINES*32-1:0] CYCLES = '0,    // of a vector on each engine
+  parameter logic [ENGINES*32-1:0] LOADS = '0,     // cycles of loading an expert of each engine
   parameter int STREAMS = 0,                       // engines whose weights are streamed
   parameter int PORTS = STREAMS > 0 ? STREAMS : 1,
   parameter logic [PORTS*32-1:0] STRIDES = '0      // bytes from one expert's image to the next
@@ -55,7 +57,8 @@ module wattbit_axil_regs #(
   localparam logic [9:0] ENGINES_   = 10'h024 >> 2;
   localparam logic [9:0] ERROR      = 10'h028 >> 2;
   localparam logic [9:0] STREAMS_   = 10'h02C >> 2;
-  localparam logic [9:0] WEIGHTS    = 10'h040 >> 2;  // of each stream: its address, its stride
+  localparam logic [9:0] WEIGHTS    = 10'h040 >> 2;         // of each stream: its address, its stride
+  localparam logic [9:0] TIMES      = 10'(12'h800 >> 2);    // of each engine: its cycles, its load
 
   logic done;
   logic [1:0] error;
@@ -145,6 +148,10 @@ module wattbit_axil_regs #(
       for (int i = 0; i < STREAMS; i++) begin
         if (araddr[11:2] == WEIGHTS + 10'(2 * i)) rdata <= {weights_addr[29*i+:29], 3'b0};
         if (araddr[11:2] == WEIGHTS + 10'(2 * i + 1)) rdata <= STRIDES[32*i+:32];
+      end
+      for (int i = 0; i < ENGINES; i++) begin
+        if (araddr[11:2] == TIMES + 10'(2 * i)) rdata <= CYCLES[32*i+:32];
+        if (araddr[11:2] == TIMES + 10'(2 * i + 1)) rdata <= LOADS[32*i+:32];
       end
     end
   end

@@ -10,6 +10,7 @@ module wattbit_core #(
   parameter logic [ENGINES*16-1:0] SETS = '0,       // of each engine, engine 0 in the lowest bits
   parameter logic [ENGINES*8-1:0] SIMD = '0,        // bytes a beat into each engine
   parameter logic [ENGINES*8-1:0] PE = '0,          // bytes a beat out of each engine
+  parameter logic [ENGINES*32-1:0] CYCLES = '0,     // clock cycles of a vector on each engine
   parameter logic [ENGINES*16-1:0] QUEUE = '0,      // words of vectors that wait for each engine, powers of two
   parameter logic [ENGINES*32-1:0] BEATS = '0,      // 64-bit words of an expert's image; 0: weights are on the chip
   parameter logic [ENGINES*32-1:0] STRIDE = '0,     // 64-bit words from one image to the next
@@ -102,7 +103,8 @@ module wattbit_core #(
   logic [1:0] fault;
 
   wattbit_axil_regs #(
-    .DIGEST(DIGEST), .D_MODEL(WORDS * 8), .ENGINES(ENGINES), .STREAMS(STREAMS), .STRIDES(strides())
+    .DIGEST(DIGEST), .D_MODEL(WORDS * 8), .ENGINES(ENGINES), .CYCLES(CYCLES), .LOADS(BEATS), .STREAMS(STREAMS),
+    .STRIDES(strides())
   ) regs (
     .clk, .rst_n,
     .awaddr(s_awaddr), .awvalid(s_awvalid), .awready(s_awready),
