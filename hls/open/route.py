@@ -18,13 +18,15 @@ SEEDS = (1, 2, 3)
 HOLD = "Hold/min time violation for clock"
 PHASES = re.compile(r"Info: +(Packing|Running main analytical placer|Running router2|iter=(\d+).* overused=(\d+))")
 LOOK_S = 2.0
+BELS = ("SLICE_LUTX", "SLICE_FFX", "CARRY4", "DSP48E1_DSP48E1", "RAMB18E1_RAMB18E1", "RAMB36E1_RAMB36E1")
 
 
 @dataclass(frozen=True)
 class Routed:
     """A routed design. fmax_mhz is an estimate: DSP48E1 and PS7 have no timing there, those of LUTs are rough.
 
-    bels: of each kind in use, how many and how many there are. hold_violations: seeds that were given up for them.
+    bels: of each of the kinds `BELS`, how many are in use and how many there are. hold_violations: seeds that were
+    given up for them.
     """
 
     fasm: Path
@@ -57,7 +59,7 @@ def route(
         if report["hold_violations"]:
             missed.append(seed)
             continue
-        bels = {name: (bel["used"], bel["available"]) for name, bel in report["utilization"].items() if bel["used"]}
+        bels = {name: (bel["used"], bel["available"]) for name in BELS for bel in [report["utilization"][name]]}
         fmax_mhz = min(clock["achieved"] for clock in report["fmax"].values())
         return Routed(folder / FASM, round(fmax_mhz, 1), seed, bels, tuple(missed))
     raise WattbitError(f"with seeds {missed} paths miss their hold times; take a smaller engine, or vivado; see {log}")

@@ -96,8 +96,8 @@ def _verilator() -> str:
 
 
 def _placed(routed: Routed) -> dict[str, Any]:
-    bels = {name: list(numbers) for name, numbers in routed.bels.items()}
-    return {"bels": bels, "seeds_with_hold_violations": list(routed.hold_violations), "fmax": "estimate"}
+    used = {name: f"{used} of {there}" for name, (used, there) in routed.bels.items()}
+    return {"placed": used, "seeds_with_hold_violations": list(routed.hold_violations)}
 
 
 def _simulate(shell: ShellRtl, gates: Path, out: Path) -> dict[str, int]:
