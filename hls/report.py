@@ -48,7 +48,6 @@ def report(target: Target, why: str, plan: EnginePlan, design: Mapping[str, Any]
         f"- Timing: {_timing(bits)}",
         f"- RTL simulation: {design['simulation']['vectors']} exported vectors, bit-exact with PyTorch, "
         "with and without random stalls",
-        *(f"- {name.replace('_', ' ')}: {_check(found)}" for name, found in bits.checks.items()),
         "",
         f"| resource | planned (modelled) | engines (yosys) | used ({bits.toolchain}) | there are |",
         "|---|---:|---:|---:|---:|",
@@ -63,6 +62,9 @@ def report(target: Target, why: str, plan: EnginePlan, design: Mapping[str, Any]
         home = "streamed from DDR" if spec.home == "stream" else "on chip"
         folding = f"{spec.pe1} x {spec.simd1}; {spec.pe2} x {spec.simd2}"
         lines.append(f"| {spec.name} | {home} | {folding} | {len(spec.experts)} | {cycles} |")
+    if bits.checks:
+        lines += ["", "Checked, or counted by the tools; what is wrong stops a build:", ""]
+        lines += [f"- {name.replace('_', ' ')}: {_check(found)}" for name, found in bits.checks.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -74,6 +76,12 @@ def _timing(bits: Bitstream) -> str:
 
 
 def _check(found: Any) -> str:
-    if isinstance(found, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_check(value)}" for name, value in found.items())
-    return {True: "yes", False: "no"}.get(found, str(found)) if isinstance(found, bool) else str(found)
+    match found:
+        case Mapping():
+            return ", ".join(f"{name.replace('_', ' ')} {_check(value)}" for name, value in found.items())
+        case [int(used), int(there)]:
+            return f"{used} of {there}"
+        case list():
+            return ", ".join(map(str, found)) or "none"
+        case _:
+            return str(found)
