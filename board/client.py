@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from wattbit.board.agent.session import PROTOCOL
+from wattbit.board.ssh import SSH_FAILED
 from wattbit.errors import ToolError, WattbitError
 
 STOP_S = 10.0
@@ -73,7 +74,8 @@ class AgentClient:
     def _ended(self) -> ToolError:
         status = self._stop(STOP_S)
         self._stderr.seek(0)
-        return ToolError(self._command, status, self._stderr.read(), f"the agent on {self._connection.host} ended")
+        ended = f"the agent on {self._connection.host}{' or the connection to it' * (status == SSH_FAILED)} ended"
+        return ToolError(self._command, status, self._stderr.read(), f"{ended}; the same command resumes")
 
     def _stop(self, patience_s: float) -> int:
         """End the agent by the end of its input, or else the connection to it; its exit status."""

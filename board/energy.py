@@ -25,7 +25,7 @@ from wattbit.errors import WattbitError
 from wattbit.plan import Measurement, Provenance, Window
 
 MIN_PAIRS = 5
-MIN_SAMPLES = 8
+MIN_SAMPLES = 4
 MIN_UPDATES = 2
 MIN_MARGIN_S = 0.3
 MARGIN_SHARE = 0.2  # of the shortest window, at most
@@ -124,6 +124,19 @@ def evaluate(*measurements: Measurement) -> Energy:
         rail=measurements[0].rail,
         provenance=measurements[0].provenance,
     )
+
+
+def require_movement(windows: Sequence[Window], samples: Sequence[tuple[float, float]]) -> None:
+    """WattbitError unless the sensor moves in all that `evaluate` will look at, whatever its margin."""
+    time_s, power_w = np.array(samples, float).reshape(-1, 2).T
+    for window in windows:
+        length_s = window.end_s - window.start_s
+        middle_s = (window.start_s + window.end_s) / 2
+        if window.kind == "active":
+            _sufficient(time_s, power_w, window.start_s, window.end_s)
+        else:
+            _sufficient(time_s, power_w, window.start_s + MARGIN_SHARE * length_s, middle_s)
+            _sufficient(time_s, power_w, middle_s, window.end_s - MARGIN_SHARE * length_s)
 
 
 def _margin(time_s: Float, power_w: Float, windows: Sequence[Window]) -> float:

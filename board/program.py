@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
 from wattbit.board.carried import carried_files
+from wattbit.board.ssh import SSH_FAILED
 from wattbit.errors import WattbitError
 
 # Runs on the board: imports what the first line of its input holds, then the named module's main().
@@ -78,8 +79,11 @@ class Program:
             self.process.kill()
             status = self.process.wait()
         self.stderr.seek(0)
+        words = self.stderr.read().decode(errors="replace")
+        if status == SSH_FAILED and not words.strip():
+            return WattbitError(f"the connection to {self.host.host} was lost; run again")
         try:
-            self.host.check([self.module], status, self.stderr.read().decode(errors="replace"))
+            self.host.check([self.module], status, words)
         except WattbitError as error:
             return error
         return WattbitError(f"{self.module} on {self.host.host} ended without an answer; run again")

@@ -9,10 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from wattbit.board.client import AgentClient
-from wattbit.board.energy import MIN_PAIRS, Energy, distinct_updates, evaluate
+from wattbit.board.energy import MIN_PAIRS, Energy, evaluate, require_movement
 from wattbit.board.journal import Journal
 from wattbit.board.meters import ClockTie, Meter, open_meter
 from wattbit.errors import ToolError, WattbitError
@@ -161,7 +159,7 @@ class _Segment:
         active = window("active")
         window("idle")
         samples, rail, provenance = self._samples()
-        _moving(samples, rail)
+        _require_movement(windows, samples, rail)
         journal.add(
             "pair",
             segment=self._number,
@@ -189,10 +187,9 @@ class _Segment:
         return [(sample.time_s, sample.power_w) for sample in readings], self._meter.rail, "measured"
 
 
-def _moving(samples: list[tuple[float, float]], rail: str) -> None:
-    powers_w = np.array([power_w for _, power_w in samples])
-    if distinct_updates(powers_w) < 2:
-        raise WattbitError(
-            f"the power sensor {rail} stands still: {len(powers_w)} readings in a pair of windows, all the same; "
-            "see whether its driver and its bus work"
-        )
+def _require_movement(windows: list[tuple[str, float, float]], samples: list[tuple[float, float]], rail: str) -> None:
+    """Refuse a pair in which the sensor stood still, before it is kept beside good ones."""
+    try:
+        require_movement([Window(*window) for window in windows], samples)
+    except WattbitError as error:
+        raise WattbitError(f"the power sensor {rail} stands still or is lost: {error}") from None

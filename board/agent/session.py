@@ -5,6 +5,7 @@ import binascii
 import importlib
 import importlib.metadata
 import io
+import os
 import platform
 import resource
 import sys
@@ -80,6 +81,7 @@ class Session:
         """Versions and what the board offers, before anything is loaded."""
         return {
             "protocol": PROTOCOL,
+            "pid": os.getpid(),
             "python": platform.python_version(),
             "numpy": np.__version__,
             "pynq": _version("pynq"),
