@@ -66,7 +66,8 @@ class Bitstream:
 class Toolchain(Protocol):
     """A way from a design to a bitstream.
 
-    chip_share: how much of a chip's resources its designs may be planned to take, for it to place and route them.
+    chip_share: how much of a chip's LUTs, flip-flops and DSP slices its designs may be planned to take, for it to place
+    and route them; block RAMs may all be used.
     """
 
     @property

@@ -273,7 +273,7 @@ def test_an_unknown_part_is_refused_before_any_work(run: Run, tmp_path: Path) ->
 
 def test_a_model_that_does_not_fit_says_why_and_by_how_much(run: Run, tmp_path: Path) -> None:
     line = refused(call("--board", board_file(tmp_path, lut=1000), "--toolchain", "virtual"))
-    assert "the model does not fit xczu2cg-sbva484-1-e, of which toolchain virtual takes 6%: lut: " in line
+    assert "the model does not fit xczu2cg-sbva484-1-e, of whose logic toolchain virtual takes 6%: lut: " in line
     assert " of 62;" in line, "a sixteenth of 1000 LUTs: the preset's share"
     assert not run.path("board", "mine").exists()
 

@@ -25,7 +25,7 @@ class VivadoToolchain:
     """Vivado, where it is on PATH. Both of its steps resume: a finished one with the same inputs is not redone."""
 
     name: ToolchainName = "vivado"
-    chip_share = 0.8  # UG949 advises to leave a fifth of the LUTs, DSPs and block RAMs
+    chip_share = 0.8  # UG949 advises to leave a fifth
 
     def available(self, target: Target) -> str | None:
         if shutil.which("vivado") is None:

@@ -8,6 +8,7 @@ takes it.
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +103,14 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
     from wattbit.hls.shell import ShellRtl
 
     model = model_config(run)
-    preset_share = PRESETS[run.config.preset].chip_share
-    target = share(board.target, preset_share)
-    budget = share(board.target, min(preset_share, toolchain.chip_share))
+    part = PRESETS[run.config.preset].chip_share
+    target = share(board.target, part)
+    budget = replace(share(board.target, min(part, toolchain.chip_share)), bram18=target.bram18)
     planned = plan(final_allocation(run), model.shape, budget, workload(run))
     if not planned.fits:
         raise WattbitError(
-            f"the model does not fit {planned.part}, of which toolchain {toolchain.name} takes "
-            f"{min(preset_share, toolchain.chip_share):.0%}: {', '.join(planned.excess)}; "
+            f"the model does not fit {planned.part}, of whose logic toolchain {toolchain.name} takes "
+            f"{min(part, toolchain.chip_share):.0%}: {', '.join(planned.excess)}; "
             "use fewer widths or bits, or another toolchain or board"
         )
     out = run.path("board", target.name, toolchain.name)
