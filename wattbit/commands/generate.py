@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from wattbit.run import Run, cache_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from wattbit.board.ssh import Connection
 
 THIS_MACHINE = "localhost"
 AT_ONCE = 4  # tokens that a board is asked for at a time
@@ -98,13 +95,16 @@ def on_this_machine(run: Run, count: int, request: dict[str, Any]) -> Iterator[i
 
 def on_board(run: Run, name: str | None, host: str | None, count: int, request: dict[str, Any]) -> Iterator[int]:
     from wattbit.board.client import AgentClient
+    from wattbit.board.connect import board
     from wattbit.board.deploy import deploy
 
-    bundle = bundle_for(run, name)
-    with reached(run, name, host) as connection, Display() as display:
-        display.begin("generate", connection.host)
-        place = deploy(bundle, connection, display)
-        with AgentClient(connection, place) as agent:
+    bundle, home = bundle_for(run, name), run.path("board")
+    with Display() as display:
+        display.begin("generate", "board")
+        with (
+            board(name or run.config.board, cache_folder(), home, display, host) as connection,
+            AgentClient(connection, deploy(bundle, connection, display)) as agent,
+        ):
             agent.request("load")
             tokens = agent.request("generate", count=min(AT_ONCE, count), **request)["tokens"]
             while tokens:
@@ -125,17 +125,3 @@ def bundle_for(run: Run, name: str | None) -> Path:
     if not chosen.is_file():
         raise WattbitError(f"the run has no bundle for {target}; make one with `wattbit board --board {name}`")
     return run.path("board", target, read_json(chosen)["toolchain"], "bundle")
-
-
-@contextmanager
-def reached(run: Run, name: str | None, host: str | None) -> Iterator["Connection"]:
-    """A connection to the board of that name, or to an SSH host."""
-    from wattbit.board.connect import board
-    from wattbit.board.ssh import Connection
-
-    if host is not None:
-        with Connection(host) as connection:
-            yield connection
-    else:
-        with board(name or run.config.board, cache_folder(), run.path("board")) as connection:
-            yield connection
