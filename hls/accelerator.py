@@ -8,7 +8,7 @@ import ctypes
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Literal, Self
@@ -75,7 +75,7 @@ def verilate(shell: ShellRtl, out: Path, arch: Arch, runtime: Path | None = None
         return library
     sources = _generate(shell, out / "cpp", generated)
     with tempfile.TemporaryDirectory(prefix=f".{arch}-", dir=out) as name:
-        built = _compile(compiler, sources, Path(name), _runtime(compiler, version, runtime or out))
+        built = _compile(compiler, sources, Path(name), lambda: _runtime(compiler, version, runtime or out))
         write_bytes(library, built.read_bytes())
     write_json(stamp, {"key": key, "sha256": sha256_file(library)})
     return library
@@ -114,8 +114,8 @@ def _runtime(compiler: str, version: str, folder: Path) -> list[Path]:
     return [folder / f"{source}.o" for source in RUNTIME_SOURCES]
 
 
-def _compile(compiler: str, sources: Path, work: Path, runtime: list[Path]) -> Path:
-    """Compile and link the generated C++ and our own, two files at a time, the longest first."""
+def _compile(compiler: str, sources: Path, work: Path, runtime: Callable[[], list[Path]]) -> Path:
+    """Compile and link the generated C++, our own and the runtime, two files at a time, the longest first."""
     small = [path for path in sorted(sources.glob("V*.cpp")) if path.stat().st_size < SMALL_BYTES]
     together = work / "small.cpp"  # one file, as each would read the same long headers
     together.write_text("".join(f'#include "{path.name}"\n' for path in small))
@@ -127,9 +127,10 @@ def _compile(compiler: str, sources: Path, work: Path, runtime: list[Path]) -> P
         _compile_one(compiler, source, work / f"{source.stem}.o", flags)
 
     with workers(JOBS) as pool:
+        shared = pool.submit(runtime)
         list(pool.map(compile_one, files))
     (work / "exports.map").write_text("{ global: wb_*; local: *; };\n")
-    objects = [f"{source.stem}.o" for source in files] + [str(path.absolute()) for path in runtime]
+    objects = [f"{source.stem}.o" for source in files] + [str(path.absolute()) for path in shared.result()]
     _run([compiler, *LINK, "-o", LIBRARY, *objects], work)
     return work / LIBRARY
 

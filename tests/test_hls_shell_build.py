@@ -204,3 +204,17 @@ def test_the_simulation_checks_what_it_claims_to_check(tmp_path: Path) -> None:
         "the memory file of text.hex does not fit its memory",
         "the memory file none.hex is not built into this library",
     ]
+
+
+@needs_host
+def test_designs_share_verilators_runtime(tmp_path: Path) -> None:
+    """The second design finds the object files of the first, and works with them."""
+    first = build_shell([stub(tmp_path / "a", 4, 8, 8)], D, DIGEST, tmp_path / "a" / "shell")
+    second = build_shell([stub(tmp_path / "b", 4, 8, 8, wait=3)], D, DIGEST, tmp_path / "b" / "shell")
+    verilate(first, tmp_path / "a", "x86_64", runtime=tmp_path)
+    objects = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runtime-*/*.o")}
+    assert len(objects) == 2
+    library = verilate(second, tmp_path / "b", "x86_64", runtime=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("runtime-*/*.o")} == objects
+    with accel.Accelerator(library) as accelerator:
+        assert accelerator.engines == 1
