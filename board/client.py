@@ -74,8 +74,9 @@ class AgentClient:
     def _ended(self) -> ToolError:
         status = self._stop(STOP_S)
         self._stderr.seek(0)
-        ended = f"the agent on {self._connection.host}{' or the connection to it' * (status == SSH_FAILED)} ended"
-        return ToolError(self._command, status, self._stderr.read(), f"{ended}; the same command resumes")
+        lost = " or the connection to it was lost" if status == SSH_FAILED else ""
+        command = [f"the agent on {self._connection.host}", *self._command]
+        return ToolError(command, status, self._stderr.read(), f"it ended{lost}; the same command resumes")
 
     def _stop(self, patience_s: float) -> int:
         """End the agent by the end of its input, or else the connection to it; its exit status."""

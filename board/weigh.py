@@ -73,7 +73,7 @@ class Weighing:
         meter = open_meter(self._settings.meter) if self._settings.meter else None
         opened: AbstractContextManager[Any] = meter if meter else nullcontext()
         with opened:
-            segment = _Segment(self, meter)
+            segment = _Segment(self._journal, self._agent, self._settings.window_s, self._power["settle_s"], meter)
             look = fewest = max(MIN_PAIRS, self._settings.pairs)
             while True:
                 pairs = self._journal.all("pair")
@@ -98,7 +98,7 @@ class Weighing:
         found = []
         for _, group in groupby(self._journal.all("pair"), key=lambda entry: entry["segment"]):
             entries = list(group)
-            layers = self._manifest["model"]["layers"] * self._manifest["model"]["top_k"]
+            per_token = self._manifest["model"]["layers"] * self._manifest["model"]["top_k"]
             cycles = [entry["cycles"] for entry in entries]
             found.append(
                 Measurement(
@@ -108,7 +108,7 @@ class Weighing:
                     provenance=entries[0]["provenance"],
                     samples=tuple(PowerSample(*sample) for entry in entries for sample in entry["samples"]),
                     windows=tuple(Window(*window) for entry in entries for window in entry["windows"]),
-                    tokens=sum(entry["packets"] for entry in entries) // layers,
+                    tokens=sum(entry["packets"] for entry in entries) // per_token,
                     cycles=None if None in cycles else sum(cycles),
                 )
             )
@@ -118,9 +118,15 @@ class Weighing:
 class _Segment:
     """Pairs taken one after the other by one agent."""
 
-    def __init__(self, weighing: Weighing, meter: Meter | None) -> None:
-        self._weighing = weighing
+    def __init__(
+        self, journal: Journal, agent: AgentClient, window_s: float, settle_s: float, meter: Meter | None
+    ) -> None:
+        self._journal = journal
+        self._agent = agent
+        self._window_s = window_s
+        self._settle_s = settle_s
         self._meter = meter
+        self._number = 0
         self._begun = False
 
     def take(self) -> None:
@@ -137,34 +143,30 @@ class _Segment:
                     raise
 
     def _pair(self) -> None:
-        agent, settings = self._weighing._agent, self._weighing._settings
-        journal, power = self._weighing._journal, self._weighing._power
-        windows: list[tuple[str, float, float]] = []
+        windows: list[Window] = []
         conditions: list[dict[str, Any]] = []
 
-        def window(kind: str, **fields: Any) -> dict[str, Any]:
-            reply = agent.request(kind, seconds=settings.window_s, **fields)
-            windows.append((kind, reply["start_s"], reply["end_s"]))
+        def window(kind: Literal["idle", "active"]) -> dict[str, Any]:
+            reply = self._agent.request(kind, seconds=self._window_s)
+            windows.append(Window(kind, reply["start_s"], reply["end_s"]))
             conditions.append(reply["conditions"])
             return reply
 
-        settle_s = 0.0
+        settle_s = 0.0 if self._begun else self._settle_s
         if not self._begun:
-            settle_s = float(power["settle_s"])
-            segments = {entry["segment"] for entry in journal.all("pair")}
-            self._number = len(segments)
-            agent.request("idle", seconds=settle_s)
+            self._number = len({entry["segment"] for entry in self._journal.all("pair")})
+            self._agent.request("idle", seconds=settle_s)
             self._samples()  # what was before is nobody's
             window("idle")
         active = window("active")
         window("idle")
         samples, rail, provenance = self._samples()
         _require_movement(windows, samples, rail)
-        journal.add(
+        self._journal.add(
             "pair",
             segment=self._number,
-            board_s=settle_s + sum(end_s - start_s for _, start_s, end_s in windows),
-            windows=windows,
+            board_s=settle_s + sum(window.end_s - window.start_s for window in windows),
+            windows=[[window.kind, window.start_s, window.end_s] for window in windows],
             samples=samples,
             rail=rail,
             provenance=provenance,
@@ -178,18 +180,17 @@ class _Segment:
 
     def _samples(self) -> tuple[list[tuple[float, float]], str, str]:
         """Readings since the last call, on the board's clock, with their rail and provenance."""
-        agent = self._weighing._agent
         if self._meter is None:
-            reply = agent.request("power")
+            reply = self._agent.request("power")
             return reply["samples"], reply["rail"], reply["provenance"]
-        tie = ClockTie.of(lambda: float(agent.request("clock")["time_s"]))
+        tie = ClockTie.of(lambda: float(self._agent.request("clock")["time_s"]))
         readings = tie.on_board(self._meter.samples())
         return [(sample.time_s, sample.power_w) for sample in readings], self._meter.rail, "measured"
 
 
-def _require_movement(windows: list[tuple[str, float, float]], samples: list[tuple[float, float]], rail: str) -> None:
+def _require_movement(windows: list[Window], samples: list[tuple[float, float]], rail: str) -> None:
     """Refuse a pair in which the sensor stood still, before it is kept beside good ones."""
     try:
-        require_movement([Window(*window) for window in windows], samples)
+        require_movement(windows, samples)
     except WattbitError as error:
         raise WattbitError(f"the power sensor {rail} stands still or is lost: {error}") from None

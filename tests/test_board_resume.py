@@ -54,7 +54,9 @@ def test_an_agent_that_dies_costs_the_step_that_it_was_in(
     undisturbed = bench(run / "bundle", board, tmp_path / "other")
     with monkeypatch.context() as patched:
         kill_at(patched, command, number)
-        with pytest.raises(ToolError, match="the agent on folder-board ended; the same command resumes"):
+        with pytest.raises(
+            ToolError, match=r"the agent on folder-board failed with exit status -9: .*; it ended; the same"
+        ):
             bench(run / "bundle", board, out)
     entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()][1:]
     assert [entry["kind"] for entry in entries] == kept
