@@ -136,7 +136,7 @@ def build_shell(
     order = _gather(sources, out)
     memories = _gather([path for engine in engines for path in engine.memories], out)
     words = d_model // WORD_BYTES
-    queues = queues or [queue_words(engine, words) for engine in engines]
+    queues = queues or [queue_words(words, e.spec.cycles_per_vector(e.shape), e.beats) for e in engines]
     write_text(out / f"{TOP}.v", top_module(engines, words, queues, ahead, digest_word(digest)))
     order.append(f"{TOP}.v")
     record = {
@@ -152,16 +152,15 @@ def build_shell(
     return ShellRtl._of(out, record)
 
 
-def queue_words(engine: EngineRtl, words: int) -> int:
-    """64-bit words of vectors, of `words` each, that may wait for an engine.
+def queue_words(words: int, vector_cycles: int, load_cycles: int) -> int:
+    """64-bit words of vectors that may wait for an engine: of `words` each, `vector_cycles` of the engine's time.
 
-    On the chip, QUEUE_VECTORS vectors. Streamed, as many as the engine computes while it loads an expert: the header
-    that asks for the next one must be seen so early. What does not fit in LUT RAM gets whole block RAMs, two or up to
-    QUEUE_WORDS_MAX words. The depths were found by simulation, see `benchmarks/fpga_fifos.py`.
+    load_cycles: of loading an expert. On the chip it is 0, and QUEUE_VECTORS vectors wait. Streamed, as many as the
+    engine computes while it loads: the header that asks for the next expert must be seen so early. What does not fit in
+    LUT RAM gets whole block RAMs, two or up to QUEUE_WORDS_MAX words. The depths were found by simulation, see
+    `benchmarks/fpga_fifos.py`.
     """
-    vectors = QUEUE_VECTORS
-    if engine.spec.streamed:
-        vectors = max(vectors, math.ceil(engine.beats / engine.spec.cycles_per_vector(engine.shape)) + 1)
+    vectors = max(QUEUE_VECTORS, math.ceil(load_cycles / vector_cycles) + 1)
     depth = _power_of_two(vectors * words)
     if depth <= LUTRAM_WORDS:
         return depth
