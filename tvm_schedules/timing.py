@@ -1,10 +1,12 @@
 """Times built kernels, and reading memory, on the machine that this runs on. Standard library and NumPy only.
 
-Weights are cold: each call multiplies another copy, from a block of memory larger than the caches.
+Weights are cold: each call multiplies another copy, from a block of memory larger than the caches. With a block of no
+size they are warm: each call multiplies the same.
 """
 
 import ctypes
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from wattbit.tvm_schedules.boardside import open_library
 from wattbit.tvm_schedules.layout import DEPTH_UNIT, padded
 
 COLD_BYTES = 512 << 20  # the copies lie in so much memory
+LARGEST_BYTES = 64 << 20  # of one matrix
 PAGE = 4096
 
 
@@ -47,7 +50,7 @@ class _Matrix(ctypes.Structure):
 class Timer:
     """Times the kernels of one library on some threads; a context manager."""
 
-    def __init__(self, library: Path, core: str, threads: int) -> None:
+    def __init__(self, library: Path, core: str, threads: int, cold_bytes: int = COLD_BYTES) -> None:
         """Raises WattbitError when the library does not run on this CPU."""
         self._library = open_library(library, core)
         self._library.wb_pool_create.restype = ctypes.c_void_p
@@ -56,11 +59,13 @@ class Timer:
         if pool is None:
             raise WattbitError(f"{threads} threads cannot be started; ask for fewer")
         self._pool = ctypes.c_void_p(pool)
-        block = mmap.mmap(-1, COLD_BYTES)
+        size = max(cold_bytes, LARGEST_BYTES)
+        self._cold_bytes = cold_bytes
+        block = mmap.mmap(-1, size)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             block.madvise(mmap.MADV_HUGEPAGE)
         self._block = np.frombuffer(block, np.uint8)
-        self._block[:] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), COLD_BYTES)
+        self._block[:] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), size)
         self._scales = np.ones(1 << 22, np.float32)
 
     def __enter__(self) -> "Timer":
@@ -82,24 +87,36 @@ class Timer:
 
     def products(self, product: Product, calls: int) -> list[float]:
         """Seconds of each of so many products."""
-        stride = padded(self.weight_bytes(product), PAGE)
-        count = max(1, COLD_BYTES // stride)
-        matrices = (_Matrix * count)(*(self._matrix(product, i * stride) for i in range(count)))
-        x = np.ones((product.tokens, padded(product.depth, DEPTH_UNIT)), np.int8)
-        y = np.zeros((product.tokens, product.rows), np.int32)
-        seconds = (ctypes.c_double * calls)()
-        tokens = ctypes.c_uint32(product.tokens)
-        call = self._library.wb_time_gemm
-        call(self._pool, matrices, count, _address(x), tokens, _address(y), calls, seconds)
+        return self.mixes((product,), calls)
+
+    def mixes(self, mix: Sequence[Product], calls: int) -> list[float]:
+        """Seconds of each of so many runs of several products of as many tokens, one after another."""
+        tokens = {product.tokens for product in mix}
+        if len(tokens) != 1:
+            raise WattbitError(f"the products of a mix must be of as many tokens, not of {sorted(tokens)}")
+        strides = [padded(self.weight_bytes(product), PAGE) for product in mix]
+        count = max(1, self._cold_bytes // sum(strides))
+        matrices = (_Matrix * (count * len(mix)))()
+        for i in range(count):
+            start = i * sum(strides)
+            for j, (product, stride) in enumerate(zip(mix, strides, strict=True)):
+                matrices[i * len(mix) + j] = self._matrix(product, start)
+                start += stride
+        token_count = tokens.pop()
+        x = np.ones((token_count, padded(max(product.depth for product in mix), DEPTH_UNIT)), np.int8)
+        y = np.zeros((token_count, max(product.rows for product in mix)), np.int32)
+        seconds = (ctypes.c_double * (calls * len(mix)))()
+        time_gemm = self._library.wb_time_gemm
+        time_gemm(self._pool, matrices, len(matrices), _address(x), token_count, _address(y), len(seconds), seconds)
         if min(seconds) < 0:
-            raise WattbitError(f"{product} did not run; its depth must be whole groups of a multiple of 32")
-        return list(seconds)
+            raise WattbitError(f"{mix} did not run; depths must be whole groups of a multiple of 32")
+        return [sum(seconds[i * len(mix) : (i + 1) * len(mix)]) for i in range(calls)]
 
     def readings(self, size: int, calls: int) -> list[float]:
         """Seconds of each of so many readings of `size` bytes: the bound of any kernel that reads as much."""
         stride = padded(size, PAGE)
         seconds = (ctypes.c_double * calls)()
-        count = max(1, COLD_BYTES // stride)
+        count = max(1, self._cold_bytes // stride)
         self._library.wb_time_read(self._pool, _address(self._block), ctypes.c_size_t(stride), count, calls, seconds)
         return [each * size / stride for each in seconds]
 
