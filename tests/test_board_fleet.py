@@ -2,9 +2,16 @@
 
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.board_stub import TARGET, FolderBoard, make_parts
+from wattbit.board.bench import bench
+from wattbit.board.bundle import pack
+from wattbit.board.client import AgentClient
 from wattbit.board.fleet import spread
 from wattbit.errors import WattbitError
 
@@ -55,3 +62,36 @@ def test_a_bug_is_not_taken_for_a_lost_board() -> None:
 
     with pytest.raises(ZeroDivisionError):
         spread(range(2), ["a", "b"], work)
+
+
+def test_benchmarks_go_on_without_the_board_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two allocations, two boards, one of which loses its agent in the middle."""
+    bundles = []
+    for top_k in (1, 2):
+        folder = tmp_path / f"run{top_k}"
+        pack(replace(make_parts(folder), top_k=top_k), TARGET, folder / "bundle")
+        bundles.append(folder / "bundle")
+    boards = {}
+    for name in ("a", "b"):
+        boards[name] = FolderBoard(tmp_path / name)
+        boards[name].host = name
+    request = AgentClient.request
+    waiting = threading.Barrier(2, timeout=20)
+
+    def failing(self: AgentClient, cmd: str, **fields: Any) -> dict[str, Any]:
+        if cmd == "latency" and not waiting.broken:
+            waiting.wait()  # both boards are at work by now
+            if self._connection.host == "b":
+                waiting.abort()
+                self._process.kill()
+        return request(self, cmd, **fields)
+
+    monkeypatch.setattr(AgentClient, "request", failing)
+
+    def work(bundle: Path, board: str) -> dict[str, Any]:
+        return bench(bundle, boards[board], bundle.parent / board)
+
+    results, failures = spread(bundles, ["a", "b"], work)
+    assert [result["board"] for result in results] == ["a", "a"]
+    assert [result["packets_per_token"] for result in results] == [1, 2], "each bundle's own, in order"
+    assert list(failures) == ["b"] and "the agent on b failed" in str(failures["b"])

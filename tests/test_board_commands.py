@@ -1,0 +1,92 @@
+"""The boards' commands: one-line errors, a meter that is read, options that reach the benchmark."""
+
+import os
+import pty
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from wattbit.cli import main
+from wattbit.commands.meter import Rail
+from wattbit.presets import run_config
+from wattbit.run import Run
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def fails_in_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 1, result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("wattbit: ")
+    for word in words:
+        assert word in line
+
+
+def test_a_virtual_board_has_no_version_to_go_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0)).folder
+    fails_in_one_line(run("rollback", "--run", str(folder)), "made anew each time", "--host")
+
+
+def test_a_rail_that_is_a_formula_cannot_be_watched() -> None:
+    fails_in_one_line(run("meter", "--board", "virtual-z2"), "formula without a clock", "virtual-z2-system")
+    fails_in_one_line(run("meter", "--board", "pynq-z2"), "no sensor that can be watched", "--meter")
+    fails_in_one_line(run("meter", "--meter", "usb"), "a meter is named serial:DEVICE")
+
+
+def test_an_external_meter_is_shown() -> None:
+    master, slave = pty.openpty()
+
+    def send() -> None:
+        for _ in range(20):
+            os.write(master, b"v=5.0 a=0.5\n")
+            time.sleep(0.05)
+
+    threading.Thread(target=send, daemon=True).start()
+    result = run("meter", "--meter", f"serial:{os.ttyname(slave)}")
+    assert result.exit_code == 0, result.output
+    assert "watts, measured" in result.output and "2.5000" in result.output
+
+
+def test_no_virtual_board_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATTBIT_CACHE", str(tmp_path))
+    fails_in_one_line(run("virtual-board", "stop"), "no virtual board runs", "virtual-board start")
+
+
+def test_the_options_of_bench_reach_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("wattbit.commands.bench.perform", lambda *_, **__: None)
+    monkeypatch.setattr("wattbit.commands.bench.bundle_of", lambda run, progress: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0)).folder
+
+    class Opened:
+        def __enter__(self) -> str:
+            return "connection"
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def bench(bundle: Path, connection: str, out: Path, progress: Any, vectors: Path, settings: Any) -> dict[str, Any]:
+        seen.append((connection, out, settings))
+        return {"summary": "the table"}
+
+    monkeypatch.setattr("wattbit.board.connect.board", lambda *arguments: Opened())
+    monkeypatch.setattr("wattbit.board.bench.bench", bench)
+    result = run("bench", "--run", str(folder), "--meter", "tcp:m:1", "--window", "20", "--host", "me@pynq")
+    assert result.exit_code == 0 and "the table" in result.output, result.output
+    ((connection, out, settings),) = seen
+    assert connection == "connection" and out == folder / "hosts" / "me@pynq"
+    assert (settings.meter, settings.window_s, settings.width) == ("tcp:m:1", 20.0, 0.02)
+
+
+def test_a_rails_bars_span_its_range() -> None:
+    rail = Rail()
+    for power_w in (1.0, 1.5, 2.0):
+        rail.add(power_w)
+    assert rail.bars() == " ▄█" and (rail.least_w, rail.greatest_w, rail.total_w) == (1.0, 2.0, 4.5)
