@@ -12,10 +12,10 @@ from wattbit.hls.planner import EnginePlan
 from wattbit.hls.resources import Resources
 from wattbit.hls.shell import build_shell
 from wattbit.hls.synthesis import synthesise
+from wattbit.hls.virtual import ARCHITECTURES
 from wattbit.processes import workers
 from wattbit.progress import Progress, silent
 
-ARCHITECTURES: tuple[Arch, ...] = ("x86_64", "aarch64")
 STALL_SEED = 1
 
 

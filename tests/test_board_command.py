@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -27,12 +28,14 @@ from wattbit.board.targets import load
 from wattbit.cli import main
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json
+from wattbit.hls import rtllib
+from wattbit.hls.open.toolchain import OpenToolchain
 from wattbit.hls.planner import plan
 from wattbit.hls.shell import build_shell
 from wattbit.pipeline import PIPELINE, model_config, target, workload
 from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
 from wattbit.presets import run_config
-from wattbit.run import Run
+from wattbit.run import Run, cache_folder
 
 DIGEST = "0123456789abcdef"
 RESOURCES = {"lut": 100, "ff": 200, "dsp": 4, "bram18": 2, "tool": "test"}
@@ -53,8 +56,13 @@ def make_run(root: Path, board: str = "pynq-z2") -> Run:
     write_json(run.path("cotrain", "allocation.json"), allocation.to_json())
     stats = [ExpertStats(e, 0.25, 0.25, 1.0, 0.0, 1.0, 0.0, ((4, 0.1),), 100) for e in ids]
     write_json(run.path("stats", "stats.json"), {"experts": [one.to_json() for one in stats]})
+    node = onnx.helper.make_node("Sigmoid", ["x"], ["y"], name="gate")
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "no expert", tensors[:1], tensors[1:]))
     rng = np.random.default_rng(0)
     for e in ids:
+        run.path("export").mkdir(exist_ok=True)
+        onnx.save(model, str(run.path("export", f"expert_{e}.onnx")))
         w1 = rng.integers(-7, 8, (shape.d_hidden, shape.d_model)).astype(np.int8)
         m1, m2 = np.full(shape.d_hidden, 99, np.int32), np.full(shape.d_model, 99, np.int32)
         ints = ExpertInts(e, Precision((4, 8)[e.expert % 2]), w1, w1.T.copy(), m1, m2, 12, 12, -4, -4, -5)
@@ -286,6 +294,18 @@ def test_a_width_outside_2_to_8_is_refused(run: Run, tmp_path: Path, monkeypatch
     assert "weight_bits must be one of 2, 3, 4, 5, 6, 7, 8, not 9" in line
 
 
+def test_a_finn_that_a_patch_does_not_fit_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtllib, "PATCHES", (rtllib.Patch("mvu/mvu.sv", "no such text", ""),))
+    line = refused(call("--board", board_file(tmp_path), "--toolchain", "virtual"))
+    assert re.search(r"finn-plus [\d.]+: the patch 'no such text' of mvu/mvu.sv fits 0 times instead of 1", line)
+    assert not run.path("board", "mine", "chosen.json").exists()
+
+
+def test_an_operator_without_rtl_form_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(call("--board", board_file(tmp_path), "--toolchain", "virtual"))
+    assert re.search(r"expert_L\dE\d.onnx: node gate is a Sigmoid, which has no RTL form", line)
+
+
 def test_an_altered_design_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch)
     path = run.path("build", "hls", "shell", "wattbit_shell.v")
@@ -337,3 +357,23 @@ def test_the_handoff_has_every_master_on_a_memory_port() -> None:
     ports = {i.get("NAME") for i in processor.iter("BUSINTERFACE") if i.get("TYPE") == "SLAVE"}
     assert ports == {f"S_AXI_HP{i}" for i in range(4)}
     assert {str(i.get("NAME")) for i in shell.iter("BUSINTERFACE") if i.get("TYPE") == "MASTER"} == set(masters)
+
+
+@pytest.mark.slow
+def test_a_trained_model_becomes_a_bitstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole path, with nothing but open tools, and nothing standing in for anything but the board."""
+    reason = OpenToolchain(cache_folder()).available(load("pynq-z2").target)
+    if reason is not None:
+        pytest.skip(f"toolchain open: {reason}")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--preset", "tiny", "--board", "pynq-z2", "--toolchain", "open", "--json")
+    result = result_of(call(*arguments))
+    run = Run.latest(Path("runs"))
+    manifest = verify(run.path("board", "pynq-z2", "open", "bundle"))
+    assert (manifest["toolchain"], manifest["digest"]) == ("open", result["bundle"])
+    assert manifest["files"]["accel.bit"]["bytes"] > 4_045_564, "an xc7z020's frames and a header"
+    assert "gate level" in run.path(*str(result["report"]).split("/")).read_text()
+    make_bundle(run.folder, target(run), run.path("bundle"), power=load("pynq-z2").power)
+    board = FolderBoard(tmp_path / "home")
+    assert verify(board.home / deploy(run.path("bundle"), board))["digest"] == result["bundle"]
+    assert result_of(call(*arguments)) == result
