@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from wattbit.errors import WattbitError
-from wattbit.hls.open import bitfile
-from wattbit.hls.open.fasm import FRAME_WORDS, Frames
+from wattbit.hls.open import bitfile, tools
+from wattbit.hls.open.fasm import FRAME_WORDS, Database, Frames, assemble
+from wattbit.run import cache_folder
 
 COLUMNS = {"CLB_IO_CLK": {"0": {"frame_count": 3}, "1": {"frame_count": 2}}, "BLOCK_RAM": {"0": {"frame_count": 2}}}
 ROW = {"configuration_buses": {bus: {"configuration_columns": columns} for bus, columns in COLUMNS.items()}}
@@ -105,3 +106,20 @@ def test_another_part_missing_frames_and_strange_frames_are_errors(
         bitfile.check(write(tmp_path, packets(words)), description, frames | {5: [0] * FRAME_WORDS})
     with pytest.raises(WattbitError, match="no sync word"):
         bitfile.check(write(tmp_path, b"\0" * 64), description, frames)
+
+
+def test_an_empty_design_is_a_whole_bitstream_of_the_real_part(tmp_path: Path) -> None:
+    found = tools.find(cache_folder())
+    if found is None:
+        pytest.skip(
+            "the open tools are not in the cache; `wattbit board --board pynq-z2 --toolchain open` fetches them"
+        )
+    part = "xc7z020clg400-1"
+    blank = assemble([], Database(found.database, part))
+    path = write(tmp_path, bitfile.packets(blank, part, found, tmp_path))
+    checks = bitfile.check(path, found.database / part / "part.json", blank)
+    assert checks == {"payload_bytes": 4045564, "idcode": "0x03727093", "frames": 9996}
+    address = next(address for address, words in blank.items() if any(words))  # what the part always needs
+    blank[address][next(i for i, word in enumerate(blank[address]) if word)] ^= 1 << 31
+    with pytest.raises(WattbitError, match=f"frame 0x{address:08x} is not as assembled"):
+        bitfile.check(path, found.database / part / "part.json", blank)

@@ -1,7 +1,8 @@
 """The `.bit` container and the configuration packets in it, written and read back.
 
-Reading back is a check of its own on the tool that wrote the packets: it takes the order of frames from the part's
-description and compares every one with what was assembled. Packets, registers and frame addresses: Xilinx UG470.
+Project X-Ray's xc7frames2bit makes the packets. Reading them back is a check of its own on that tool: it takes the
+order of frames from the part's description and compares every one with what was assembled. Packets, registers and
+frame addresses: Xilinx UG470.
 """
 
 import struct
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from wattbit.errors import WattbitError
-from wattbit.files import read_json
-from wattbit.hls.open.fasm import FRAME_WORDS, Frames
+from wattbit.files import digest_json, read_json
+from wattbit.hls.open.fasm import FRAME_WORDS, Frames, frames_text
+from wattbit.hls.open.steps import once, run
+from wattbit.hls.open.tools import Tools
 
 MAGIC = bytes.fromhex("00090ff00ff00ff00ff0000001")
 SYNC_WORD = 0xAA995566
@@ -53,6 +56,25 @@ def decode(data: bytes) -> BitFile:
     if data[at : at + 1] != b"e" or len(fields) != 4 or struct.unpack(">I", data[at + 1 : at + 5])[0] != len(payload):
         raise WattbitError(f"a .bit file is broken or cut short after {at} bytes; build it again")
     return BitFile(fields, payload)
+
+
+def packets(frames: Frames, part: str, tools: Tools, out: Path) -> bytes:
+    """The configuration packets that bring a part these frames, by xc7frames2bit in a folder of `out`."""
+
+    def make(folder: Path) -> None:
+        (folder / "frames.txt").write_text(frames_text(frames), encoding="utf-8")
+        options = {
+            "--part_file": str(tools.database / part / "part.yaml"),
+            "--part_name": part,
+            "--frm_file": "frames.txt",
+            "--output_file": "packets.bit",
+        }
+        arguments = [argument for option in options.items() for argument in option]
+        run("xc7frames2bit", tools.command("xc7frames2bit", *arguments), folder, out / "xc7frames2bit.log")
+        (folder / "frames.txt").unlink()
+
+    inputs = [digest_json(sorted(frames.items())), part, tools.versions]
+    return decode((once(out / "packets", inputs, make) / "packets.bit").read_bytes()).payload
 
 
 def writes(payload: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:

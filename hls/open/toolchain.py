@@ -12,10 +12,9 @@ from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_bytes, write_json
 from wattbit.hls.accelerator import Arch, verilate
 from wattbit.hls.open import bitfile, contents, netlist, tools
-from wattbit.hls.open.fasm import Database, assemble, frames_text, parse
+from wattbit.hls.open.fasm import Database, assemble, parse
 from wattbit.hls.open.gates import compare, netlist_shell
 from wattbit.hls.open.route import Routed, route
-from wattbit.hls.open.steps import once, run
 from wattbit.hls.open.tools import Tools
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.synthesis import count
@@ -122,21 +121,8 @@ def _bitstream(shell: ShellRtl, part: str, design: Path, fasm: Path, found: Tool
     if weights != contents.of_fasm(parse(lines)):
         raise WattbitError(f"{fasm} has other contents of block RAMs than {design}; this is a bug of nextpnr")
 
-    def make(folder: Path) -> None:
-        (folder / "frames.txt").write_text(frames_text(frames), encoding="utf-8")
-        options = {
-            "--part_file": str(found.database / part / "part.yaml"),
-            "--part_name": part,
-            "--frm_file": "frames.txt",
-            "--output_file": "packets.bit",
-        }
-        arguments = [argument for option in options.items() for argument in option]
-        run("xc7frames2bit", found.command("xc7frames2bit", *arguments), folder, out / "xc7frames2bit.log")
-        (folder / "frames.txt").unlink()
-
-    inputs = [digest_json(sorted(frames.items())), part, found.versions]
-    packets = bitfile.decode((once(out / "packets", inputs, make) / "packets.bit").read_bytes()).payload
+    payload = bitfile.packets(frames, part, found, out)
     path = out / "wattbit.bit"
-    write_bytes(path, bitfile.encode(f"{shell.top}_{shell.digest}", part, packets))
+    write_bytes(path, bitfile.encode(f"{shell.top}_{shell.digest}", part, payload))
     checks = bitfile.check(path, found.database / part / "part.json", frames)
     return checks | {"unknown_features": 0, "bit_conflicts": 0, "block_ram_contents": weights.total()}
