@@ -157,3 +157,23 @@ def test_arm_kernels_give_the_deployed_arithmetic(tmp_path: Path) -> None:
             assert (y[rows] == forward(ints, known["x"][rows])).all()
     with pytest.raises(WattbitError, match=f"the kernels are for {target.core}, virtual-z2 has cortex-a53"):
         pack(replace(parts, kernels=tmp_path / "arm"), TARGET, tmp_path / "other")
+
+
+def test_an_agent_at_work_ends_when_its_host_goes_away(run: Path) -> None:
+    """Nothing is left running on a board: not even a window that has an hour to go."""
+    busy = "import time; from wattbit.board.agent import __main__ as m\n"
+    busy += "def hello(self): print('at work', flush=True); time.sleep(3600)\n"
+    busy += "m.COMMANDS['hello'] = hello; m.GRACE_S = 0.2; m.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", busy, str(run / "bundle")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as agent:
+        assert agent.stdin is not None and agent.stderr is not None
+        agent.stdin.write('{"cmd": "hello"}\n')
+        agent.stdin.flush()
+        assert agent.stderr.readline() == "at work\n"
+        agent.stdin.close()
+        assert agent.wait(20) == 1
