@@ -76,6 +76,9 @@ while True:
 """
 
 
+SURVIVED = "nothing: it went on by itself"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One fault: what the user was told, what was kept of the pairs measured by then, whether figures are as before."""
@@ -86,12 +89,21 @@ class Outcome:
     pairs_before: int
     pairs_kept: int
     installed: str
-    resumed: bool
     net_mj_per_token: float | None
     net_mj_per_token_half: float | None
     undisturbed_mj_per_token: float | None
     as_undisturbed: bool
     seconds: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the benchmark ended and had to be run again."""
+        return self.told != SURVIVED
+
+    @property
+    def good(self) -> bool:
+        """Nothing measured is lost, nothing is half-installed, and the figures are as undisturbed."""
+        return self.as_undisturbed and self.pairs_kept == self.pairs_before and not self.installed.startswith("half")
 
 
 class Site:
@@ -235,7 +247,7 @@ class Faults:
         reference = self.reference(power)
         begin_s = time.monotonic()
         with self.site(f"{fault}-{phase}".replace(" ", "-"), power) as site:
-            told = "nothing: it went on by itself"
+            told = SURVIVED
             with site.connection() as connection, self.sensor(site, connection, power) as pid:
                 try:
                     with disturb(site, connection, pid):
@@ -245,9 +257,9 @@ class Faults:
                 kept = [entry for entry in site.journal("bench") if entry.get("kind") == "pair"]
                 with contextlib.suppress(WattbitError):
                     mend(site, connection, pid)
-            resumed = told.startswith("nothing")
+            survived = told == SURVIVED
             with site.connection() as connection, self.sensor(site, connection, power):
-                if not resumed:
+                if not survived:
                     result = site.bench(connection, "bench")
                 installed = site.installed(connection)
             final = site.measured("bench")
@@ -267,7 +279,7 @@ class Faults:
         same = near <= energy["net_mj_per_token_half"] + other["net_mj_per_token_half"]
         same &= result["fpga"]["cycles"] == reference["fpga"]["cycles"] and result["bit_exact"]
         return Outcome(
-            fault, phase, told, before, kept, installed, True, energy["net_mj_per_token"],
+            fault, phase, told, before, kept, installed, energy["net_mj_per_token"],
             energy["net_mj_per_token_half"], other["net_mj_per_token"], same, round(time.monotonic() - begin_s, 1),
         )  # fmt: skip
 
@@ -348,11 +360,13 @@ class Faults:
         return self.disturbed("sensor missing", "energy", disturb, mend, SENSOR)
 
     def sensor_stuck(self) -> Outcome:
+        """It gives the same value again and again."""
+
         def disturb(site: Site, connection: Connection, pid: int) -> contextlib.AbstractContextManager[None]:
             return when("active", 3, lambda agent: stop(connection, pid))
 
         def stop(connection: Connection, pid: int) -> None:
-            connection.run(["kill", "-STOP", str(pid)])
+            connection.run(["touch", f"{CHIP}/broken"])
 
         return self.disturbed("sensor stuck", "energy, pair 3", disturb, power=SENSOR)
 
@@ -476,8 +490,9 @@ def scenarios(faults: Faults, quick: bool) -> list[Callable[[], Outcome]]:
 def row(outcome: Outcome) -> str:
     same = "yes" if outcome.as_undisturbed else "**no**"
     energy = f"{outcome.net_mj_per_token:.4g} ± {outcome.net_mj_per_token_half:.2g}"
-    cells = [outcome.fault, outcome.phase, outcome.told.replace("|", "/"), f"{outcome.pairs_kept} of "
-             f"{outcome.pairs_before}", outcome.installed, energy, same]  # fmt: skip
+    kept = f"{outcome.pairs_kept} of {outcome.pairs_before}" if outcome.failed else "all"
+    told = outcome.told.replace("|", "/")
+    cells = [outcome.fault, outcome.phase, told, kept, outcome.installed, energy, same]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -509,7 +524,7 @@ def main(quick: bool, path: Path | None) -> None:
 
 
 def report(outcomes: list[Outcome], command: str) -> str:
-    good = sum(o.as_undisturbed and o.pairs_kept == o.pairs_before and "half" not in o.installed for o in outcomes)
+    good = sum(outcome.good for outcome in outcomes)
     return f"""# Faults (simulated, light virtual board)
 
 `{command}` ({sum(outcome.seconds for outcome in outcomes):.0f} s)
