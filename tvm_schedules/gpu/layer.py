@@ -52,7 +52,7 @@ class Layer:
         tiles = -(-shape.d_model // self._down_tiling.rows)
         self._arrived = torch.zeros(tiles + 1, dtype=torch.int32, device=device)  # the last is the router's
         self._logits = torch.empty(-(-shape.d_model // ROUTER_SHARE), self.tokens, shape.experts, device=device)
-        self._weight = torch.empty(pairs, device=device)
+        self.weight = torch.empty(pairs, device=device)
         self.hidden = torch.empty(pairs, shape.d_hidden, dtype=torch.bfloat16, device=device)
         self._partial = torch.empty(self._down_tiling.splits, pairs, shape.d_model, device=device)
         self.y = torch.empty(self.tokens, shape.d_model, dtype=torch.bfloat16, device=device)
@@ -66,6 +66,11 @@ class Layer:
         self.down()
         return self.y
 
+    def poison(self) -> None:
+        """Fill every buffer that a call must write with NaN, for tests: what is left unwritten then shows."""
+        for buffer in (self._logits, self.weight, self.hidden, self._partial, self.y):
+            buffer.fill_(float("nan"))
+
     def route(self, x: Tensor) -> None:
         """Choose and weigh each token's experts."""
         routing.route[(len(self._logits),)](
@@ -77,7 +82,7 @@ class Layer:
             self.up_slots,
             self.down_slots,
             self.slot_pairs,
-            self._weight,
+            self.weight,
             self.tokens,
             self.bank.shape.experts,
             self._slots,
@@ -120,7 +125,7 @@ class Layer:
             store.scales,
             self.down_slots,
             self.slot_pairs,
-            self._weight,
+            self.weight,
             self.tokens,
             store.rows,
             store.depth,

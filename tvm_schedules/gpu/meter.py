@@ -168,7 +168,7 @@ class GpuMeter:
         for layer, bank in zip(self.layers, self._banks, strict=True):
             bank.choose([allocation.precision(ExpertId(layer, e)).weight_bits for e in range(self.shape.experts)])
         replay = replay_s(self._graph, self.repeats)
-        if self.counter is None or self._idle is None:
+        if self.counter is None or self._idle is None or not self.energy_s:
             return Reading(replay / DRAWS, None, None, None)
         busy = busy_power(self.counter, self._graph, replay, self.energy_s)
         above = busy.power_w - self._idle.power_w

@@ -1,11 +1,12 @@
 """What an allocation costs on a card, by a formula: calibrated on measurements, or the plain roofline.
 
-A batch through a layer takes a fixed time, and for every expert that it reaches a time that depends on its width:
+A batch takes, for every expert that it reaches, a time that depends on the expert's width:
 
-    latency = sum over layers (c + sum_e a_e t[bits_e])
+    latency = sum over layers and experts of a_e t[bits_e]
 
-where a_e is the probability that a batch reaches expert e. Energy above idle has the same form. Calibration fits c and
-t by least squares of relative errors; the roofline has c = 0 and t = bytes / bandwidth.
+where a_e is the probability that a batch reaches expert e. What a launch costs whatever the widths is part of every t:
+a workload reaches the same number of experts at all allocations. Energy above idle has the same form. Calibration fits
+t by least squares of relative errors; in the roofline t is bytes / bandwidth.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,29 +24,21 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Linear:
-    """c for a layer, and t for a reached expert at each width; of seconds or joules."""
-
-    layer: float
-    expert: Mapping[int, float]
-
-    def total(self, reached: Mapping[int, float], layers: int) -> float:
-        return self.layer * layers + sum(self.expert[bits] * count for bits, count in reached.items())
-
-
-@dataclass(frozen=True)
 class GpuCostModel:
-    """`wattbit.plan.Meter` by formula. reached: a_e by expert. energy is None where none was measured."""
+    """`wattbit.plan.Meter` by formula.
+
+    reached: a_e by expert. latency_s, energy_j: t by width, of a batch; energy_j is None where none was measured.
+    """
 
     shape: Shape
     reached: Mapping[ExpertId, float]
-    latency: Linear
-    energy: Linear | None
+    latency_s: Mapping[int, float]
+    energy_j: Mapping[int, float] | None
 
     @classmethod
     def roofline(cls, shape: Shape, reached: Mapping[ExpertId, float], bytes_per_s: float, bits: Sequence[int]) -> Self:
         """The weights' bytes over the card's bandwidth; no energy."""
-        return cls(shape, reached, Linear(0.0, {b: shape.weight_bytes(b) / bytes_per_s for b in bits}), None)
+        return cls(shape, reached, {b: shape.weight_bytes(b) / bytes_per_s for b in bits}, None)
 
     @classmethod
     def calibrate(
@@ -53,16 +46,10 @@ class GpuCostModel:
     ) -> Self:
         """Fit to (allocation, seconds a batch, joules a batch). WattbitError if these do not tell widths apart."""
         widths = sorted({p.precision.weight_bits for allocation, _, _ in samples for p in allocation.placements})
-        layers = len({expert.layer for expert in reached})
-        rows = []
-        for allocation, _, _ in samples:
-            count = _reached_by_width(allocation, reached)
-            rows.append([layers, *(count.get(bits, 0.0) for bits in widths)])
-        features = np.array(rows)
-        if np.linalg.matrix_rank(features) < features.shape[1]:
-            raise WattbitError(
-                f"{len(samples)} samples do not tell {len(widths)} widths apart; measure more allocations"
-            )
+        counts = [_reached_by_width(allocation, reached) for allocation, _, _ in samples]
+        features = np.array([[count.get(bits, 0.0) for bits in widths] for count in counts])
+        if np.linalg.matrix_rank(features) < len(widths):
+            raise WattbitError(f"{len(samples)} samples do not tell {len(widths)} widths apart; measure more of them")
         energies = [joules for _, _, joules in samples if joules is not None]
         latency = _fit(features, np.array([seconds for _, seconds, _ in samples]), widths)
         energy = _fit(features, np.array(energies), widths) if len(energies) == len(samples) else None
@@ -71,8 +58,7 @@ class GpuCostModel:
     def batch(self, allocation: Allocation) -> tuple[float, float | None]:
         """Seconds and joules of one batch through all layers."""
         count = _reached_by_width(allocation, self.reached)
-        layers = len({expert.layer for expert in self.reached})
-        return self.latency.total(count, layers), self.energy.total(count, layers) if self.energy else None
+        return _total(self.latency_s, count), _total(self.energy_j, count) if self.energy_j else None
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         seconds, joules = self.batch(allocation)
@@ -81,10 +67,15 @@ class GpuCostModel:
         return Cost(seconds * batches, None if joules is None else joules * batches, memory, "modelled")
 
     def to_json(self) -> dict[str, Any]:
-        def plain(linear: Linear) -> dict[str, Any]:
-            return {"layer": linear.layer, "expert": {str(bits): value for bits, value in linear.expert.items()}}
+        """Microseconds and millijoules that a reached expert takes, by width."""
+        return {
+            "us": {str(bits): 1e6 * value for bits, value in self.latency_s.items()},
+            "mj": {str(bits): 1e3 * value for bits, value in self.energy_j.items()} if self.energy_j else None,
+        }
 
-        return {"latency_s": plain(self.latency), "energy_j": plain(self.energy) if self.energy else None}
+
+def _total(table: Mapping[int, float], count: Mapping[int, float]) -> float:
+    return sum(table[bits] * reached for bits, reached in count.items())
 
 
 def _reached_by_width(allocation: Allocation, reached: Mapping[ExpertId, float]) -> dict[int, float]:
@@ -96,6 +87,6 @@ def _reached_by_width(allocation: Allocation, reached: Mapping[ExpertId, float])
     return count
 
 
-def _fit(features: Floats, values: Floats, widths: Sequence[int]) -> Linear:
-    scaled, *_ = np.linalg.lstsq(features / values[:, None], np.ones(len(values)), rcond=None)
-    return Linear(float(scaled[0]), {bits: float(value) for bits, value in zip(widths, scaled[1:], strict=True)})
+def _fit(features: Floats, values: Floats, widths: Sequence[int]) -> dict[int, float]:
+    found, *_ = np.linalg.lstsq(features / values[:, None], np.ones(len(values)), rcond=None)
+    return {bits: float(value) for bits, value in zip(widths, found, strict=True)}

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import triton
 
+PROGRAMS = 256  # an H200 has 132 multiprocessors
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -30,13 +32,17 @@ def padded(count: int, least: int = 1) -> int:
 def choose(widths: int, tokens: int, rows: int, slots: int, may_split: bool) -> Tiling:
     """The tiling of a launch over `slots` experts of `rows` rows at the widths of a mask, for so many tokens.
 
-    More tokens take shared memory, so steps get shorter; few rows are split by depth until some 256 programs are there
-    (the card has 132 multiprocessors). Where all experts are wide, tiles of 32 rows with full steps are best.
+    More tokens take shared memory, so steps get shorter. Few rows are split by depth, where the launch can add parts,
+    or else into smaller tiles, towards PROGRAMS programs. Where all experts are wide, tiles of 32 rows with full steps
+    are best.
     """
     tile = min(padded(tokens, 8), 32)
-    splits = min(4, max(1, 256 // max(1, -(-rows // 64) * slots))) if may_split else 1
+    tiles = -(-rows // 64) * slots
+    splits = min(4, max(1, PROGRAMS // tiles)) if may_split else 1
     if tile > 8:
-        return Tiling(tokens=tile, columns=32, wide=32, splits=splits, registers=168)
+        return Tiling(tokens=tile, columns=32, splits=splits, registers=168)
     if not widths & ((1 << 6) - 1):
         return Tiling(rows=32, wide=64, warps=2, splits=max(1, splits // 2), registers=128)
+    if tiles * splits < PROGRAMS // 2:
+        return Tiling(rows=32, warps=2, splits=splits)
     return Tiling(splits=splits)

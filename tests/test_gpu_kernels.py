@@ -1,0 +1,134 @@
+"""The GPU kernels against float64: in Triton's interpreter, or on the card where there is one."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.gpu_support import CARD, make_experts, matrix, needs_card, run
+from wattbit.arith import ExpertInts
+from wattbit.errors import WattbitError
+from wattbit.plan import ExpertId, Precision
+from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Shape
+from wattbit.tvm_schedules.gpu.layer import Layer
+
+# bfloat16 results: 2e-3 on the card, which rounds; the interpreter cuts off, in the hidden activations too
+TOLERANCE = 3e-3 if CARD else 1e-2
+DEVICE = torch.device("cuda" if CARD else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "bits", "top_k", "tokens"),
+    [
+        (Shape(5, 64, 32), (2, 3, 4, 6, 8), 2, 3),
+        (Shape(2, 100, 50, swiglu=False), (3, 6), 1, 1),  # neither is a multiple of 16
+        (Shape(2, 256, 32, swiglu=False, group=32), (2, 4), 2, 1),
+        (Shape(4, 70, 33, group=32), (3, 8), 1, 9),  # more tokens than one tile; empty experts
+    ],
+)
+def test_a_layer_of_mixed_widths_equals_the_reference(
+    shape: Shape, bits: tuple[int, ...], top_k: int, tokens: int
+) -> None:
+    layer, x, error = run(shape, bits, top_k, tokens)
+    assert error < TOLERANCE
+    first = layer(x).clone()
+    assert torch.equal(layer(x), first), "a second run differs"
+
+
+def test_experts_that_got_no_token_add_nothing() -> None:
+    """One token, eight experts: seven slots' weights are never read, whatever they hold."""
+    shape = Shape(8, 64, 32, swiglu=False)
+    layer, x, error = run(shape, (4,), 1, 1)
+    assert error < TOLERANCE
+    chosen = int((x.double() @ layer.router.double().T).argmax())
+    y = layer(x).clone()
+    begin, _ = layer.bank.up.start[chosen, 4]
+    size = layer.bank.up.words.numel() // 8
+    kept = layer.bank.up.words[begin : begin + size].clone()
+    layer.bank.up.words.fill_(-1)
+    layer.bank.up.words[begin : begin + size] = kept
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_the_router_chooses_and_weighs_as_softmax_and_topk(renormalise: bool) -> None:
+    layer, x, error = run(Shape(6, 32, 16, swiglu=False), (2,), 3, 4, renormalise=renormalise)
+    assert error < TOLERANCE
+    pairs = layer.slot_pairs[layer.slot_pairs >= 0]
+    assert sorted(pairs.tolist()) == list(range(12))
+    share = (x.double() @ layer.router.double().T).softmax(dim=-1).topk(3).values.sum(dim=1)
+    wanted = torch.ones_like(share) if renormalise else share
+    torch.testing.assert_close(layer.weight.view(4, 3).sum(dim=1).double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_widths_may_change_under_a_layer() -> None:
+    """A bank that holds experts at two widths serves both, with one layer."""
+    shape = Shape(2, 64, 32, swiglu=False)
+    narrow, wide = make_experts(shape, (2,), 1), make_experts(shape, (8,), 1)
+    bank = Bank(shape, DEVICE)
+    for store, part in ((bank.up, "first"), (bank.down, "second")):
+        store.fill({(e, b): getattr(of[e], part) for b, of in ((2, narrow), (8, wide)) for e in range(2)})
+    bank.choose([2, 2])
+    router = torch.eye(2, 64, dtype=torch.bfloat16, device=DEVICE)
+    layer = Layer(bank, router, 2, 1)
+    x = torch.ones(1, 64, dtype=torch.bfloat16, device=DEVICE)
+    results = {}
+    for bits, experts in ((2, narrow), (8, wide)):
+        bank.choose([bits, bits])
+        results[bits] = layer(x).double().cpu().numpy()[0]
+        given = x.double().cpu().numpy()[0]
+        wanted = sum(0.5 * e.second.real() @ np.maximum(e.first.real() @ given, 0) for e in experts)
+        assert np.linalg.norm(results[bits] - wanted) < 2e-2 * np.linalg.norm(wanted)
+    with pytest.raises(WattbitError, match=r"not stored are \(expert, bits\) \[\(0, 4\)\]"):
+        bank.choose([4, 8])
+
+
+def test_an_exported_expert_keeps_its_integers() -> None:
+    """An export's codes times its requant scales are the kernel's real weights."""
+    random = np.random.default_rng(3)
+    w1, w2 = matrix(random, 8, 16, 4, 0).codes, matrix(random, 16, 8, 4, 0).codes
+    m1, m2 = np.arange(1, 9, dtype=np.int32), np.arange(1, 17, dtype=np.int32)
+    ints = ExpertInts(ExpertId(0, 0), Precision(4), w1, w2, m1, m2, 5, 7, -4, -3, -2)
+    expert = Expert.of_ints(ints)
+    np.testing.assert_allclose(expert.first.real(), w1 * m1[:, None] * 2.0 ** (-3 + 4 - 5))
+    np.testing.assert_allclose(expert.second.real(), w2 * m2[:, None] * 2.0 ** (-2 + 3 - 7))
+
+
+def test_bad_calls_are_refused() -> None:
+    shape = Shape(2, 64, 32)
+    bank = Bank.of(shape, make_experts(shape, (4,), 0), DEVICE)
+    router = torch.zeros(2, 64, dtype=torch.bfloat16, device=DEVICE)
+    for tokens in (0, 65):
+        with pytest.raises(WattbitError, match=f"no kernel for {tokens} tokens; give 1 to 64"):
+            Layer(bank, router, 1, tokens)
+    with pytest.raises(WattbitError, match="top_k must be between 1 and the 2 experts, not 3"):
+        Layer(bank, router, 3, 1)
+    layer = Layer(bank, router, 1, 2)
+    for x in (torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(2, 64)):
+        with pytest.raises(WattbitError, match=r"contiguous bfloat16 \[2, 64\]"):
+            layer(x.to(DEVICE))
+    with pytest.raises(WattbitError, match="has 2 experts, not 1"):
+        Bank.of(shape, make_experts(shape, (4,), 0)[:1], DEVICE)
+    with pytest.raises(WattbitError, match="no kernel for it beside"):
+        Bank.of(shape, make_experts(Shape(2, 64, 48), (4,), 0), DEVICE)
+
+
+@pytest.mark.parametrize("bits", [(2,), (3,), (4,), (6,), (8,), (2, 3, 4, 6, 8)])
+@pytest.mark.parametrize(
+    ("shape", "top_k", "tokens"),
+    [
+        (Shape(16, 1024, 2048), 2, 1),
+        (Shape(64, 512, 768), 8, 64),
+        (Shape(8, 2048, 1408), 2, 16),
+        (Shape(8, 1024, 512, group=128), 2, 32),
+        (Shape(8, 777, 333, swiglu=False), 3, 7),
+    ],
+)
+class TestOnTheCard:
+    pytestmark = needs_card
+
+    def test_a_layer_equals_the_reference(self, shape: Shape, top_k: int, tokens: int, bits: tuple[int, ...]) -> None:
+        layer, x, error = run(shape, bits, top_k, tokens, seed=tokens)
+        assert error < TOLERANCE
+        first = layer(x).clone()
+        for _ in range(20):
+            assert torch.equal(layer(x), first), "the order of programs shows in the result"
