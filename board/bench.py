@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from wattbit.arith import load_vectors
 from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.session import decode_array
+from wattbit.board.bundle import NO_LOGIC, engine_of
 from wattbit.board.client import AgentClient, Launcher
 from wattbit.board.deploy import deploy
 from wattbit.board.journal import Journal
@@ -93,7 +94,7 @@ def bench(
     with AgentClient(connection, folder) as agent:
         about = agent.hello | agent.request("load")
         progress("bench: outputs of the FPGA", 1, steps)
-        fpga = _checked(journal, agent, "fpga", expected, manifest)
+        fpga = None if manifest["toolchain"] == NO_LOGIC else _checked(journal, agent, "fpga", expected, manifest)
         progress("bench: outputs of the ARM cores", 2, steps)
         arm = _checked(journal, agent, "arm", expected, manifest) if manifest["arm"] else None
         progress("bench: latency", 3, steps)
@@ -141,7 +142,7 @@ def _checked(
 def _latency(journal: Journal, agent: AgentClient, manifest: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if (entry := journal.find("latency")) is None:
         launches = VIRTUAL_LAUNCHES if manifest["toolchain"] == "virtual" else settings.launches
-        reply = patient(agent, "latency", launches=launches, seconds=settings.latency_s)
+        reply = patient(agent, "latency", launches=launches, seconds=settings.latency_s, engine=engine_of(manifest))
         entry = journal.add("latency", **reply)
     return entry
 

@@ -29,15 +29,17 @@ from wattbit.board.carried import carried_files
 from wattbit.board.overlay import write_overlay
 from wattbit.board.targets import SIMULATED, Power
 from wattbit.errors import WattbitError
-from wattbit.files import read_json, write_json
+from wattbit.files import read_json, sha256_file, write_json
 from wattbit.plan import Allocation, ExpertId, Target
 from wattbit.progress import Progress, silent
 
+EXPORT = "export/export.json"
 CHOSEN = "chosen.json"  # in run/board/BOARD: what `wattbit board` built last, a record of `Parts.of_design`
 AGENT = "wattbit.board.agent.__main__"
 KERNELS = "wattbit.tvm_schedules.boardside"
 DECODER = "wattbit.tvm_schedules.model.runtime"
 VECTORS = "vectors.npz"
+NO_LOGIC = "none"  # the toolchain of a bundle for a board without programmable logic: its cores run everything
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,17 @@ class Parts:
         """
         chosen = run / "board" / target.name / CHOSEN
         if chosen.is_file():
-            return cls.of_design(run, read_json(chosen))
+            record = read_json(chosen)
+            if record["export"] != sha256_file(run / EXPORT):
+                raise WattbitError(
+                    f"the model was exported again since its design for {target.name} was built; run "
+                    f"`wattbit board --board {target.name}` again"
+                )
+            return cls.of_design(run, record)
         built = read_json(run / "build/hls/build.json")
-        if target.arch not in built["accelerators"]:
+        if target.part != built["plan"]["part"] or target.arch not in built["accelerators"]:
             raise WattbitError(
-                f"no simulated accelerator runs on {target.name} ({target.arch}); make its bitstream with "
+                f"the run has no design that {target.name} ({target.part}, {target.arch}) can load; build one with "
                 f"`wattbit board --board {target.name}`"
             )
         return cls.of_design(
@@ -94,7 +102,8 @@ class Parts:
     def of_design(cls, run: Path, record: Mapping[str, Any]) -> Self:
         """The parts that a record names by their paths in the run folder.
 
-        Its fields: toolchain; digest and engines of the design; images; kernels; accelerator, or bit and hwh.
+        Its fields: export, the sha256 of the export's record that it was built from; toolchain; digest and engines of
+        the design; images; kernels; accelerator, or bit and hwh.
         """
         bit, hwh, accelerator = (record.get(name) for name in ("bit", "hwh", "accelerator"))
         return cls(
@@ -103,7 +112,7 @@ class Parts:
             design={"digest": record["digest"], "engines": record["engines"]},
             accelerator=None if accelerator is None else run / accelerator,
             kernels=run / record["kernels"],
-            top_k=read_json(run / "export/export.json")["model"]["top_k"],
+            top_k=read_json(run / EXPORT)["model"]["top_k"],
             images=tuple(run / path for path in record["images"]),
             bitstream=None if bit is None or hwh is None else (run / bit, run / hwh),
             toolchain=record["toolchain"],
@@ -153,6 +162,11 @@ def pack(
         write_json(folder / NAME, manifest)
         progress("bundle", 5, len(steps))
     return manifest
+
+
+def engine_of(manifest: Mapping[str, Any]) -> str:
+    """What a bundle's launches run on: the programmable logic, or the cores of a board without one."""
+    return "arm" if manifest["toolchain"] == NO_LOGIC else "fpga"
 
 
 def bundle_bytes(manifest: dict[str, Any]) -> int:
@@ -227,7 +241,7 @@ def _write_logic(parts: Parts, target: Target, folder: Path) -> None:
         masters = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(len(parts.images))))
         write_overlay(parts.design["digest"], target, folder, masters)
         _copy(parts.accelerator, folder / f"accel-{parts.design['digest']}.so")
-    else:
+    elif parts.toolchain != NO_LOGIC or parts.kernels is None:
         raise WattbitError("there is neither a bitstream nor a simulated accelerator; run `wattbit board`")
     for path in parts.images:
         _copy(path, folder / "weights" / path.name)

@@ -22,7 +22,7 @@ class Findings:
     manifest: dict[str, Any]
     host: str
     agent: dict[str, Any]
-    fpga: dict[str, Any]
+    fpga: dict[str, Any] | None
     arm: dict[str, Any] | None
     latency: dict[str, Any]
     weighing: "Weighing"
@@ -39,9 +39,11 @@ class Findings:
 
 def summarise(found: Findings) -> dict[str, Any]:
     """The benchmark's result, with its table in `summary`."""
-    manifest, packets = found.manifest, found.fpga["packets"]
-    cycles_per_token = found.fpga["cycles"] * found.per_token / packets
-    ms_per_token = cycles_per_token / found.agent["clock_mhz"] * 1e-3
+    manifest = found.manifest
+    packets = (found.fpga or found.arm or {})["packets"]
+    fpga = found.fpga and _fpga(found, found.fpga)
+    arm = found.arm and _arm(found.arm, found.per_token)
+    ms_per_token = (fpga or arm or {})["ms_per_token"]
     result = {
         "target": manifest["target"]["name"],
         "board": found.host,
@@ -53,15 +55,8 @@ def summarise(found: Findings) -> dict[str, Any]:
         "packets": packets,
         "packets_per_token": found.per_token,
         "tokens": packets / found.per_token,
-        "fpga": {
-            "packets": packets,
-            "cycles": found.fpga["cycles"],
-            "clock_mhz": found.agent["clock_mhz"],
-            "cycles_per_token": cycles_per_token,
-            "ms_per_token": ms_per_token,
-            "provenance": found.provenance,
-        },
-        "arm": found.arm and _arm(found.arm, found.per_token),
+        "fpga": fpga,
+        "arm": arm,
         "latency": _latency(found),
         "throughput": {"tokens_per_s": 1e3 / ms_per_token, "provenance": found.provenance},
         "energy": _energy(found),
@@ -69,6 +64,18 @@ def summarise(found: Findings) -> dict[str, Any]:
         "agent": found.agent,
     }
     return result | {"summary": table(result)}
+
+
+def _fpga(found: Findings, entry: dict[str, Any]) -> dict[str, Any]:
+    cycles_per_token = entry["cycles"] * found.per_token / entry["packets"]
+    return {
+        "packets": entry["packets"],
+        "cycles": entry["cycles"],
+        "clock_mhz": found.agent["clock_mhz"],
+        "cycles_per_token": cycles_per_token,
+        "ms_per_token": cycles_per_token / found.agent["clock_mhz"] * 1e-3,
+        "provenance": found.provenance,
+    }
 
 
 def _arm(entry: dict[str, Any], per_token: int) -> dict[str, Any]:
@@ -83,15 +90,15 @@ def _latency(found: Findings) -> dict[str, Any]:
 
     A quantile of n launches needs n >= 100 / (100 - q) of them, else it is their largest by another name: None.
     """
-    cycles = np.array(found.latency["cycles"], float)
-    record: dict[str, Any] = {
-        "launches": len(cycles),
+    cycles, walls_s = found.latency["cycles"], found.latency["wall_s"]
+    clock_mhz = found.agent["clock_mhz"]
+    return {
+        "launches": len(cycles or walls_s),
         "packets_per_launch": found.latency["packets"],
-        "fpga_us": _quantiles(cycles / found.agent["clock_mhz"]),
+        "fpga_us": None if cycles is None else _quantiles(np.array(cycles) / clock_mhz),
+        "with_software_us": None if walls_s is None else _quantiles(np.array(walls_s) * 1e6),
         "provenance": found.provenance,
     }
-    walls_s = found.latency["wall_s"]
-    return record | {"with_software_us": None if walls_s is None else _quantiles(np.array(walls_s) * 1e6)}
 
 
 def _quantiles(values: np.ndarray[Any, Any]) -> dict[str, float | None]:
@@ -145,7 +152,7 @@ def _memory(found: Findings) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """One line a figure, with its provenance."""
-    fpga, energy, latency, memory = (result[name] for name in ("fpga", "energy", "latency", "memory"))
+    energy, latency, memory, throughput = (result[name] for name in ("energy", "latency", "memory", "throughput"))
 
     def quantiles(record: dict[str, float | None]) -> str:
         return ", ".join(f"{name} {'-' if value is None else f'{value:.1f}'}" for name, value in record.items())
@@ -153,11 +160,12 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         ("board", f"{result['board']} ({result['target']}), bundle {result['bundle']}"),
         ("outputs", f"{result['packets']} vectors bit-exact"),
-        ("latency", f"{quantiles(latency['fpga_us'])} us a launch ({latency['launches']}; {latency['provenance']})"),
-        ("throughput", f"{result['throughput']['tokens_per_s']:.0f} tokens/s ({fpga['provenance']})"),
     ]
-    if latency["with_software_us"]:
-        lines.insert(3, ("with software", f"{quantiles(latency['with_software_us'])} us a launch (measured)"))
+    for name, words in (("fpga_us", "latency, FPGA"), ("with_software_us", "latency")):
+        if latency[name]:
+            figures = f"{quantiles(latency[name])} us a launch ({latency['launches']}; {latency['provenance']})"
+            lines.append((words, figures))
+    lines.append(("throughput", f"{throughput['tokens_per_s']:.0f} tokens/s ({throughput['provenance']})"))
     if energy["reason"]:
         lines.append(("energy", f"none: {energy['reason']}"))
     else:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
+from wattbit.board.bundle import engine_of
 from wattbit.board.client import AgentClient
 from wattbit.board.energy import MIN_PAIRS, Energy, evaluate, require_movement
 from wattbit.board.journal import Journal
@@ -73,7 +74,9 @@ class Weighing:
         meter = open_meter(self._settings.meter) if self._settings.meter else None
         opened: AbstractContextManager[Any] = meter if meter else nullcontext()
         with opened:
-            segment = _Segment(self._journal, self._agent, self._settings.window_s, self._power["settle_s"], meter)
+            engine = engine_of(self._manifest)
+            times_s = self._settings.window_s, self._power["settle_s"]
+            segment = _Segment(self._journal, self._agent, engine, *times_s, meter)
             look = fewest = max(MIN_PAIRS, self._settings.pairs)
             while True:
                 pairs = self._journal.all("pair")
@@ -119,10 +122,11 @@ class _Segment:
     """Pairs taken one after the other by one agent."""
 
     def __init__(
-        self, journal: Journal, agent: AgentClient, window_s: float, settle_s: float, meter: Meter | None
+        self, journal: Journal, agent: AgentClient, engine: str, window_s: float, settle_s: float, meter: Meter | None
     ) -> None:
         self._journal = journal
         self._agent = agent
+        self._engine = engine
         self._window_s = window_s
         self._settle_s = settle_s
         self._meter = meter
@@ -146,8 +150,8 @@ class _Segment:
         windows: list[Window] = []
         conditions: list[dict[str, Any]] = []
 
-        def window(kind: Literal["idle", "active"]) -> dict[str, Any]:
-            reply = self._agent.request(kind, seconds=self._window_s)
+        def window(kind: Literal["idle", "active"], **fields: str) -> dict[str, Any]:
+            reply = self._agent.request(kind, seconds=self._window_s, **fields)
             windows.append(Window(kind, reply["start_s"], reply["end_s"]))
             conditions.append(reply["conditions"])
             return reply
@@ -158,7 +162,7 @@ class _Segment:
             self._agent.request("idle", seconds=settle_s)
             self._samples()  # what was before is nobody's
             window("idle")
-        active = window("active")
+        active = window("active", engine=self._engine)
         window("idle")
         samples, rail, provenance = self._samples()
         _require_movement(windows, samples, rail)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from tests.board_stub import (
     CLOCK_MHZ,
     CYCLES_PER_PACKET,
+    DIGEST,
     TARGET,
     D,
     FolderBoard,
     make_parts,
 )
+from wattbit.arith import ExpertInts, forward
 from wattbit.board.agent.power import PowerModel
 from wattbit.board.agent.session import PROTOCOL
 from wattbit.board.bench import Settings, bench
@@ -26,8 +29,10 @@ from wattbit.board.energy import evaluate
 from wattbit.board.targets import Power
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import read_json
-from wattbit.plan import Measurement
+from wattbit.plan import Allocation, Measurement
 from wattbit.shell import HEADER_BYTES
+from wattbit.tvm_schedules.compile import build
+from wattbit.tvm_schedules.cores import host_core
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +162,30 @@ def test_an_agent_that_ends_is_an_error_with_its_last_words(run: Path, tmp_path:
             ToolError, match="the agent on folder-board failed with exit status -9: no message; it ended; the"
         ):
             agent.request("hello")
+
+
+def test_a_board_without_logic_is_measured_on_its_cores(tmp_path: Path) -> None:
+    """For real: this machine's own cores, its own time."""
+    target = replace(TARGET, name="host", core=host_core().name, part=None, clock_mhz=None)
+    parts = make_parts(tmp_path)
+    allocation = Allocation.of({p.expert: p.precision.weight_bits for p in parts.allocation.placements}, engine="arm")
+    build(parts.export, allocation, target.core, tmp_path / "arm")
+    design = {"digest": DIGEST, "engines": []}
+    cores = replace(
+        parts, allocation=allocation, design=design, kernels=tmp_path / "arm", accelerator=None, toolchain="none"
+    )
+    pack(cores, target, tmp_path / "bundle", power=Power("none"))
+    with np.load(parts.export / "vectors.npz") as known:
+        arrays = dict(known)
+    for number in set(arrays["expert"].tolist()):
+        rows = arrays["expert"] == number
+        arrays["y"][rows] = forward(ExpertInts.load(parts.export / f"L0E{number}.npz"), arrays["x"][rows])
+    np.savez(parts.export / "vectors.npz", **arrays)
+    settings = Settings(launches=120)
+    result = bench(tmp_path / "bundle", FolderBoard(tmp_path / "home"), tmp_path / "bench", settings=settings)
+    assert result["fpga"] is None and result["arm"]["provenance"] == "measured"
+    assert result["latency"]["fpga_us"] is None and result["latency"]["launches"] == 120
+    quantiles = list(result["latency"]["with_software_us"].values())
+    assert quantiles == sorted(quantiles) and quantiles[0] > 0
+    assert result["throughput"]["provenance"] == "measured" and result["memory"]["agent_peak_bytes"] > 1e6
+    assert "us a launch (120; measured)" in result["summary"]

@@ -99,14 +99,14 @@ class Session:
         """Verify the bundle and load its design; it is refused when it is for another part than the board's."""
         manifest = verify(self.bundle)
         check_part(manifest, board_part())
-        logic = self._loader(self.bundle, manifest)
+        logic = None if manifest["toolchain"] == "none" else self._loader(self.bundle, manifest)
         self._manifest, self._logic = manifest, logic
         self._works.clear()
         return {
             "bundle": manifest["digest"],
             "design": manifest["design"]["digest"],
-            "clock_mhz": logic.clock_mhz,
-            "engines": logic.driver.engines,
+            "clock_mhz": logic and logic.clock_mhz,
+            "engines": logic.driver.engines if logic else 0,
         }
 
     def run(self, engine: str = "fpga", experts: list[str] | None = None, x: str | None = None) -> Reply:
@@ -218,13 +218,13 @@ class Session:
 
     def _power(self) -> Timeline:
         if self._timeline is None:
-            settings, clock_mhz = self.manifest["power"], self._loaded().clock_mhz
+            settings = self.manifest["power"]
             if settings["source"] == "simulated":
-                self._timeline = SimulatedTimeline(PowerModel(), clock_mhz, settings["rail"])
+                self._timeline = SimulatedTimeline(PowerModel(), self._loaded().clock_mhz, settings["rail"])
             elif settings["source"] in ("external", "none"):
                 self._timeline = MeasuredTimeline(None)
             elif self._virtual:
-                self._timeline = PacedTimeline(open_source(settings), clock_mhz)
+                self._timeline = PacedTimeline(open_source(settings), self._loaded().clock_mhz)
             else:
                 self._timeline = MeasuredTimeline(open_source(settings))
         return self._timeline
