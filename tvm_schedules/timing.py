@@ -34,7 +34,7 @@ class Product:
     group_size: int = 0
 
 
-class _Matrix(ctypes.Structure):
+class Matrix(ctypes.Structure):
     """wb_matrix of runner/matrix.h."""
 
     _fields_ = (
@@ -96,7 +96,7 @@ class Timer:
             raise WattbitError(f"the products of a mix must be of as many tokens, not of {sorted(tokens)}")
         strides = [padded(self.weight_bytes(product), PAGE) for product in mix]
         count = max(1, self._cold_bytes // sum(strides))
-        matrices = (_Matrix * (count * len(mix)))()
+        matrices = (Matrix * (count * len(mix)))()
         for i in range(count):
             start = i * sum(strides)
             for j, (product, stride) in enumerate(zip(mix, strides, strict=True)):
@@ -120,10 +120,10 @@ class Timer:
         self._library.wb_time_read(self._pool, _address(self._block), ctypes.c_size_t(stride), count, calls, seconds)
         return [each * size / stride for each in seconds]
 
-    def _matrix(self, product: Product, offset: int) -> _Matrix:
+    def _matrix(self, product: Product, offset: int) -> Matrix:
         start = self._block.ctypes.data + offset
         scales = self._scales.ctypes.data if product.group_size else None
-        return _Matrix(product.weight_bits, product.rows, product.depth, product.group_size, start, scales)
+        return Matrix(product.weight_bits, product.rows, product.depth, product.group_size, start, scales)
 
 
 def _address(array: Any) -> ctypes.c_void_p:
