@@ -6,7 +6,8 @@ is the command, which joins them.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -128,7 +129,7 @@ def test_a_bitstream_with_bundle_and_report(run: Run, tmp_path: Path, monkeypatc
 
 def test_deploy_takes_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        WattbitError, match=r"no simulated accelerator runs on pynq-z2 \(armv7\); make its bitstream with"
+        WattbitError, match=r"has no design that pynq-z2 \(xc7z020clg400-1, armv7\) can load; build one with"
     ):
         make_bundle(run.folder, target(run), run.path("bundle"))
     write_json(run.path("stages", "deploy.json"), {"key": "of an older bundle"})
@@ -143,6 +144,42 @@ def test_deploy_takes_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_json(run.path("stages", "deploy.json"), {"key": "of this bundle"})
     result_of(call("--toolchain", "vivado", "--json"))
     assert run.record("deploy"), "the same bundle need not go there again"
+
+
+def test_deploy_takes_it_to_another_board_than_the_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = FolderBoard(tmp_path / "home")
+
+    @contextmanager
+    def connected(name: str, *_: object) -> Iterator[FolderBoard]:
+        assert name == "pynq-z1"
+        yield home
+
+    monkeypatch.setattr("wattbit.board.connect.board", connected)
+    monkeypatch.setattr("wattbit.tvm_schedules.compile.build", None)  # Z1 has Z2's cores: nothing to compile
+    install(tmp_path, monkeypatch)
+    refusal = CliRunner().invoke(main, ["deploy", "--board", "kv260"])
+    assert "the run has no design that kv260 (xck26-sfvc784-2LV-c, aarch64) can load" in refused(refusal)
+    result = result_of(call("--board", "pynq-z1", "--toolchain", "vivado", "--json"))
+    done = CliRunner().invoke(main, ["deploy", "--board", "pynq-z1", "--json"])
+    assert done.exit_code == 0, done.output
+    place = json.loads(done.stdout)["places"]["pynq-z1"]
+    manifest = verify(home.home / place)
+    assert (manifest["toolchain"], manifest["target"]["name"], manifest["digest"]) == (
+        *("vivado", "pynq-z1"),
+        result["bundle"],
+    )
+
+
+def test_a_design_of_an_older_export_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    result_of(call("--toolchain", "vivado", "--json"))
+    write_json(run.path("export", "export.json"), {"model": {"top_k": 1}})
+    with pytest.raises(
+        WattbitError, match=r"exported again since its design for pynq-z2 was built; run `wattbit board"
+    ):
+        make_bundle(run.folder, target(run), run.path("bundle"))
 
 
 def test_what_fails_half_way_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wattbit.commands.deploy import bundle_of, host_option, labelled, one_run
+from wattbit.commands.deploy import board_option, bundle_of, host_option, labelled, on_board, one_run
 from wattbit.display import Display
 from wattbit.perform import json_option, perform
 from wattbit.run import Run, cache_folder
@@ -21,27 +21,28 @@ from wattbit.run import Run, cache_folder
     multiple=True,
     help="Run folder, by default the last one used; with --host more than one.",
 )
+@board_option
 @host_option
 @click.option("--meter", help="External meter: serial:DEVICE, tcp:HOST:PORT or csv:FILE.")
 @click.option("--width", type=float, help="Half the 95 % interval over net energy that is narrow enough [0.02].")
 @click.option("--budget", "budget_s", type=float, help="Seconds after which energy is what it is [900].")
 @click.option("--window", "window_s", type=float, help="Seconds of each idle and each active window [12].")
 @json_option
-def command(folders: tuple[Path, ...], hosts: tuple[str, ...], as_json: bool, **given: Any) -> None:
+def command(folders: tuple[Path, ...], name: str | None, hosts: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Run tokens on the board: outputs compared bit by bit, latency, throughput, energy, memory.
 
     It resumes where it was interrupted. With several boards the runs are spread over them; a board that fails is
     dropped and its work given to the others.
     """
     runs = [one_run(folder) for folder in folders or (None,)]
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if not hosts and not chosen:
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if not hosts and not chosen and name is None:
         for run in runs:
             perform(run, "bench", as_json)
         return
     for run in runs:
         perform(run, "build", as_json=False)
-    results = measure(runs, hosts or ("",), chosen)
+    results = measure([on_board(run, name) for run in runs], hosts or ("",), chosen)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     else:
@@ -61,7 +62,7 @@ def measure(runs: list[Run], hosts: tuple[str, ...], chosen: dict[str, Any]) -> 
 
         def work(run: Run, host: str) -> dict[str, Any]:
             progress = labelled(display, host or run.config.board)
-            out = run.path("hosts", re.sub(r"[^\w.@-]", "_", host) or "own")
+            out = run.path("hosts", re.sub(r"[^\w.@-]", "_", host or Path(run.config.board).stem))
             vectors = run.path("export", "vectors.npz")
             with board(run.config.board, cache_folder(), run.path("board"), progress, host or None) as connection:
                 return bench(bundles[run.folder], connection, out, progress, vectors, settings)

@@ -97,7 +97,7 @@ def existing(folder: Path | None, new: bool) -> Run | None:
 
 def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, progress: Progress) -> dict[str, Any]:
     """Build the run's design for a board; where its files lie in the run folder, and what is known of it."""
-    from wattbit.board.bundle import CHOSEN, Parts, pack
+    from wattbit.board.bundle import CHOSEN, EXPORT, Parts, pack
     from wattbit.hls.planner import plan
     from wattbit.hls.report import Speed, report
     from wattbit.hls.shell import ShellRtl
@@ -124,6 +124,7 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
         return None if path is None else path.relative_to(run.folder).as_posix()
 
     record = {
+        "export": sha256_file(run.path(EXPORT)),
         "toolchain": toolchain.name,
         "digest": design["digest"],
         "engines": design["plan"]["classes"],

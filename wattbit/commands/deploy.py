@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from wattbit.display import Display
 from wattbit.perform import RUNS, json_option, perform, run_option
 from wattbit.pipeline import target
+from wattbit.presets import PRESETS, share
 from wattbit.progress import Progress
 from wattbit.run import Run, cache_folder
 
@@ -20,9 +22,24 @@ host_option = click.option(
     help="Board to use in place of the run's own, as for ssh: NAME or USER@NAME; may be given more than once.",
 )
 
+board_option = click.option(
+    "--board", "name", help="Board to use in place of the run's own: what `wattbit board` built last for it."
+)
+
 
 def one_run(folder: Path | None) -> Run:
     return Run.open(folder) if folder else Run.latest(RUNS)
+
+
+def on_board(run: Run, name: str | None) -> Run:
+    """The run as it is on another board than its own, for what becomes of its bundle there."""
+    from wattbit.board.targets import load
+
+    if name is None:
+        return run
+    part = PRESETS[run.config.preset].chip_share
+    settings = dict(run.config.settings) | {"target": share(load(name).target, part).to_json()}
+    return replace(run, config=replace(run.config, board=name, settings=settings))
 
 
 def bundle_of(run: Run, progress: Progress) -> Path:
@@ -45,24 +62,26 @@ def labelled(display: Display, host: str) -> Progress:
 
 
 def each(run: Run, hosts: tuple[str, ...], work: Callable[[Any, str, Progress], Any]) -> dict[str, Any]:
-    """What `work` gives for a connection to every host, one after the other."""
+    """What `work` gives for a connection to every host, one after the other; "" is the run's own board."""
     from wattbit.board.connect import board
 
     found = {}
     with Display() as display:
         for host in hosts:
-            display.begin("deploy", host)
-            progress = labelled(display, host)
-            with board(run.config.board, cache_folder(), run.path("board"), progress, host) as connection:
-                found[host] = work(connection, host, progress)
+            label = host or run.config.board
+            display.begin("deploy", label)
+            progress = labelled(display, label)
+            with board(run.config.board, cache_folder(), run.path("board"), progress, host or None) as connection:
+                found[label] = work(connection, host, progress)
     return found
 
 
 @click.command()
 @run_option
+@board_option
 @host_option
 @json_option
-def command(folder: Path | None, hosts: tuple[str, ...], as_json: bool) -> None:
+def command(folder: Path | None, name: str | None, hosts: tuple[str, ...], as_json: bool) -> None:
     """Pack the bundle and put it on the board over SSH; only files that changed are sent.
 
     The board switches to the new version in one step and keeps the one before for `wattbit rollback`.
@@ -70,13 +89,14 @@ def command(folder: Path | None, hosts: tuple[str, ...], as_json: bool) -> None:
     from wattbit.board.deploy import deploy
 
     run = one_run(folder)
-    if not hosts:
+    if not hosts and name is None:
         perform(run, "deploy", as_json)
         return
     perform(run, "build", as_json=False)
+    there = on_board(run, name)
     with run.lock():
-        bundle = bundle_of(run, lambda what, done, total: None)
-        places = each(run, hosts, lambda connection, host, progress: deploy(bundle, connection, progress))
+        bundle = bundle_of(there, lambda what, done, total: None)
+        places = each(there, hosts or ("",), lambda connection, host, progress: deploy(bundle, connection, progress))
     if as_json:
         click.echo(json.dumps({"run": str(run.folder), "places": places}, indent=1))
     else:
