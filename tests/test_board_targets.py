@@ -26,6 +26,24 @@ def test_a_board_with_an_fpga_has_resources_and_a_clock() -> None:
         assert all(figures) if target.part else not any(figures)
 
 
+# LUTs, flip-flops, DSP slices and 18 Kb block RAMs by AMD's product tables (DS190, DS891, DS987).
+CHIPS = {
+    "xc7z020": (53200, 106400, 220, 280),
+    "xczu3eg": (70560, 141120, 360, 432),
+    "xczu7ev": (230400, 460800, 1728, 624),
+    "xck26": (117120, 234240, 1248, 288),
+}
+
+
+@pytest.mark.parametrize("name", targets.known())
+def test_a_board_has_what_its_chip_has(name: str) -> None:
+    target = targets.load(name).target
+    if target.part is not None:
+        chip = next(chip for chip in CHIPS if target.part.startswith(chip))
+        assert (target.lut, target.ff, target.dsp, target.bram18) == CHIPS[chip]
+        assert target.memory_ports == 4, "HP ports of Zynq-7000 and of Zynq UltraScale+"
+
+
 def test_an_unknown_board_lists_the_known_ones() -> None:
     with pytest.raises(WattbitError, match=r"no board 'pynq'; known are .*pynq-z2.*virtual-z2"):
         targets.load("pynq")
