@@ -1,6 +1,6 @@
 """The price of an allocation by the planner's model, thousands of times a second."""
 
-from wattbit.errors import WattbitError
+from wattbit.errors import InfeasibleError
 from wattbit.hls.planner import plan
 from wattbit.plan import Allocation, Cost, ExpertShape, Precision, Target, Workload
 
@@ -17,10 +17,10 @@ class ModelledMeter:
         self.target = target
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
-        """Modelled cost. Raises WattbitError when even the smallest engines do not fit the target."""
+        """Modelled cost. Raises InfeasibleError when even the smallest engines do not fit the target."""
         planned = plan(allocation, self.shape, self.target, workload)
         if not planned.fits:
-            raise WattbitError(
+            raise InfeasibleError(
                 f"{self.target.name} cannot hold the allocation ({', '.join(planned.excess)}); "
                 "use fewer bits or another target"
             )

@@ -1,25 +1,42 @@
-"""How many engines each width class gets and how parallel they become: the fastest set of engines that fits the chip.
+"""Which engines an allocation gets: how many of each width, how parallel, and where their weights live.
 
-The experts of a class are the sets of one engine, engines work side by side, so the time of a workload is that of the
-engine with the most cycles of routed vectors. Each class has a chain of datapaths, each twice as fast as the one
-before. Starting from the smallest, the slowest class takes the next step; at the end of its chain it gets another
-engine, the fastest that fits, to share its experts with. That ends when the slowest class cannot become faster. Up to
-the first second engine this is optimal: every faster plan contains the steps taken, as a chain's resources only grow.
+The experts of an engine are its sets; engines work side by side, so a launch (one layer, a batch of tokens) takes as
+long as its slowest engine. Experts whose weights do not fit on the chip are streamed from DDR, each engine that streams
+through a memory port of its own; a width may have both kinds, its hot experts on the chip.
+
+1. For each choice of the widths that may stream, as many as there are ports, experts stay on the chip whose streaming
+   would waste most time for the block RAM they take; the most promising choices are planned in full.
+2. Every engine starts with its smallest datapath. The slowest engine takes the next step: a faster datapath, or where
+   that is no help (it waits for its weights, or it is the fastest) another engine to share its experts with. That ends
+   when the slowest cannot become faster. Then free block RAM takes more experts from the streams.
+3. Plans are compared by their expected time over sampled batches (`hls.traffic`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import combinations, islice, product
+from math import inf
+from operator import gt, le
 from typing import Any, Self
+
+import numpy as np
 
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json
+from wattbit.hls.cycles import RESULT_GAP, Port, Timing, overhead
 from wattbit.hls.engine import dsp_version
-from wattbit.hls.engine_class import PARALLELISM, EngineClass
-from wattbit.hls.resources import NOTHING, Resources, model
+from wattbit.hls.engine_class import PARALLELISM, EngineClass, Home
+from wattbit.hls.resources import Resources, Scales, model, shell
+from wattbit.hls.traffic import Traffic, traffic
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Precision, Target, Workload
 
-COPY_GAIN = 0.85  # another engine must bring its class's time below this share, for it costs area and building time
+COPY_GAIN = 0.85  # another engine must bring its experts' time below this share, for it costs area and building time
+STEP_GAIN = 0.98  # a larger datapath must bring its engine's time below this share
+MATTERS = 0.01  # an engine that alone costs less of the launches' time takes no steps
+SEARCH_BATCHES = 64  # sampled batches that the search looks at; the plan's time is of all
+CHIP_SHARE = 0.97  # of the block RAM that the first filling may take: larger datapaths round up
+BRAM18_BITS = 18432
 
 
 @dataclass(frozen=True)
@@ -27,8 +44,9 @@ class EnginePlan:
     """Engines for an allocation on a part.
 
     classes: the engines; the experts of a precision may be shared by several copies.
-    resources: modelled, of each engine. fits: whether their sum does; `excess` says what is short.
-    vectors: routed vectors of the workload at each engine, as expected from the routing frequencies.
+    resources: modelled, of each engine. shell: of what is around them. fits: whether all of it does; `excess` says what
+    is short and by how much. vectors: routed vectors of the workload at each engine, as expected from the routing
+    frequencies. batch_cycles: expected clock cycles of a batch of tokens through all layers, one launch a layer.
     """
 
     part: str
@@ -36,7 +54,11 @@ class EnginePlan:
     shape: ExpertShape
     classes: tuple[EngineClass, ...]
     resources: tuple[Resources, ...]
+    shell: Resources
     vectors: tuple[float, ...]
+    tokens: int
+    batch: int
+    batch_cycles: float
     excess: tuple[str, ...]
 
     @property
@@ -45,7 +67,7 @@ class EnginePlan:
 
     @property
     def total(self) -> Resources:
-        return sum(self.resources, NOTHING)
+        return sum(self.resources, self.shell)
 
     @property
     def cycles_per_vector(self) -> tuple[int, ...]:
@@ -54,16 +76,16 @@ class EnginePlan:
 
     @property
     def cycles(self) -> float:
-        """Expected clock cycles of the workload: those of the slowest engine, or of the memory port.
-
-        A vector is read as a header and d_model bytes over the 64-bit port; all engines share it.
-        """
-        engines = (n * cycles for n, cycles in zip(self.vectors, self.cycles_per_vector, strict=True))
-        return max(*engines, sum(self.vectors) * (1 + self.shape.d_model / 8))
+        """Expected clock cycles of the workload."""
+        return self.batch_cycles * self.tokens / self.batch
 
     @property
     def latency_s(self) -> float:
         return self.cycles / (self.clock_mhz * 1e6)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.latency_s
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -73,7 +95,11 @@ class EnginePlan:
             "d_hidden": self.shape.d_hidden,
             "classes": [spec.to_json() for spec in self.classes],
             "resources": [resources.to_json() for resources in self.resources],
+            "shell": self.shell.to_json(),
             "vectors": list(self.vectors),
+            "tokens": self.tokens,
+            "batch": self.batch,
+            "batch_cycles": self.batch_cycles,
             "excess": list(self.excess),
             "cycles_per_vector": list(self.cycles_per_vector),
             "fits": self.fits,
@@ -88,7 +114,11 @@ class EnginePlan:
             ExpertShape(record["d_model"], record["d_hidden"]),
             tuple(EngineClass.from_json(spec) for spec in record["classes"]),
             tuple(Resources.from_json(resources) for resources in record["resources"]),
+            Resources.from_json(record["shell"]),
             tuple(record["vectors"]),
+            record["tokens"],
+            record["batch"],
+            record["batch_cycles"],
             tuple(record["excess"]),
         )
 
@@ -105,65 +135,59 @@ def plan(allocation: Allocation, shape: ExpertShape, target: Target, workload: W
     """
     if target.part is None or target.clock_mhz is None:
         raise WattbitError(f"target {target.name} has no FPGA; use another, or place the experts on arm")
-    chip = _chip(shape, target)
-    drafts = [chip.draft(precision, routed, (0,)) for precision, routed in _routed(allocation, workload)]
-    while True:
-        slowest = max(drafts, key=lambda draft: draft.cycles)
-        others = [draft for draft in drafts if draft is not slowest]
-        faster = ([*others, step] for step in chip.steps(slowest))
-        chosen = next((candidate for candidate in faster if chip.holds(candidate)), None)
-        if chosen is None:
-            break
-        drafts = chosen
+    search = _Search(_chip(shape, target), traffic(workload))
+    parts = search.best(_classes(allocation, search.traffic))
+    return search.plan(parts, target.part, target.clock_mhz, workload)
 
-    drafts.sort(key=lambda draft: draft.precision)
-    parts = [(draft.precision, copy, part) for draft in drafts for copy, part in enumerate(draft.parts)]
-    return EnginePlan(
-        target.part,
-        target.clock_mhz,
-        shape,
-        tuple(_engine(precision, copy, part) for precision, copy, part in parts),
-        tuple(part.option.resources for _, _, part in parts),
-        tuple(part.vectors for _, _, part in parts),
-        tuple(sum((part.option.resources for _, _, part in parts), NOTHING).excess(target)),
-    )
+
+Counts = tuple[int, int, int, int]
+"""LUTs, flip-flops, DSPs, RAMB18."""
 
 
 @dataclass(frozen=True)
 class _Option:
-    """A datapath with pe1 = simd2 = pe and simd1 = pe2 = simd."""
+    """A datapath with pe1 = simd2 = pe and simd1 = pe2 = simd. load: cycles of fetching an expert, 0 on chip."""
 
     pe: int
     simd: int
     cycles: int
-    resources: Resources
+    load: float
+    start: float
+    """Cycles before the first vector is at the pace of the others."""
+    counts: Counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
-    """One engine: its experts, the vectors routed to them, its datapath."""
+    """One engine in the making: its experts and its datapath, a level of its chain.
 
-    experts: tuple[ExpertId, ...]
-    vectors: float
-    option: _Option
-
-    @property
-    def cycles(self) -> float:
-        return self.vectors * self.option.cycles
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A class in the making: its experts with the vectors routed to them, busiest first, and its engines."""
+    busy: its cycles in each launch of the first sampled batches. cycles: their mean, summed over the layers.
+    """
 
     precision: Precision
-    routed: tuple[tuple[ExpertId, float], ...]
-    levels: tuple[int, ...]  # of each engine's datapath in the class's chain
-    parts: tuple[_Part, ...]
+    home: Home
+    experts: tuple[int, ...]
+    level: int
+    option: _Option
+    busy: Any
+    cycles: float
 
-    @property
-    def cycles(self) -> float:
-        return max(part.cycles for part in self.parts)
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Experts of the widths that may stream, the least wasteful first. bits: of them and those before."""
+
+    chosen: tuple[Precision, ...]
+    ids: Any
+    width: Any  # index into `chosen`
+    bits: Any
+    busy: Any  # cycles a batch
+
+
+@cache
+def _shares(groups: int, total: int) -> tuple[tuple[int, ...], ...]:
+    """All ways to give each of `groups` at least one of at most `total`."""
+    return tuple(some for some in product(range(1, total + 1), repeat=groups) if sum(some) <= total)
 
 
 class _Chip:
@@ -172,82 +196,292 @@ class _Chip:
     def __init__(self, shape: ExpertShape, target: Target) -> None:
         self.shape = shape
         self.target = target
+        self.port = Port()
+        self.version = dsp_version(target.part or "")
         self.limits = (target.lut, target.ff, target.dsp, target.bram18)
-        self.chains: dict[tuple[Precision, int], tuple[_Option, ...]] = {}
+        self.streams = max(target.memory_ports - 1, 0)
+        self.chains: dict[tuple[Precision, Home, int], tuple[_Option, ...]] = {}
+        self.shells: dict[tuple[int, int], Counts] = {}
 
-    def holds(self, drafts: list[_Draft]) -> bool:
-        needs = zip(*(part.option.resources.counts for draft in drafts for part in draft.parts), strict=True)
-        return all(sum(need) <= limit for need, limit in zip(needs, self.limits, strict=True))
+    def holds(self, parts: Sequence[_Part]) -> bool:
+        """Whether the target holds the engines and their shell."""
+        streams = sum(part.home == "stream" for part in parts)
+        return streams <= self.streams and all(
+            map(le, self.need([p.option.counts for p in parts], streams), self.limits)
+        )
 
-    def chain(self, precision: Precision, sets: int) -> tuple[_Option, ...]:
+    def need(self, engines: Sequence[Counts], streams: int) -> list[int]:
+        """LUT, FF, DSP and BRAM18 of engines and shell."""
+        key = (len(engines), streams)
+        if key not in self.shells:
+            expert = (ExpertId(0, 0),)
+            specs = [
+                EngineClass(Precision(8), 8, 8, 8, 8, expert, i, "stream" if i < streams else "chip")
+                for i in range(len(engines))
+            ]
+            self.shells[key] = shell(specs, self.shape, self.version).counts
+        return list(map(sum, zip(self.shells[key], *engines, strict=True)))
+
+    def chain(self, precision: Precision, home: Home, sets: int) -> tuple[_Option, ...]:
         """For each number of products a cycle, fewest first, the datapath that takes the least of the target."""
-        if (precision, sets) not in self.chains:
-            version = dsp_version(self.target.part or "")
-            experts = tuple(ExpertId(0, i) for i in range(sets))
-            best: dict[int, _Option] = {}
+        key = (precision, home, sets if home == "chip" else 0)
+        if key not in self.chains:
+            best: dict[int, tuple[float, _Option]] = {}
             for pe in (p for p in PARALLELISM if self.shape.d_hidden % p == 0):
                 for simd in (s for s in PARALLELISM if self.shape.d_model % s == 0):
-                    spec = EngineClass(precision, pe, simd, simd, pe, experts)
-                    option = _Option(pe, simd, spec.cycles_per_vector(self.shape), model(spec, self.shape, version))
-                    rival = best.get(option.cycles)
-                    if rival is None or option.resources.share(self.target) < rival.resources.share(self.target):
-                        best[option.cycles] = option
-            self.chains[precision, sets] = tuple(best[cycles] for cycles in sorted(best, reverse=True))
-        return self.chains[precision, sets]
+                    share, option = self.option(precision, home, sets, pe, simd)
+                    if option.cycles not in best or share < best[option.cycles][0]:
+                        best[option.cycles] = (share, option)
+            self.chains[key] = tuple(best[cycles][1] for cycles in sorted(best, reverse=True))
+        return self.chains[key]
 
-    def draft(
-        self, precision: Precision, routed: tuple[tuple[ExpertId, float], ...], levels: tuple[int, ...]
-    ) -> _Draft:
-        """Share experts among engines at `levels`, the busiest first, each to the engine that is done with it first."""
-        cycles = [self.chain(precision, 1)[level].cycles for level in levels]
-        experts: list[list[ExpertId]] = [[] for _ in levels]
-        load = [0.0] * len(levels)
-        for expert, vectors in routed:
-            i = min(range(len(levels)), key=lambda j: (load[j] + vectors) * cycles[j]) if len(levels) > 1 else 0
-            experts[i].append(expert)
-            load[i] += vectors
-        parts = (
-            _Part(tuple(sorted(ids)), vectors, self.chain(precision, len(ids))[level])
-            for ids, vectors, level in zip(experts, load, levels, strict=True)
-            if ids
-        )
-        return _Draft(precision, routed, levels, tuple(parts))
-
-    def steps(self, draft: _Draft) -> Iterator[_Draft]:
-        """What makes a class faster, best first: its first engine's next datapath, or else another engine."""
-        last = len(self.chain(draft.precision, 1)) - 1
-        if draft.levels[0] < last:
-            yield self.draft(draft.precision, draft.routed, (draft.levels[0] + 1,))
-            return
-        for level in range(last, -1, -1):
-            more = self.draft(draft.precision, draft.routed, (*draft.levels, level))
-            if more.cycles <= COPY_GAIN * draft.cycles:
-                yield more
+    def option(self, precision: Precision, home: Home, sets: int, pe: int, simd: int) -> tuple[float, _Option]:
+        experts = tuple(ExpertId(0, i) for i in range(sets if home == "chip" else 1))
+        spec = EngineClass(precision, pe, simd, simd, pe, experts, 0, home)
+        scales = Scales.expected(precision, self.shape)
+        timing = Timing.of(spec, self.shape, scales.lane_bits)
+        resources = model(spec, self.shape, self.version, scales)
+        load = timing.load * self.port.read_cycles
+        start = timing.fill if home == "chip" else self.port.read_latency + timing.image[0] + timing.fill
+        return resources.share(self.target), _Option(pe, simd, timing.per_vector, load, start, resources.counts)
 
 
-def _engine(precision: Precision, copy: int, part: _Part) -> EngineClass:
-    pe, simd = part.option.pe, part.option.simd
-    return EngineClass(precision, pe, simd, simd, pe, part.experts, copy)
-
-
-@cache
+@lru_cache(maxsize=16)
 def _chip(shape: ExpertShape, target: Target) -> _Chip:
     return _Chip(shape, target)
 
 
-def _routed(
-    allocation: Allocation, workload: Workload
-) -> Iterator[tuple[Precision, tuple[tuple[ExpertId, float], ...]]]:
-    """The classes on the FPGA: their experts with the vectors that the workload is expected to route, busiest first."""
-    on_fpga = {p.expert for p in allocation.placements if p.engine == "fpga"}
-    if not on_fpga:
+def _classes(allocation: Allocation, loads: Traffic) -> dict[Precision, tuple[int, ...]]:
+    """Experts on the FPGA by width, as indices into the traffic, busiest first."""
+    found: dict[Precision, list[int]] = {}
+    for placement in allocation.placements:
+        if placement.engine == "fpga":
+            if placement.expert not in loads.index:
+                raise WattbitError(f"the workload has no frequency of {placement.expert}; run `wattbit stats` again")
+            found.setdefault(placement.precision, []).append(loads.index[placement.expert])
+    if not found:
         raise WattbitError("the allocation places no expert on the FPGA; place some there or skip its build")
-    frequency = dict(workload.frequency)
-    strange = on_fpga - frequency.keys()
-    if strange:
-        raise WattbitError(f"the workload has no frequency of {min(strange)}; run `wattbit stats` again")
-    slots = workload.tokens * workload.top_k
-    for precision, ids in allocation.classes.items():
-        routed = sorted(((e, slots * frequency[e]) for e in ids if e in on_fpga), key=lambda pair: -pair[1])
-        if routed:
-            yield precision, tuple(routed)
+    return {precision: tuple(sorted(found[precision], key=loads.place.__getitem__)) for precision in sorted(found)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    chip: _Chip
+    traffic: Traffic
+
+    @property
+    def order(self) -> list[int]:
+        """Each expert's place when the busiest are first."""
+        return self.traffic.place
+
+    def best(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[_Part]:
+        """The fastest engines found; they do not fit if none does."""
+        everything = [self.part(precision, "chip", experts, 0) for precision, experts in classes.items()]
+        if self.chip.holds(everything):
+            return self.grow(everything)
+        tried = [self.grow(parts) for parts in self.mixtures(classes)]
+        return min((self.grow(self.fill(parts)) for parts in tried), key=self.cycles, default=everything)
+
+    def part(self, precision: Precision, home: Home, experts: tuple[int, ...], level: int) -> _Part:
+        option = self.chip.chain(precision, home, len(experts))[level]
+        busy = self.traffic.busy(experts, option.cycles, option.load, option.start, SEARCH_BATCHES)
+        return _Part(precision, home, experts, level, option, busy, float(busy.sum()) / len(busy))
+
+    def mixtures(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[list[_Part]]:
+        """Engines that fit, with their smallest datapaths, for the most promising choices of what streams.
+
+        A choice is a number of streams for each width. Its experts are streamed in the order of what that wastes for
+        the bits it saves, until the others fit; its promise is the time of its busiest stream.
+        """
+        rates = {precision: self.rates(precision, experts) for precision, experts in classes.items()}
+        found = []
+        for chosen in (some for n in range(1, self.chip.streams + 1) for some in combinations(classes, n)):
+            ids = np.concatenate([classes[precision] for precision in chosen])
+            width = np.repeat(np.arange(len(chosen)), [len(classes[precision]) for precision in chosen])
+            bits = np.array([self.chip.shape.weights * precision.weight_bits for precision in chosen])[width]
+            waste, busy = (np.concatenate([rates[precision][k] for precision in chosen]) for k in (0, 1))
+            order = np.argsort(waste / bits, kind="stable")
+            pool = _Pool(chosen, ids[order], width[order], bits[order].cumsum(), busy[order])
+            for streams in _shares(len(chosen), self.chip.streams):
+                count = self.streamed(classes, pool, streams, 0)
+                total = np.bincount(pool.width[:count], pool.busy[:count], len(chosen))
+                found.append(((total / streams).max(), count > len(ids), pool, streams))
+        found.sort(key=lambda one: (one[1], one[0]))
+        tried = []
+        for number in range(1, self.chip.streams + 1):  # the best for each number of streams
+            fitting = (self.fitting(classes, pool, streams) for *_, pool, streams in found if sum(streams) == number)
+            tried += list(islice((parts for parts in fitting if parts), 1))
+        return tried
+
+    def rates(self, precision: Precision, experts: Sequence[int]) -> tuple[Any, Any]:
+        """Cycles a batch that streaming wastes, and all that it takes, for each expert, on the fastest datapath."""
+        fastest = self.chip.chain(precision, "stream", 1)[-1]
+        busy = self.traffic.times(fastest.cycles, fastest.load)[1][list(experts)]
+        return busy - self.traffic.times(fastest.cycles, 0)[1][list(experts)], busy
+
+    def streamed(
+        self, classes: Mapping[Precision, tuple[int, ...]], pool: "_Pool", streams: tuple[int, ...], more: int
+    ) -> int:
+        """How many of the pool must be streamed: so many that the rest and the streams' slots leave `more` BRAM18."""
+        total = sum(self.chip.shape.weights * p.weight_bits * len(experts) for p, experts in classes.items())
+        slots = [self.chip.chain(precision, "stream", 1)[-1].counts[3] for precision in pool.chosen]
+        room = self.chip.limits[3] * CHIP_SHARE - sum(n * slot for n, slot in zip(streams, slots, strict=True)) - more
+        return int(np.searchsorted(pool.bits, total - room * BRAM18_BITS)) + 1
+
+    def fitting(
+        self, classes: Mapping[Precision, tuple[int, ...]], pool: "_Pool", streams: tuple[int, ...]
+    ) -> list[_Part]:
+        """The choice's engines with as many experts streamed as it takes to fit; none if all are too few."""
+        more = 0
+        for _ in range(4):
+            count = self.streamed(classes, pool, streams, more)
+            taken = set(pool.ids[:count].tolist())
+            parts = []
+            for precision, experts in classes.items():
+                chip = tuple(i for i in experts if i not in taken)
+                away = [i for i in experts if i in taken]
+                if chip:
+                    parts.append(self.part(precision, "chip", chip, 0))
+                if away:
+                    engines = min(streams[pool.chosen.index(precision)], len(away))
+                    shares = self.shares(precision, "stream", away, [0] * engines, inf) or []
+                    parts += [self.part(precision, "stream", ids, level) for ids, level in shares]
+            # block RAM at the fastest datapaths, which take a little more of it
+            top = [self.chip.chain(p.precision, p.home, len(p.experts))[-1].counts for p in parts]
+            short = self.chip.need(top, sum(streams))[3] - self.chip.limits[3]
+            if short <= 0 and self.chip.holds(parts):
+                return parts
+            if count > len(pool.ids):
+                break
+            more += max(1, short)
+        return []
+
+    def grow(self, parts: list[_Part]) -> list[_Part]:
+        """Let engines take steps, first those that alone hold up the launches most, while that is possible."""
+        while True:
+            busy = np.stack([part.busy for part in parts])  # [P, S, layers]
+            top = busy.max(axis=0)
+            # how much sooner launches would be done without each engine
+            alone = top - np.partition(busy, -2, axis=0)[-2] if len(parts) > 1 else top
+            costs = np.array([alone[mine == top].sum() for mine in busy]) / top.sum()
+            steps = (step for i in np.argsort(-costs) if costs[i] >= MATTERS for step in self.steps(parts, parts[i]))
+            chosen = next((candidate for candidate in steps if self.chip.holds(candidate)), None)
+            if chosen is None:
+                return parts
+            parts = chosen
+
+    def steps(self, parts: list[_Part], slow: _Part) -> Iterator[list[_Part]]:
+        """What makes an engine faster: its next datapath that does, or else one engine more to share with."""
+        precision, home = slow.precision, slow.home
+        others = [part for part in parts if part is not slow]
+        chain = self.chip.chain(precision, home, len(slow.experts))
+        for level in range(slow.level + 1, len(chain)):
+            larger = self.part(precision, home, slow.experts, level)
+            if larger.cycles <= STEP_GAIN * slow.cycles:
+                yield [*others, larger]
+                break
+        group = [part for part in parts if (part.precision, part.home) == (precision, home)]
+        if sum(len(part.experts) for part in group) <= len(group):
+            return
+        rest = [part for part in parts if part not in group]
+        used = self.chip.need([part.option.counts for part in parts], sum(part.home == "stream" for part in parts))
+        spare = [there - taken for there, taken in zip(self.chip.limits, used, strict=True)][:3]
+        experts = sorted((i for part in group for i in part.experts), key=self.order.__getitem__)
+        wanted = COPY_GAIN * max(part.cycles for part in group)
+        for level in range(len(chain) - 1, -1, -1):
+            if any(map(gt, chain[level].counts, spare)):
+                continue
+            shares = self.shares(precision, home, experts, [*(part.level for part in group), level], wanted)
+            if shares is None:
+                return  # a smaller one is no better
+            made = [self.part(precision, home, ids, own) for ids, own in shares if ids]
+            if max(part.cycles for part in made) <= wanted:
+                yield [*rest, *made]
+
+    def shares(
+        self, precision: Precision, home: Home, experts: Sequence[int], levels: Sequence[int], wanted: float
+    ) -> list[tuple[tuple[int, ...], int]] | None:
+        """Experts for engines at `levels`, or None if the slowest would take more cycles a batch than wanted.
+
+        Each expert, the busiest first, goes to the engine that is done with it first.
+        """
+        options = [self.chip.chain(precision, home, 1)[level] for level in levels]
+        times = [self.traffic.mean(option.cycles, option.load) for option in options]
+        totals = [sum(map(time.__getitem__, experts)) for time in times]
+        if 1 / sum(1 / total for total in totals) > wanted:
+            return None
+        ids: list[list[int]] = [[] for _ in levels]
+        load = [0.0] * len(levels)
+        for expert in experts:
+            ends = [busy + time[expert] for busy, time in zip(load, times, strict=True)]
+            first = min(ends)
+            i = ends.index(first)
+            ids[i].append(expert)
+            load[i] = first
+        if max(load) > wanted:
+            return None
+        return [(tuple(own), level) for own, level in zip(ids, levels, strict=True)]
+
+    def fill(self, parts: list[_Part]) -> list[_Part]:
+        """Move experts from streams to the chip, the most wasteful first, while they fit and make no plan slower."""
+        for stream in sorted((p for p in parts if p.home == "stream"), key=lambda p: -p.cycles):
+            chips = [p for p in parts if p.home == "chip" and p.precision == stream.precision]
+            home = min(chips, key=lambda p: p.cycles, default=None)
+            if home is None:
+                continue
+            number = len(stream.experts) - 1
+            while number:
+                moved = [
+                    self.part(stream.precision, "stream", stream.experts[number:], stream.level),
+                    self.part(home.precision, "chip", (*home.experts, *stream.experts[:number]), home.level),
+                ]
+                candidate = [*(p for p in parts if p is not stream and p is not home), *moved]
+                if moved[1].cycles <= max(p.cycles for p in parts) and self.chip.holds(candidate):
+                    parts = candidate
+                    break
+                number //= 2
+        return parts
+
+    def cycles(self, parts: Sequence[_Part]) -> float:
+        """Expected cycles of a batch through all layers: the mean over the sampled batches of the slowest engine's."""
+        words = self.chip.shape.d_model // 8
+        launch = np.max(
+            [self.traffic.busy(p.experts, p.option.cycles, p.option.load, p.option.start) for p in parts], 0
+        )
+        fetched = sum(self.traffic.busy(p.experts, 0, p.option.load, 0.0) for p in parts if p.option.load)
+        vectors = self.traffic.counts.sum(axis=1)[0] / self.traffic.layers
+        ports = vectors * (words + RESULT_GAP)
+        target = self.chip.target
+        per_cycle = target.ddr_bytes_per_s / ((target.clock_mhz or 1.0) * 1e6)
+        ddr = (8 * fetched + vectors * 8 * (2 * words + 1)) / per_cycle
+        total = float(np.maximum(np.maximum(launch, ports), ddr).mean(axis=0).sum())
+        return total + self.traffic.layers * overhead(words, self.chip.port)
+
+    def plan(self, parts: list[_Part], name: str, clock_mhz: float, workload: Workload) -> EnginePlan:
+        parts = sorted(parts, key=lambda part: (part.precision, part.home, part.experts))
+        classes: list[EngineClass] = []
+        for part in parts:
+            copy = sum(spec.precision == part.precision for spec in classes)
+            pe, simd = part.option.pe, part.option.simd
+            experts = tuple(sorted(self.traffic.experts[i] for i in part.experts))
+            classes.append(EngineClass(part.precision, pe, simd, simd, pe, experts, copy, part.home))
+        around = shell(classes, self.chip.shape, self.chip.version)
+        resources = tuple(Resources(*part.option.counts, tool="model") for part in parts)
+        excess = sum(resources, around).excess(self.chip.target)
+        streams = sum(spec.streamed for spec in classes)
+        if streams > self.chip.streams:
+            excess.append(f"memory_ports: {streams + 1} of {self.chip.streams + 1}")
+        share = workload.tokens / workload.batch
+        return EnginePlan(
+            name,
+            clock_mhz,
+            self.chip.shape,
+            tuple(classes),
+            resources,
+            around,
+            tuple(float(self.traffic.vectors[list(part.experts)].sum()) * share for part in parts),
+            workload.tokens,
+            workload.batch,
+            self.cycles(parts),
+            tuple(excess),
+        )

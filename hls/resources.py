@@ -1,27 +1,25 @@
-"""What engines take of a chip: a type for it, and a model of it for planning."""
+"""What engines and their shell take of a chip: a type for it, and a model of it for planning.
+
+DSP slices follow from how finn-rtllib packs products, block RAM from how yosys maps memories (`hls.block_ram`): both
+are exact. LUTs and flip-flops are linear in what the RTL instantiates: widths of adders, memory words and queues, LUT
+RAM, constants in logic. The coefficients are least relative squares over single layers that yosys synthesised
+(`hls.calibration`); `results/fpga_models.md` has whole engines that the fit has not seen.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from operator import mul
 from typing import Any, Self
 
-from wattbit.hls.engine_class import EngineClass
-from wattbit.plan import ExpertShape, Target
+from wattbit.arith import OUT_BITS, ExpertInts
+from wattbit.hls.block_ram import constant, lut_ram, writable
+from wattbit.hls.engine_class import EngineClass, accumulator_bits
+from wattbit.hls.memory import Part, streamed_lane_bits
+from wattbit.plan import ExpertShape, Precision, Target
 
-# Words by bits of one RAMB18 (Xilinx UG473).
-BRAM18_ASPECTS = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
-LUTRAM_DEPTH_MAX = 256  # yosys builds shallower memories from LUTs
-REQUANT_BITS = 18  # a channel's multiplier (up to 16) and its shift within the class's window
-
-# LUTs and flip-flops of an engine are linear in the products a cycle, the bits of its accumulators a beat (both summed
-# over its layers) and the bits of a weight word. Least relative squares over ten engines that yosys 0.70 synthesised
-# for xc7 out of context: w2a8 1x1, 4x2 and 8x8, w3a8 8x4, w4a4 8x4, w4a8 4x8, w6a8 4x4 and 8x8, w8a8 2x2 and 8x8 (PE1 x
-# SIMD1), 64 -> 128 -> 64, 4 to 8 sets. Largest error 10 % (LUT) and 5 % (FF), mean 3 % and 2 %; on two others, w4a4
-# 4x4 and w8a8 4x4, at most 8 % and 3 %. Their multipliers took 13 to 16 bits; five engines of 32 exported experts, with
-# multipliers of 5 to 10 bits, took 6 to 27 % fewer LUTs and 16 to 24 % fewer flip-flops than modelled.
-LUT_FIT = (543.0, 25.4, 6.83, 0.0)
-FF_FIT = (578.0, 32.7, 8.58, 1.23)
+DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
+SHIFT_SPAN = 2  # largest less smallest shift of a class's experts, as in exported ones
 
 
 @dataclass(frozen=True)
@@ -73,45 +71,185 @@ NOTHING = Resources(0, 0, 0, 0, "model")
 
 def dsp_lanes(weight_bits: int, act_bits: int, version: int) -> int:
     """Products that finn-rtllib's MVU packs into one DSP48E1 (version 1) or DSP48E2 (2), narrow-range weights."""
-    port = 25 if version == 1 else 27
-    return 1 + (port - weight_bits) // (weight_bits + act_bits - 1)
+    return 1 + (DSP_PORT_BITS[version] - weight_bits) // (weight_bits + act_bits - 1)
 
 
-def memory_bram18(depth: int, width: int) -> int:
-    """RAMB18 of a memory of `depth` words of `width` bits; 0 where LUTs hold it."""
-    return 0 if depth <= LUTRAM_DEPTH_MAX else _bram18(depth, width)
+@dataclass(frozen=True)
+class Scales:
+    """Widths of a class's requant words: bits of a multiplier, and by how much the shifts of each layer differ."""
+
+    multiplier_bits: int
+    span1: int = SHIFT_SPAN
+    span2: int = SHIFT_SPAN
+
+    @classmethod
+    def expected(cls, precision: Precision, shape: ExpertShape) -> Self:
+        """Before there are weights. Float32 holds fc1's sums exactly (`wattbit.arith`), which bounds
+        multiplier * d_model * 2^(weight_bits + act_bits) up to a constant; 1 bit above what exported experts take at
+        most, which is fc1's."""
+        bits = 27 - round(math.log2(shape.d_model)) - precision.weight_bits - precision.act_bits
+        return cls(min(max(bits, 2), 16))
+
+    @classmethod
+    def of(cls, ints: Sequence[ExpertInts]) -> Self:
+        """Those of exported experts."""
+        top = max(int(max(e.m1.max(), e.m2.max())) for e in ints)
+        spans = ([e.shift1 for e in ints], [e.shift2 for e in ints])
+        return cls(max(top.bit_length(), 1), *(max(max(s) - min(s), 1) for s in spans))
+
+    @property
+    def lane_bits(self) -> tuple[int, int]:
+        """Bits of a lane of each layer's requant words."""
+        return self.multiplier_bits + self.span1.bit_length(), self.multiplier_bits + self.span2.bit_length()
 
 
-@cache
-def _bram18(depth: int, width: int) -> int:
-    """The cheapest mixture of columns of any aspect ratio, or the same for the highest power of two and the rest."""
-    columns = [0]  # RAMB18 of the first bits
-    for bits in range(1, width + 1):
-        columns.append(
-            min(math.ceil(depth / words) + columns[max(0, bits - column)] for words, column in BRAM18_ASPECTS)
-        )
-    power = 1 << (depth.bit_length() - 1)
-    if power == depth:
-        return columns[width]
-    return min(columns[width], _bram18(power, width) + _bram18(depth - power, width))
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine as the models see it. version: DSP48 generation; sets: 0 where weights are streamed."""
+
+    version: int
+    sets: int
+    inputs: int
+    outputs: int
+    simd: int
+    pe: int
+    weight_bits: int
+    act_bits: int
+    signed: bool
+    """Signed inputs, those of fc1."""
+    multiplier_bits: int
+    span: int
+
+    @property
+    def accumulator_bits(self) -> int:
+        top = 2 ** (self.act_bits - 1) if self.signed else 2**self.act_bits - 1
+        return min(accumulator_bits(self.inputs, top, self.weight_bits), DSP_PORT_BITS[self.version])
+
+    @property
+    def dsp(self) -> int:
+        """Of the products and, one a lane, of the requantisation."""
+        return self.pipes * self.simd + self.pe
+
+    @property
+    def pipes(self) -> int:
+        """DSP columns: PE in groups of as many as a DSP packs."""
+        return math.ceil(self.pe / dsp_lanes(self.weight_bits, self.act_bits, self.version))
+
+    @property
+    def memories(self) -> tuple[Part, Part]:
+        """Requant words and weights of one set."""
+        lane = self.multiplier_bits + self.span.bit_length()
+        if not self.sets:
+            lane = streamed_lane_bits(lane)
+        fold = self.inputs // self.simd * (self.outputs // self.pe)
+        return Part(self.outputs // self.pe, self.pe * lane), Part(fold, self.pe * self.simd * self.weight_bits)
+
+    def features(self) -> dict[str, float]:
+        """What LUTs and flip-flops are linear in, and bram18."""
+        pe, simd, bits = self.pe, self.simd, self.weight_bits + self.act_bits
+        folds = self.inputs // simd
+        found: dict[str, float] = {
+            "one": 1,
+            "queue": int(self.sets > 1),
+            "products": pe * simd,
+            "crossings": (pe - self.pipes) * simd,  # DSP lanes that pass overflows to the next
+            "adders": pe * (simd - 1) * bits,
+            "sums": pe * self.accumulator_bits,
+            "lanes": pe,
+            "shifters": pe * self.span,
+        }
+        out_bits = self.act_bits if self.signed else OUT_BITS
+        in_flight = 4 + (simd.bit_length() if simd > 1 else 2)
+        lutram = lut_ram(in_flight, pe * self.accumulator_bits, self.version) + lut_ram(6, pe * out_bits, self.version)
+        if self.outputs > pe and folds <= 256:
+            lutram += lut_ram(folds, simd * self.act_bits, self.version)
+        bram18 = logic_width = mux = rows = words = 0
+        logic = 0.0
+        for part in self.memories:
+            if self.sets:
+                mapping = constant(self.sets * part.depth, part.width)
+                lutram += lut_ram(7, part.width, self.version)
+                lutram += lut_ram(8, (self.sets - 1).bit_length(), self.version) if self.sets > 1 else 0
+                words += part.width
+                if mapping.logic:
+                    logic += part.width * max(1.0, self.sets * part.depth / 64)
+                    logic_width += part.width
+            else:
+                depth, width = part.memory
+                lutram += lut_ram(8, 1, self.version)
+                mapping = writable(depth, width, self.version)
+                rows += width
+                words += part.width
+                mux += part.width * (part.row_words - 1)
+            bram18 += mapping.bram18
+            lutram += mapping.lutram
+            mux += mapping.mux
+        found |= {"lutram": lutram, "logic": logic, "logic_width": logic_width, "mux": mux}
+        found |= {"words": words if self.sets else 0, "streamed": int(not self.sets), "rows": rows}
+        found |= {"streamed_words": 0 if self.sets else words, "bram18": bram18}
+        return found
 
 
-def model(spec: EngineClass, shape: ExpertShape, version: int) -> Resources:
-    """Modelled resources of an engine: DSP by the packing rule, BRAM by geometry, LUT and FF by a linear fit."""
-    bits, sets = spec.precision.weight_bits, len(spec.experts)
-    lanes = dsp_lanes(bits, spec.precision.act_bits, version)
-    layers = ((spec.pe1, spec.simd1, shape.d_hidden), (spec.pe2, spec.simd2, shape.d_model))
-    products = sum(pe * simd for pe, simd, _ in layers)
-    accumulators = sum(pe * acc for (pe, _, _), acc in zip(layers, spec.accumulators(shape), strict=True))
-    features = (1, products, accumulators, products * bits)
+# Coefficients of the features of one layer, see `hls.calibration`.
+LUT_FIT = {
+    **{"one": 97.9, "queue": 89.0, "crossings": 10.07, "adders": 1.038, "sums": 1.214, "shifters": 13.87},
+    **{"lutram": 0.983, "logic": 1.097, "mux": 0.478, "streamed": 17.5, "streamed_words": 0.673},
+}
+FF_FIT = {
+    **{"one": 156.0, "queue": 93.6, "crossings": 8.78, "adders": 1.715, "sums": 2.827, "lanes": 71.1},
+    **{"words": 1.44, "logic_width": 0.913, "rows": 1.116, "streamed_words": 0.325},
+}
+# The shell: alone, for each engine, for each stream, for each word of a vector; flip-flops for each narrow output.
+SHELL_LUT_FIT = (545.0, 142.6, 239.2, 2.0)
+SHELL_FF_FIT = (593.0, 225.8, 254.8, 84.3)
+
+
+def layers(spec: EngineClass, shape: ExpertShape, version: int, scales: Scales) -> tuple[Layer, Layer]:
+    """fc1 and fc2."""
+    bits, sets = spec.precision, 0 if spec.streamed else len(spec.experts)
+    widths = (bits.weight_bits, bits.act_bits)
+    d, h = shape.d_model, shape.d_hidden
+    return (
+        Layer(version, sets, d, h, spec.simd1, spec.pe1, *widths, True, scales.multiplier_bits, scales.span1),
+        Layer(version, sets, h, d, spec.simd2, spec.pe2, *widths, False, scales.multiplier_bits, scales.span2),
+    )
+
+
+def model(spec: EngineClass, shape: ExpertShape, version: int, scales: Scales | None = None) -> Resources:
+    """Modelled resources of an engine. scales: those of its experts, else what is expected of them."""
+    both = layers(spec, shape, version, scales or Scales.expected(spec.precision, shape))
+    features = [layer.features() for layer in both]
+    width = spec.pe1 * spec.precision.act_bits  # of the hidden vector's queue
     return Resources(
-        lut=round(sum(a * x for a, x in zip(LUT_FIT, features, strict=True))),
-        ff=round(sum(a * x for a, x in zip(FF_FIT, features, strict=True))),
-        dsp=sum(math.ceil(pe / lanes) * simd + pe for pe, simd, _ in layers),
-        bram18=sum(
-            memory_bram18(sets * shape.d_model * shape.d_hidden // (pe * simd), pe * simd * bits)
-            + memory_bram18(sets * channels // pe, pe * REQUANT_BITS)
-            for pe, simd, channels in layers
-        ),
+        lut=round(sum(_linear(LUT_FIT, f) for f in features) + lut_ram(shape.d_hidden // spec.pe1, width, version)),
+        ff=round(sum(_linear(FF_FIT, f) for f in features) + width),
+        dsp=sum(layer.dsp for layer in both),
+        bram18=sum(int(f["bram18"]) for f in features),
+        tool="model",
+    )
+
+
+def _linear(fit: Mapping[str, float], features: Mapping[str, float]) -> float:
+    return sum(coefficient * features[name] for name, coefficient in fit.items())
+
+
+def shell(engines: Sequence[EngineClass], shape: ExpertShape, version: int) -> Resources:
+    """Modelled resources of everything around the engines."""
+    words, streams = shape.d_model // 8, sum(spec.streamed for spec in engines)
+    vectors, results = (2 ** (n * words - 1).bit_length() for n in (4, 2))
+    lane = lut_ram(16, 8, version) + lut_ram(16, 29, version)
+    bram18 = 0
+    for depth in (vectors, results):
+        if depth > 64:  # wattbit_fifo asks for block RAM
+            bram18 += 2 * math.ceil(depth / 512)
+        else:
+            lane += lut_ram(depth, 64, version)
+    lutram = len(engines) * lane + (1 + streams) * lut_ram(64, 64, version) + streams * lut_ram(16, 8, version)
+    narrow = sum(spec.pe2 < 8 for spec in engines)
+    return Resources(
+        lut=round(lutram + sum(map(mul, SHELL_LUT_FIT, (1, len(engines), streams, words)))),
+        ff=round(sum(map(mul, SHELL_FF_FIT, (1, len(engines), streams, narrow)))),
+        dsp=0,
+        bram18=bram18 * len(engines),
         tool="model",
     )

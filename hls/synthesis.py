@@ -12,8 +12,9 @@ from typing import Any
 
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, write_json
+from wattbit.hls.block_ram import constant
 from wattbit.hls.engine import EngineRtl
-from wattbit.hls.resources import LUTRAM_DEPTH_MAX, Resources
+from wattbit.hls.resources import Resources
 from wattbit.processes import execute
 from wattbit.progress import Progress, silent
 
@@ -75,7 +76,7 @@ def _contents(words: str) -> str:
     contents into them. Memories that become logic keep their words, for these decide how much logic.
     """
     lines = words.split()
-    if len(lines) <= LUTRAM_DEPTH_MAX:
+    if not constant(len(lines), 4 * len(lines[0])).bram18:
         return words
     return "".join(("f" if i % 2 else "0") * len(line) + "\n" for i, line in enumerate(lines))
 

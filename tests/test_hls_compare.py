@@ -65,7 +65,8 @@ def test_a_plan_is_simulated_exactly(
 
     library = next(tmp_path.rglob("libwattbit_accel.so"))
     assert simulate(planned, library, vectors) == result
-    assert simulate(planned, library, vectors, stall_seed=1)["cycles"] != result["cycles"]
+    stalled = [simulate(planned, library, vectors, stall_seed=seed)["cycles"] for seed in (1, 2, 3)]
+    assert any(cycles != result["cycles"] for cycles in stalled)
     wrong = vectors["y"].copy()
     wrong[ids.index(EXPERTS[0]), 3] ^= 1
     with pytest.raises(WattbitError, match=r"^1 of \d+ vectors differ from PyTorch in simulation without stalls"):

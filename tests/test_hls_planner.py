@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.hls_engine_support import PART, Z2, engine_class, random_ints
-from wattbit.errors import WattbitError
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.hls.block_ram import Mapping, constant, writable
 from wattbit.hls.engine import write_engine
 from wattbit.hls.engine_class import EngineClass
 from wattbit.hls.meter import ModelledMeter, memory_bytes
 from wattbit.hls.planner import EnginePlan, plan
-from wattbit.hls.resources import Resources, dsp_lanes, memory_bram18, model
+from wattbit.hls.resources import Resources, Scales, dsp_lanes, model
 from wattbit.hls.synthesis import count, synthesise
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Placement, Precision, Workload
 
@@ -44,32 +45,36 @@ def test_plans_fit_and_hold_every_expert_once(seed: int) -> None:
     assert sum(planned.vectors) == pytest.approx(2 * 1000 * 2)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_no_plan_of_single_engines_is_faster(seed: int) -> None:
-    """Against all combinations of datapaths of a two-class allocation."""
-    allocation, load = mixed(seed, (3, 8)), workload(seed)
-    small = replace(Z2, dsp=90)
-    planned = plan(allocation, SHAPE, small, load)
+def test_weights_that_do_not_fit_are_streamed_while_ports_last() -> None:
+    """At 8 bits half of the experts do not fit: the hot ones stay on the chip, and widths cost time."""
+    small = replace(Z2, bram18=140, memory_ports=4)
+    load = replace(workload(), batch=8)
+    planned = plan(Allocation.of(dict.fromkeys(EXPERTS, 8)), SHAPE, small, load)
+    assert planned.fits and 1 <= sum(spec.streamed for spec in planned.classes) <= 3
     frequency = dict(load.frequency)
-    best = float("inf")
-    options = [(pe, simd) for pe in (1, 2, 4, 8) for simd in (1, 2, 4, 8)]
-    classes = allocation.classes.items()
-    prices = [
-        [
-            (
-                2000 * sum(frequency[e] for e in ids) * spec.cycles_per_vector(SHAPE),
-                model(spec, SHAPE, 1),
-            )
-            for pe, simd in options
-            for spec in [EngineClass(precision, pe, simd, simd, pe, ids)]
-        ]
-        for precision, ids in classes
-    ]
-    for first, a in prices[0]:
-        for second, b in prices[1]:
-            if not (a + b).excess(small):
-                best = min(best, max(first, second))
-    assert planned.cycles <= best * (1 + 1e-9)
+    hot = [frequency[e] for spec in planned.classes if not spec.streamed for e in spec.experts]
+    cold = [frequency[e] for spec in planned.classes if spec.streamed for e in spec.experts]
+    assert sum(hot) / len(hot) > sum(cold) / len(cold)
+    four = plan(Allocation.of(dict.fromkeys(EXPERTS, 4)), SHAPE, small, load)
+    assert four.cycles < planned.cycles
+
+
+def test_small_batches_pay_for_the_experts_that_they_fetch() -> None:
+    small = replace(Z2, bram18=140, memory_ports=4)
+    allocation = Allocation.of(dict.fromkeys(EXPERTS, 8))
+    one, many = (plan(allocation, SHAPE, small, replace(workload(), batch=batch)) for batch in (1, 256))
+    assert one.cycles > 2 * many.cycles  # of as many tokens
+
+
+def test_more_of_anything_is_not_slower() -> None:
+    load = replace(workload(), batch=64)
+    for seed in range(3):
+        allocation = mixed(seed)
+        small = replace(Z2, bram18=120, dsp=150, memory_ports=3)
+        slow = plan(allocation, SHAPE, small, load)
+        assert slow.fits
+        for more in ({"dsp": 220}, {"bram18": 280}):
+            assert plan(allocation, SHAPE, replace(small, **more), load).cycles <= 1.1 * slow.cycles
 
 
 def test_a_uniform_allocation_uses_the_whole_chip() -> None:
@@ -86,11 +91,11 @@ def test_json_round_trip_and_digest() -> None:
 
 
 def test_what_does_not_fit_says_by_how_much() -> None:
-    tiny = replace(Z2, name="tiny", bram18=20)
+    tiny = replace(Z2, name="tiny", bram18=20, memory_ports=1)
     allocation = Allocation.of(dict.fromkeys(EXPERTS, 8))
     planned = plan(allocation, SHAPE, tiny, workload())
     assert not planned.fits and planned.excess[0].startswith("bram18: ") and planned.excess[0].endswith(" of 20")
-    with pytest.raises(WattbitError, match=r"tiny cannot hold the allocation \(bram18: \d+ of 20\); use fewer bits"):
+    with pytest.raises(InfeasibleError, match=r"tiny cannot hold the allocation \(bram18: \d+ of 20\); use fewer bits"):
         ModelledMeter(SHAPE, tiny).cost(allocation, workload())
 
 
@@ -101,8 +106,10 @@ def test_errors_name_the_remedy() -> None:
     on_arm = Allocation(tuple(Placement(e, "arm", Precision(4)) for e in EXPERTS))
     with pytest.raises(WattbitError, match="places no expert on the FPGA"):
         plan(on_arm, SHAPE, Z2, workload())
-    with pytest.raises(WattbitError, match="has no frequency of L0E0"):
+    with pytest.raises(WattbitError, match="has no frequency of any expert"):
         plan(allocation, SHAPE, Z2, Workload(1, 2, ()))
+    with pytest.raises(WattbitError, match="has no frequency of L0E1"):
+        plan(allocation, SHAPE, Z2, Workload(1, 2, ((EXPERTS[0], 1.0),)))
     with pytest.raises(WattbitError, match="pe1 8 must equal simd2 4"):
         EngineClass(Precision(4), 8, 4, 4, 4, (EXPERTS[0],))
 
@@ -125,7 +132,7 @@ def test_meter_is_fast_enough_for_reinforcement_learning() -> None:
     start = time.process_time()
     for allocation in allocations:
         meter.cost(allocation, load)
-    assert (time.process_time() - start) / len(allocations) < 2e-3
+    assert (time.process_time() - start) / len(allocations) < 5e-3
 
 
 def test_dsp_lanes() -> None:
@@ -135,11 +142,16 @@ def test_dsp_lanes() -> None:
     assert dsp_lanes(4, 8, 2) == 3 and dsp_lanes(2, 4, 2) == 6
 
 
-def test_block_ram_model() -> None:
-    assert memory_bram18(256, 500) == 0
-    assert memory_bram18(1024, 512) == 29
-    assert memory_bram18(16384, 32) == 29
-    assert memory_bram18(768, 384) == 22
+def test_memories_are_mapped_as_yosys_does() -> None:
+    """Points that yosys 0.70 mapped: constants, and the slots of streamed weights."""
+    found = {(512, 64): 2, (128, 64): 0, (256, 36): 1, (1024, 512): 29, (768, 384): 22, (16384, 32): 29, (640, 128): 8}
+    found |= {(1280, 36): 3, (2304, 24): 4, (131072, 8): 58, (196608, 16): 172}
+    assert {size: constant(*size).bram18 for size in found} == found
+    assert writable(256, 512, 1) == Mapping(bram18=15)
+    assert writable(64, 512, 1) == Mapping(lutram=171 * 4)
+    assert writable(32, 128, 1) == Mapping(lutram=22 * 4)
+    assert writable(64, 512, 2) == Mapping(lutram=74 * 8)
+    assert writable(512, 192, 1).bram18 == 6 and writable(128, 128, 2).bram18 == 4
 
 
 def test_cells_are_counted() -> None:
@@ -159,12 +171,12 @@ def test_cells_are_counted() -> None:
 
 @pytest.mark.slow
 def test_model_against_yosys(tmp_path: Path) -> None:
-    """DSP exact, block RAM within two, LUT and FF within 20 % of a synthesis that the fit has not seen."""
+    """DSP and block RAM exact, LUT and FF within 15 % of a synthesis that the fit has not seen."""
     spec = engine_class(Precision(4, 8), 5, 4, 2)
     engine = write_engine([random_ints(e, spec.precision, SHAPE) for e in spec.experts], spec, tmp_path, PART)
-    found, modelled = synthesise(engine, tmp_path), model(spec, SHAPE, 1)
-    assert found.dsp == modelled.dsp
-    assert abs(found.bram18 - modelled.bram18) <= 2
-    assert found.lut == pytest.approx(modelled.lut, rel=0.2)
-    assert found.ff == pytest.approx(modelled.ff, rel=0.2)
+    found = synthesise(engine, tmp_path)
+    modelled = model(spec, SHAPE, 1, Scales.of([random_ints(e, spec.precision, SHAPE) for e in spec.experts]))
+    assert (found.dsp, found.bram18) == (modelled.dsp, modelled.bram18)
+    assert found.lut == pytest.approx(modelled.lut, rel=0.15)
+    assert found.ff == pytest.approx(modelled.ff, rel=0.15)
     assert synthesise(engine, tmp_path) == found  # from the cache

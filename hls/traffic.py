@@ -1,0 +1,116 @@
+"""How many vectors a launch brings to each expert: batches drawn from the measured routing frequencies.
+
+The time of a launch is that of its slowest engine, whose expectation over random loads is above the time of the
+expected load; and whether an expert's weights are fetched depends on whether any token wants it. Neither has a simple
+closed form, so a plan is priced on the same fixed sample of batches as every other. Tokens are drawn independently:
+text whose neighbouring tokens share experts spreads more.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.errors import WattbitError
+from wattbit.plan import ExpertId, Workload
+
+TOKENS = 16384  # drawn for a layer in all
+BATCHES = (32, 1024)  # fewest and most
+SEED = 20
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Traffic:
+    """counts [S, N]: vectors of each sampled batch for each expert. layer [N]: of each expert, from 0."""
+
+    experts: tuple[ExpertId, ...]
+    layer: NDArray[np.int64]
+    counts: Floats
+    index: dict[ExpertId, int] = field(init=False)
+    vectors: Floats = field(init=False)  # [N], mean a batch
+    place: list[int] = field(init=False)  # [N], of each expert when the busiest are first
+    member: Floats = field(init=False)  # [N, layers], 1 where the expert is of the layer
+    _times: dict[tuple[int, float], tuple[Floats, NDArray[np.float64]]] = field(init=False, default_factory=dict)
+
+    _means: dict[tuple[int, float], list[float]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.index = {expert: i for i, expert in enumerate(self.experts)}
+        self.vectors = self.counts.mean(axis=0)
+        self.place = np.argsort(np.argsort(-self.vectors, kind="stable")).tolist()
+        self.member = (self.layer[:, None] == np.arange(self.layers)).astype(np.float32)
+
+    @property
+    def layers(self) -> int:
+        return int(self.layer.max()) + 1
+
+    def busy(
+        self, experts: tuple[int, ...], per_vector: int, load: float, start: float, batches: int | None = None
+    ) -> Floats:
+        """Cycles [S, layers] of one engine in the launches of the first `batches`; `start` counts where it has work."""
+        ids = list(experts)
+        total: Floats = self.times(per_vector, load)[0][:batches, ids] @ self.member[ids]
+        return (total + (total > 0) * np.float32(start)).astype(np.float32, copy=False)
+
+    def times(self, per_vector: int, load: float) -> tuple[Floats, NDArray[np.float64]]:
+        """Cycles that each expert keeps an engine busy: in each batch [S, N], and on average [N].
+
+        While vectors of one expert are computed the next is loaded, so an expert takes the longer of both.
+        """
+        key = (per_vector, load)
+        if key not in self._times:
+            busy = self.counts * np.float32(per_vector)
+            if load:
+                busy = np.maximum(busy, (self.counts > 0) * np.float32(load))
+            self._times[key] = (busy, busy.mean(axis=0, dtype=np.float64))
+        return self._times[key]
+
+    def mean(self, per_vector: int, load: float) -> list[float]:
+        """Cycles [N] that each expert keeps an engine busy, on average."""
+        key = (per_vector, load)
+        if key not in self._means:
+            self._means[key] = self.times(per_vector, load)[1].tolist()
+        return self._means[key]
+
+
+@lru_cache(maxsize=16)
+def traffic(workload: Workload) -> Traffic:
+    """Sampled batches of a workload. Raises WattbitError if its frequencies are no shares."""
+    shares = dict(sorted(workload.frequency))
+    if not shares:
+        raise WattbitError("the workload has no frequency of any expert; run `wattbit stats` again")
+    experts = tuple(shares)
+    numbers = sorted({expert.layer for expert in experts})
+    layer = np.array([numbers.index(expert.layer) for expert in experts])
+    batches = min(max(TOKENS // workload.batch, BATCHES[0]), BATCHES[1])
+    counts = np.zeros((batches, len(experts)), np.float32)
+    rng = np.random.default_rng(SEED)
+    for one in range(len(numbers)):
+        mine = np.flatnonzero(layer == one)
+        share = np.array([shares[experts[i]] for i in mine])
+        if not share.sum() > 0 or share.min() < 0:
+            raise WattbitError(f"the frequencies of layer {numbers[one]} are no shares; run `wattbit stats` again")
+        counts[:, mine] = _draw(share / share.sum(), workload.top_k, batches, workload.batch, rng)
+    return Traffic(experts, layer, counts)
+
+
+def _draw(share: NDArray[np.float64], top_k: int, batches: int, tokens: int, rng: np.random.Generator) -> Floats:
+    """Vectors [batches, E] of a layer: each token takes `top_k` different experts, each as often as its share says.
+
+    Systematic sampling: experts lie in random order on a line, each as long as it is often taken, at most 1, and a
+    token takes those under `top_k` points 1 apart.
+    """
+    length = np.minimum(share * top_k, 1.0)
+    while length.sum() < top_k - 1e-9 and (length < 1).any():  # what was cut off goes to the others
+        free = length < 1
+        length[free] = np.minimum(length[free] * (top_k - (~free).sum()) / length[free].sum(), 1.0)
+    counts = np.zeros((batches, len(share)), np.float32)
+    for batch in range(batches):
+        order = rng.random((tokens, len(share))).argsort(axis=1)
+        ends = np.cumsum(length[order], axis=1)  # [T, E]
+        taken = np.diff(np.floor(ends + rng.random((tokens, 1))), axis=1, prepend=0.0)  # 0 or 1
+        counts[batch] = np.bincount(order.ravel(), taken.ravel(), len(share))
+    return counts
