@@ -1,12 +1,13 @@
 """Decoding a whole model on this machine: mixed widths against static 8 and 4 bits, and against llama.cpp.
 
-    python benchmarks/arm_decode.py [--quick] [--threads N] [--json FILE]
+    python benchmarks/arm_decode.py [--quick] [--run FOLDER] [--threads N] [--json FILE]
 
 Models have the shapes of Mixtral-8x7B and OLMoE-1B-7B with fewer layers, and a vocabulary cut by the same factor, so
 that a layer's share of a token's time is the real one; weights are random, far more than the last-level cache holds,
 and each token chooses other experts. The mixed allocation is random with the mean width that the policy chose for the
-demo's model (4 bits; results/first_path.md): random weights have no perplexity to choose by. All variants decode in
-turn in one run; a ratio above 1 means that mixed is faster.
+demo's model (4 bits; results/first_path.md): random weights have no perplexity to choose by. With --run, the policy's
+own allocation of a run's fine-tuned model decodes as well, beside its uniform ones; it fits in the cache, where widths
+save little time. All variants decode in turn in one run; a ratio above 1 means that mixed is better.
 """
 
 import os
@@ -17,29 +18,32 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, stdev
-from typing import Any
 
 import click
 import numpy as np
 from rows import Row, show, write
 
-from wattbit.errors import WattbitError
+from wattbit.files import read_json
 from wattbit.models.config import GatedConfig
 from wattbit.models.gated import decoder_config, matrix_bits, rope, shapes
+from wattbit.models.learner import MoELearner
+from wattbit.models.portable import decoder
 from wattbit.plan import Allocation
+from wattbit.run import Run
 from wattbit.tvm_schedules.cores import Core, host_core
 from wattbit.tvm_schedules.model import format as weights_file
 from wattbit.tvm_schedules.model.format import DecoderConfig, Item
 from wattbit.tvm_schedules.model.pack import LIBRARY, WEIGHTS, layout_words, link, write_record
+from wattbit.tvm_schedules.model.pack import build as build_decoder
 from wattbit.tvm_schedules.model.runtime import Decoder
+from wattbit.tvm_schedules.model.source import SourceFile
 
 MIXTRAL = GatedConfig(1000, 4096, 14336, 1, 32, 8, 128, 8, 2, 512)
 OLMOE = GatedConfig(9432, 2048, 1024, 3, 16, 16, 128, 64, 8, 512, renormalize=False, qk_norm="whole")
 QUICK = GatedConfig(4000, 1024, 1024, 2, 8, 8, 128, 32, 4, 512)
 WIDTHS = (2, 3, 4, 6, 8)
 MEAN_BITS = 4.0
-GROUP = 0  # a scale a row
-PROMPT, REPEATS = 8, 7
+REPEATS = 7
 
 Step = Callable[[int], int]
 """Takes a token in and returns the likeliest next one."""
@@ -47,7 +51,7 @@ Step = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Variant:
-    """One model to be timed. bits: mean of its experts. backbone_bits: of attention and output layer."""
+    """One model to be timed. token_bytes: weights that a token reads, 0 where that is not told."""
 
     name: str
     step: Step
@@ -55,19 +59,15 @@ class Variant:
 
 
 def mixed(config: GatedConfig, seed: int) -> Allocation:
-    """Random widths of WIDTHS with a mean of MEAN_BITS in every layer."""
+    """Random widths of WIDTHS whose mean is MEAN_BITS in every layer."""
     rng = np.random.default_rng(seed)
-    bits = []
+    bits: list[int] = []
     for _ in range(config.layers):
         layer = rng.choice(WIDTHS, config.experts)
         while layer.mean() != MEAN_BITS:
-            index = rng.integers(config.experts)
-            place = WIDTHS.index(layer[index]) + (1 if layer.mean() < MEAN_BITS else -1)
-            old, layer[index] = layer[index], WIDTHS[min(max(place, 0), len(WIDTHS) - 1)]
-            if abs(layer.mean() - MEAN_BITS) > 2 / config.experts and rng.random() < 0.5:
-                layer[index] = old
+            layer[rng.integers(config.experts)] = rng.choice(WIDTHS[:3] if layer.mean() > MEAN_BITS else WIDTHS[2:])
         bits += layer.tolist()
-    return Allocation.of(dict(zip(config.expert_ids, map(int, bits), strict=True)), engine="host")
+    return Allocation.of(dict(zip(config.expert_ids, bits, strict=True)), engine="host")
 
 
 def uniform(config: GatedConfig, bits: int) -> Allocation:
@@ -75,7 +75,7 @@ def uniform(config: GatedConfig, bits: int) -> Allocation:
 
 
 class RandomWeights:
-    """A `Source` of random integers, packed without ever being unpacked."""
+    """Items of a weights file: random integers, packed without ever being unpacked."""
 
     def __init__(self, config: GatedConfig, allocation: Allocation, backbone_bits: int, core: Core) -> None:
         self.config = DecoderConfig.from_json(decoder_config(config))
@@ -102,10 +102,11 @@ class RandomWeights:
     def _floats(self, rows: int, depth: int) -> bytes:
         if depth == 1:
             return np.ones(rows, np.float32).tobytes()
-        return (self._rng.standard_normal((rows, depth), np.float32) * np.float32(depth**-0.5 * 3)).tobytes()
+        return (self._rng.standard_normal((rows, depth), np.float32) * np.float32(3 * depth**-0.5)).tobytes()
 
 
-def build(config: GatedConfig, allocation: Allocation, backbone_bits: int, out: Path) -> Path:
+def build_random(config: GatedConfig, allocation: Allocation, backbone_bits: int, out: Path) -> Path:
+    """A folder with a model of random weights for this machine."""
     core = host_core()
     source = RandomWeights(config, allocation, backbone_bits, core)
     out.mkdir()
@@ -125,11 +126,11 @@ def token_bytes(config: GatedConfig, allocation: Allocation, backbone_bits: int)
     return found
 
 
-def ours(decoder: Decoder) -> Step:
+def ours(opened: Decoder) -> Step:
     def step(token: int) -> int:
-        if decoder.position + 1 >= decoder.config.context:
-            decoder.reset()
-        return int(decoder.feed([token]).argmax())
+        if opened.position == opened.config.context:
+            opened.reset()
+        return int(opened.feed([token]).argmax())
 
     return step
 
@@ -139,12 +140,69 @@ def llama_variants(config: GatedConfig, threads: int, folder: Path) -> list[Vari
     try:
         from llama_cpp_peer import peer
     except ImportError as error:
-        click.echo(f"no llama.cpp: {error}; pip install llama-cpp-python==0.3.36 gguf==0.19.0", err=True)
+        click.echo(f"no llama.cpp ({error}); pip install llama-cpp-python==0.3.36 gguf==0.19.0", err=True)
         return []
-    return [
-        Variant(f"llama.cpp {name}", peer(config, name, threads, folder / f"{name}.gguf"), 0)
-        for name in ("Q8_0", "Q4_0")
-    ]
+    formats = ("Q8_0", "Q4_0")
+    return [Variant(f"llama.cpp {name}", peer(config, name, threads, folder / f"{name}.gguf"), 0) for name in formats]
+
+
+def measure(case: str, config: GatedConfig, threads: int, tokens: int, folder: Path) -> list[Row]:
+    """Rows of a model of random weights."""
+    with ExitStack() as stack:
+        variants = []
+        for name, allocation, backbone_bits in (
+            ("mixed", mixed(config, 0), 8),
+            ("mixed, backbone 4 bits", mixed(config, 0), 4),
+            ("static 8 bits", uniform(config, 8), 8),
+            ("static 4 bits", uniform(config, 4), 8),
+        ):
+            built = build_random(config, allocation, backbone_bits, folder / name.replace(" ", "-"))
+            opened = stack.enter_context(Decoder(built, threads, check=False))
+            variants.append(Variant(name, ours(opened), token_bytes(config, allocation, backbone_bits)))
+        variants += llama_variants(config, threads, folder)
+        found = in_turn(variants, config.vocab_size, tokens)
+    return compare(case, "mixed", found) + compare(case, "mixed, backbone 4 bits", found)
+
+
+def measure_run(run: Run, threads: int, tokens: int, folder: Path) -> list[Row]:
+    """Rows of a run's model: the policy's allocation against the uniform ones, each with its fine-tuned weights."""
+    learner = MoELearner.open(run.path("data"), run.path("model"))
+    methods = read_json(run.path("cotrain", "cotrain.json"))["methods"]
+    perplexity = {}
+    with ExitStack() as stack:
+        variants = []
+        for name, method in (("mixed", "dmpq"), ("static 8 bits", "uniform8"), ("static 4 bits", "uniform4")):
+            first = methods[method]["runs"][0]
+            learner.load(run.path("cotrain", first["weights"]))
+            out = folder / method
+            decoder(learner, Allocation.from_json(first["allocation"])).save(out / "decoder.safetensors")
+            build_decoder(SourceFile(out / "decoder.safetensors"), host_core().name, out)
+            variants.append(Variant(name, ours(stack.enter_context(Decoder(out, threads))), 0))
+            perplexity[name] = first["perplexity_after"]
+        found = in_turn(variants, learner.config.vocab_size, tokens)
+    case = f"{run.config.preset} preset, its own text, {threads} threads"
+    rows, seeds = compare(case, "mixed", found), (run.config.seed,)
+    mine = perplexity.pop("mixed")
+    for peer, theirs in perplexity.items():
+        goal = 1 / 1.01 if peer == "static 8 bits" else None
+        rows.append(Row(case, "perplexity", mine, 0, theirs, 0, peer, theirs / mine, goal, "measured", seeds))
+    return rows
+
+
+def in_turn(variants: list[Variant], vocabulary: int, tokens: int) -> dict[str, list[float]]:
+    """Seconds a token of every variant in every repeat, after one that reads the weights from the disk."""
+    found: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    rng = np.random.default_rng(1)
+    for repeat in range(REPEATS + 1):
+        for variant in variants:
+            seconds = timed(variant.step, tokens, int(rng.integers(vocabulary)))
+            if repeat:
+                found[variant.name].append(seconds)
+    for variant in variants:
+        seconds = median(found[variant.name])
+        rate = f", {variant.token_bytes / seconds / 1e9:.1f} GB/s of weights" if variant.token_bytes else ""
+        click.echo(f"  {variant.name}: {1 / seconds:.2f} tokens/s{rate}")
+    return found
 
 
 def timed(step: Step, tokens: int, first: int) -> float:
@@ -156,69 +214,36 @@ def timed(step: Step, tokens: int, first: int) -> float:
     return (time.perf_counter() - begin_s) / tokens
 
 
-def measure(
-    case: str, config: GatedConfig, threads: int, tokens: int, folder: Path
-) -> tuple[list[Row], dict[str, Any]]:
-    with ExitStack() as stack:
-        variants = []
-        for name, allocation, backbone_bits in (
-            ("mixed", mixed(config, 0), 8),
-            ("mixed, backbone 4 bits", mixed(config, 0), 4),
-            ("static 8 bits", uniform(config, 8), 8),
-            ("static 4 bits", uniform(config, 4), 8),
-        ):
-            built = build(config, allocation, backbone_bits, folder / name.replace(" ", "-"))
-            decoder = stack.enter_context(Decoder(built, threads, check=False))
-            variants.append(Variant(name, ours(decoder), token_bytes(config, allocation, backbone_bits)))
-        variants += llama_variants(config, threads, folder)
-        found: dict[str, list[float]] = {variant.name: [] for variant in variants}
-        rng = np.random.default_rng(1)
-        for repeat in range(REPEATS + 1):
-            for variant in variants:
-                seconds = timed(variant.step, tokens, int(rng.integers(config.vocab_size)))
-                if repeat:  # the first one reads the weights from the disk
-                    found[variant.name].append(seconds)
-    rows = compare(case, found)
-    speeds = {v.name: {"s_per_token": median(found[v.name]), "bytes_per_token": v.token_bytes} for v in variants}
-    return rows, speeds
-
-
-def compare(case: str, found: dict[str, list[float]]) -> list[Row]:
-    """Mixed against each other variant, medians over the repeats."""
+def compare(case: str, mine: str, found: dict[str, list[float]]) -> list[Row]:
+    """A mixed variant against each that is not, medians over the repeats."""
     rows = []
-    for mine in ("mixed", "mixed, backbone 4 bits"):
-        for peer, seconds in found.items():
-            if peer.startswith("mixed"):
-                continue
+    for peer, seconds in found.items():
+        if not peer.startswith("mixed"):
             a, b = median(found[mine]), median(seconds)
             goal = 2.0 if peer == "static 8 bits" else 1.0 if peer.startswith("llama.cpp") else None
             metric = f"{mine}: decode, s/token"
-            row = Row(case, metric, a, stdev(found[mine]), b, stdev(seconds), peer, b / a, goal, "measured", ())
-            rows.append(row)
+            rows.append(Row(case, metric, a, stdev(found[mine]), b, stdev(seconds), peer, b / a, goal, "measured", ()))
     return rows
 
 
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="A small model and few tokens.")
+@click.option("--run", "folder", type=click.Path(path_type=Path, file_okay=False), help="Run to decode as well.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True, help="Threads of every variant.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
-def main(quick: bool, threads: int, path: Path | None) -> None:
-    if threads < 1:
-        raise WattbitError(f"threads must be at least 1, not {threads}")
-    cases = {"quick": QUICK} if quick else {"Mixtral-8x7B, 1 layer": MIXTRAL, "OLMoE-1B-7B, 3 layers": OLMOE}
+def main(quick: bool, folder: Path | None, threads: int, path: Path | None) -> None:
+    cases = {"a small model": QUICK} if quick else {"Mixtral-8x7B, 1 layer": MIXTRAL, "OLMoE-1B-7B, 3 layers": OLMOE}
+    tokens = 8 if quick else 12
     rows: list[Row] = []
     for name, config in cases.items():
-        case = f"{name}, {threads} threads"
-        with tempfile.TemporaryDirectory() as folder:
-            found, speeds = measure(case, config, threads, 8 if quick else 12, Path(folder))
+        with tempfile.TemporaryDirectory() as scratch:
+            found = measure(f"{name}, {threads} threads", config, threads, tokens, Path(scratch))
         show(found)
-        for variant, speed in speeds.items():
-            rate = (
-                f", {speed['bytes_per_token'] / speed['s_per_token'] / 1e9:.1f} GB/s"
-                if speed["bytes_per_token"]
-                else ""
-            )
-            click.echo(f"  {variant}: {1 / speed['s_per_token']:.2f} tokens/s{rate}")
+        rows += found
+    if folder:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = measure_run(Run.open(folder), threads, 10 * tokens, Path(scratch))
+        show(found)
         rows += found
     if path:
         write(rows, path)

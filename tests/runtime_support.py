@@ -10,7 +10,7 @@ from wattbit.models.config import GatedConfig
 from wattbit.models.gated import GatedModel, quantize, random_weights
 from wattbit.models.portable import Portable
 from wattbit.plan import Allocation, Engine, ExpertId, Placement, Precision
-from wattbit.tvm_schedules.cores import CORES, Core, host_core
+from wattbit.tvm_schedules.cores import Core, host_core
 from wattbit.tvm_schedules.model.pack import build, link, pack
 from wattbit.tvm_schedules.model.source import SourceFile
 
@@ -78,6 +78,3 @@ def mixed_engines(experts: tuple[ExpertId, ...]) -> Allocation:
             Placement(expert, "fpga" if i % 2 else "arm", Precision(WIDTHS[i % 3])) for i, expert in enumerate(experts)
         )
     )
-
-
-__all__ = ["CORES", "FAMILIES", "Program", "allocations", "build_host", "gated_model", "mixed_engines"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.models_support import TINY_MODEL
-from tests.runtime_support import Program, allocations, gated_model
+from tests.runtime_support import FAMILIES, Program, gated_model, mixed_engines
 from tests.tvm_support import runnable
 from wattbit.models.learner import MoELearner
 from wattbit.models.portable import Portable, decoder
@@ -15,20 +15,15 @@ pytest_plugins = ["tests.models_support"]
 
 QUICK = {"cortex-a53", "cortex-a9"}
 OTHERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CORES]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixtral", "qwen")]
+SLOW = [pytest.param(f"{name}-mixed", marks=pytest.mark.slow) for name in FAMILIES]
 PROMPT = [5, 17, 2, 250, 8, 8, 131, 64, 77, 12, 0, 299, 45, 81, 3, 9, 27, 14]
 
 
-def portable(name: str, data: Path, model_dir: Path) -> Portable:
-    if name != "integer":
-        return gated_model(name).portable
-    learner = MoELearner.open(data, model_dir)
-    return decoder(learner, allocations(TINY_MODEL.expert_ids)["mixed"])
-
-
-@pytest.fixture(scope="module", params=["integer", "olmoe", *SLOW])
+@pytest.fixture(scope="module", params=["integer", "olmoe-uniform4", *SLOW])
 def model(request: pytest.FixtureRequest, data: Path, model_dir: Path) -> Portable:
-    return portable(request.param, data, model_dir)
+    if request.param == "integer":
+        return decoder(MoELearner.open(data, model_dir), mixed_engines(TINY_MODEL.expert_ids))
+    return gated_model(*request.param.split("-")).portable
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,10 @@ from wattbit.tvm_schedules.model.runtime import Decoder
 pytest_plugins = ["tests.models_support"]
 
 EXPERTS = TINY_MODEL.expert_ids
-ALLOCATIONS = allocations(EXPERTS) | {"mixed engines": mixed_engines(EXPERTS)}
+ALLOCATIONS = allocations(EXPERTS) | {
+    "mixed engines": mixed_engines(EXPERTS),
+    "narrow activations": Allocation.of(dict.fromkeys(EXPERTS, 6), act_bits=4, engine="arm"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def compare(learner: MoELearner, allocation: Allocation, tokens: int, out: Path)
     pytest.fail(f"the text has prompts for {compared} tokens only")
 
 
-@pytest.mark.parametrize("name", ["uniform8", "mixed"])
+@pytest.mark.parametrize("name", ["mixed", "narrow activations"])
 def test_tokens_equal_pytorchs(learner: MoELearner, name: str, tmp_path: Path) -> None:
     compare(learner, ALLOCATIONS[name], 60, tmp_path)
 

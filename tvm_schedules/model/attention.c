@@ -35,6 +35,12 @@ static void store(const wb_session *s, uint32_t layer, uint32_t t) {
         }
 }
 
+enum { BLOCK = 32 };  // elements of a value that are summed over all positions together, in registers
+
+static inline void add_scaled(double *sums, double factor, const float *x, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) sums[i] += factor * (double)x[i];
+}
+
 typedef struct { const wb_session *s; uint32_t layer; } place;
 
 static void one_head(void *context, uint32_t item) {
@@ -49,9 +55,15 @@ static void one_head(void *context, uint32_t item) {
     for (uint32_t j = 0; j < seen; j++)
         scores[j] = dot_float(keys + (size_t)j * width, s->q + (size_t)item * width, width) * factor;
     softmax(scores, seen);
-    memset(y, 0, width * sizeof *y);
-    for (uint32_t j = 0; j < seen; j++)
-        for (uint32_t i = 0; i < width; i++) y[i] += scores[j] * (double)values[(size_t)j * width + i];
+    for (uint32_t i = 0; i < width; i += BLOCK) {
+        double sums[BLOCK] = {0};
+        uint32_t block = width - i < BLOCK ? width - i : BLOCK;
+        if (block == BLOCK)
+            for (uint32_t j = 0; j < seen; j++) add_scaled(sums, scores[j], values + (size_t)j * width + i, BLOCK);
+        else
+            for (uint32_t j = 0; j < seen; j++) add_scaled(sums, scores[j], values + (size_t)j * width + i, block);
+        memcpy(y + i, sums, block * sizeof *y);
+    }
 }
 
 int32_t wb_attend(wb_session *s, uint32_t layer_index, uint32_t count) {

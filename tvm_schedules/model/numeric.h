@@ -6,10 +6,12 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { LANES = 8 };  // partial sums of every long sum: element i goes to sum i % LANES, the sums are added as a tree
+enum { LANES = 16 };  // partial sums of every long sum: element i goes to sum i % LANES, the sums are added as a tree
 
-static inline double add_lanes(const double *lane) {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+static inline double add_lanes(double *lane) {
+    for (size_t half = LANES / 2; half; half /= 2)
+        for (size_t j = 0; j < half; j++) lane[j] += lane[j + half];
+    return lane[0];
 }
 
 // Nearest integer, ties to even, for |x| < 2^51.
