@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,7 +115,8 @@ def command(name: str, host: str | None, meter: str | None, live: bool, interval
     rails: dict[str, Rail] = {}
     console = Console()
     view = Live(console=console, auto_refresh=False) if live and console.is_terminal else None
-    with view or nullcontext():
+    # Ctrl-C is how --live ends
+    with view or nullcontext(), suppress(KeyboardInterrupt) if live else nullcontext():
         for line in source:
             for rail, power_w in line["power_w"].items():
                 found = rails.setdefault(rail, Rail())
@@ -126,7 +127,8 @@ def command(name: str, host: str | None, meter: str | None, live: bool, interval
             if view:
                 view.update(table(rails, provenance, conditions), refresh=True)
             elif live:
-                click.echo("  ".join(f"{rail} {power_w}" for rail, power_w in line["power_w"].items()))
+                shown = (f"{rail} {'-' if w is None else f'{w:.4f}'} W" for rail, w in line["power_w"].items())
+                click.echo(f"{'  '.join(shown)}  ({provenance})")
             else:
                 console.print(table(rails, provenance, conditions))
                 return
