@@ -25,6 +25,7 @@ TOOLS = {
     "mke2fs": "e2fsprogs",
     "cpio": "cpio",
     "make": "make",
+    "xz": "xz-utils",
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "ssh-keygen": "openssh-client",
 }
@@ -35,8 +36,13 @@ SAVE_S = 300.0
 
 def require_tools() -> None:
     for program, package in TOOLS.items():
-        if shutil.which(program) is None and shutil.which(program, path="/usr/sbin:/sbin") is None:
+        if find(program) is None:
             raise WattbitError(f"{program} is missing; install the Debian package {package}")
+
+
+def find(program: str) -> str | None:
+    """Where a program is, also in the system folders that a user's PATH may lack."""
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from wattbit.board import rootfs
 from wattbit.board.agent.part import VARIABLE
 from wattbit.board.carried import carried_files
-from wattbit.board.qemu import MEMORY_MB, Machine, require_tools
+from wattbit.board.qemu import MEMORY_MB, Machine, find, require_tools
 from wattbit.board.virtual_server import PART
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, write_text
@@ -193,7 +193,7 @@ def _disk(partial: Path, tree: Path, out: Path) -> None:
     raw = partial / "disk.raw"
     raw.unlink(missing_ok=True)
     make = [
-        "mke2fs",
+        find("mke2fs") or "mke2fs",
         "-q",
         "-t",
         "ext4",
