@@ -65,10 +65,10 @@ def test_shared_types_need_the_standard_library_only(module: str) -> None:
 
 def test_what_a_board_carries_is_python_3_10() -> None:
     """PYNQ 3.0's image has Python 3.10; names that are younger are looked for too."""
-    from wattbit.board.bundle import AGENT, KERNELS
+    from wattbit.board.bundle import AGENT, DECODER, KERNELS
     from wattbit.board.carried import carried_files
 
-    for path in carried_files([AGENT, KERNELS]).values():
+    for path in carried_files([AGENT, KERNELS, DECODER]).values():
         tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
         for guarded in [node for node in tree.body if isinstance(node, ast.If)]:
             assert ast.unparse(guarded.test) == "TYPE_CHECKING" or not ast.unparse(guarded).count("import")

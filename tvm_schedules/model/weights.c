@@ -161,7 +161,7 @@ static int32_t check_header(const wb_header *c, const void *file, uint64_t bytes
                               c->experts, c->active, c->context};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (sizes[i] < 1 || sizes[i] > LARGEST) return wb_fail("the weights file has a size of %u", sizes[i]);
-    if (c->heads % c->kv_heads || c->head_width % 2 || c->active > c->experts || c->norm > NORM_RMS ||
+    if ((uint64_t)c->heads * c->head_width > LARGEST || c->heads % c->kv_heads || c->head_width % 2 || c->active > c->experts || c->norm > NORM_RMS ||
         c->expert_kind > EXPERTS_GATED || c->qk_norm > QK_NORM_HEAD || c->shared_hidden > LARGEST)
         return wb_fail("the weights file describes no model that this library runs");
     if (c->tensors > (bytes - sizeof *c) / sizeof(wb_tensor)) return wb_fail("the weights file's table is cut off");
