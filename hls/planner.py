@@ -24,7 +24,7 @@ import numpy as np
 
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json
-from wattbit.hls.cycles import RESULT_GAP, Port, Timing, overhead
+from wattbit.hls.cycles import RESULT_GAP, TO_LOAD, Port, Timing, overhead
 from wattbit.hls.engine import dsp_version
 from wattbit.hls.engine_class import PARALLELISM, EngineClass, Home
 from wattbit.hls.resources import Resources, Scales, model, shell
@@ -242,7 +242,10 @@ class _Chip:
         timing = Timing.of(spec, self.shape, scales.lane_bits)
         resources = model(spec, self.shape, self.version, scales)
         load = timing.load * self.port.read_cycles
-        start = timing.fill if home == "chip" else self.port.read_latency + timing.image[0] + timing.fill
+        start = float(timing.fill)
+        if home == "stream":  # where the datapath waits for weights, it is done as soon as they are there
+            waits = load > 2 * timing.per_vector
+            start = self.port.read_latency + TO_LOAD + (0 if waits else timing.image[0] + timing.fill)
         return resources.share(self.target), _Option(pe, simd, timing.per_vector, load, start, resources.counts)
 
 

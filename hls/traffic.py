@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
+from wattbit.hls.cycles import QUEUED
 from wattbit.plan import ExpertId, Workload
 
 TOKENS = 16384  # drawn for a layer in all
 BATCHES = (32, 1024)  # fewest and most
 SEED = 20
+LEAD = QUEUED + 1  # the queue and the vector that the engine is at
 
 Floats = NDArray[np.float32]
 
@@ -58,13 +60,15 @@ class Traffic:
     def times(self, per_vector: int, load: float) -> tuple[Floats, NDArray[np.float64]]:
         """Cycles that each expert keeps an engine busy: in each batch [S, N], and on average [N].
 
-        While vectors of one expert are computed the next is loaded, so an expert takes the longer of both.
+        The next expert is fetched while vectors of the one before are computed, but no sooner than its first vector
+        is in the engine's queue, LEAD vectors ahead.
         """
         key = (per_vector, load)
         if key not in self._times:
             busy = self.counts * np.float32(per_vector)
             if load:
-                busy = np.maximum(busy, (self.counts > 0) * np.float32(load))
+                ahead = np.minimum(self.counts, LEAD) * np.float32(per_vector)
+                busy += (self.counts > 0) * np.maximum(np.float32(load) - ahead, 0)
             self._times[key] = (busy, busy.mean(axis=0, dtype=np.float64))
         return self._times[key]
 
