@@ -11,6 +11,7 @@ The design is a small stand-in for a Verilated one, in C, which can hang on dema
 import contextlib
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,7 @@ while True:
 
 
 SURVIVED = "nothing: it went on by itself"
+FOLDER = re.compile(r"/\S*/wattbit-board-\w+")
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ class Faults:
                     with disturb(site, connection, pid):
                         result = site.bench(connection, "bench")
                 except WattbitError as error:
-                    told = str(error)
+                    told = FOLDER.sub("FOLDER", str(error))
                 kept = [entry for entry in site.journal("bench") if entry.get("kind") == "pair"]
                 with contextlib.suppress(WattbitError):
                     mend(site, connection, pid)
@@ -530,7 +532,7 @@ def report(outcomes: list[Outcome], command: str) -> str:
 `{command}` ({sum(outcome.seconds for outcome in outcomes):.0f} s)
 
 Each fault is brought about for real on a virtual board, then the same command is run again. {good} of {len(outcomes)}
-faults lost no pair that was measured, left nothing half-installed, and ended in the figures of an undisturbed run: the
+lost no pair that was measured, left nothing half-installed, and ended in the figures of an undisturbed run: the
 same cycles, and net energy within the two intervals.
 
 {table(outcomes)}

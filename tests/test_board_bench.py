@@ -164,6 +164,7 @@ def test_an_agent_that_ends_is_an_error_with_its_last_words(run: Path, tmp_path:
             agent.request("hello")
 
 
+@pytest.mark.slow
 def test_a_board_without_logic_is_measured_on_its_cores(tmp_path: Path) -> None:
     """For real: this machine's own cores, its own time."""
     target = replace(TARGET, name="host", core=host_core().name, part=None, clock_mhz=None)
