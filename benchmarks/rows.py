@@ -58,14 +58,19 @@ def show(rows: Sequence[Row]) -> None:
 def write(rows: Sequence[Row], path: Path) -> None:
     """The rows to `path`, and beside it, in NAME.about.json, what they were taken with."""
     write_json(path, [asdict(row) for row in rows])
-    about = {
+    about(path)
+
+
+def about(path: Path) -> None:
+    """Write NAME.about.json beside the results in `path`: what they were taken with."""
+    record = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
     }
-    write_json(path.with_suffix(".about.json"), about)
+    write_json(path.with_suffix(".about.json"), record)
 
 
 def _version(name: str) -> str | None:
