@@ -22,7 +22,7 @@ from wattbit.files import digest_json, write_text
 from wattbit.processes import execute
 from wattbit.progress import Progress, silent
 
-RECIPE = 2  # to be raised when the code below makes another image of the same packages
+RECIPE = 3  # to be raised when the code below makes another image of the same packages
 SERIES = "6.1"  # Debian 12's kernel
 KERNEL = r"linux-image-([0-9.]+-[0-9]+-arm64)\b"
 CROSS = "aarch64-linux-gnu-"
@@ -123,7 +123,6 @@ def _files(partial: Path, light: Path, tree: Path, out: Path) -> None:
     write_text(tree / "etc/shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users))
     (tree / "usr/sbin/wattbit-init").write_bytes(INIT.read_bytes())
     (tree / "usr/sbin/wattbit-init").chmod(0o755)
-    write_text(tree / "etc/profile.d/part.sh", f"export {VARIABLE}={PART}\n")
     for name in ("proc", "sys", "dev", "run", "tmp", "root", "var/log"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     (tree / "tmp").chmod(0o1777)
@@ -139,7 +138,8 @@ def _keys(tree: Path, out: Path) -> None:
     write_text(
         ssh / "sshd_config",
         "HostKey /etc/ssh/ssh_host_ed25519_key\nUseDNS no\nUsePAM no\nPermitRootLogin prohibit-password\n"
-        "PasswordAuthentication no\nStrictModes no\nSubsystem sftp /usr/lib/openssh/sftp-server\n",
+        f"PasswordAuthentication no\nStrictModes no\nSetEnv {VARIABLE}={PART}\n"
+        "Subsystem sftp /usr/lib/openssh/sftp-server\n",
     )
     home = tree / "root/.ssh"
     home.mkdir(parents=True, mode=0o700)

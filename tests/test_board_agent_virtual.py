@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,12 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(bundle: Path) -> None:
         with pytest.raises(WattbitError, match=r"^the disk of 127\.0\.0\.1 is full: the bundle takes 0\.\d MB; free"):
             deploy(bundle, connection)
         assert connection.run(["ls", "wattbit", "wattbit/.objects"]).split() == [b"wattbit:", b"wattbit/.objects:"]
+
+
+def test_a_bundle_for_another_part_is_refused(
+    connection: Connection, parts: Parts, bundle: Path, tmp_path: Path
+) -> None:
+    pack(parts, replace(TARGET, part="xczu3eg-sbva484-1-i"), tmp_path / "other")
+    with pytest.raises(WattbitError, match=r"is for xczu3eg-sbva484-1-i, this board has xc7z020clg400-1; build for"):
+        deploy(tmp_path / "other", connection)
+    deploy(bundle, connection)
