@@ -135,8 +135,8 @@ def test_accumulators_beyond_the_dsp_are_refused() -> None:
 
 
 def test_wide_layers_have_the_accumulators_of_their_weights() -> None:
-    """1024 hidden values of 8 bits could sum to 26 bits at W8; the weights of real experts never do."""
-    precision, shape = Precision(8, 8), ExpertShape(64, 1024)
+    """896 hidden values of 8 bits could sum to 26 bits at W8; the weights of real experts never do."""
+    precision, shape = Precision(8, 8), ExpertShape(64, 896)
     spec = engine_class(precision, 1, 4, 4)
     ints = [random_ints(ExpertId(0, 0), precision, shape)]
     assert spec.accumulators(shape) == (21, 26)
