@@ -52,9 +52,9 @@ def test_bytes_of_a_block_are_where_the_layout_says() -> None:
     layout = Layout(weight_bits=3, vector_bytes=4, group_vectors=1, zero=4)
     codes = 1 + np.arange(32) * 5 % 7  # chunk c holds codes 4c to 4c + 3
     c = codes.reshape(8, 4)
-    first = c[0] | c[1] << 3 | (c[6] & 3) << 6
-    second = c[2] | c[3] << 3 | c[6] >> 2 << 6 | (c[7] & 1) << 7
-    third = c[4] | c[5] << 3 | c[7] >> 1 << 6
+    first = c[0] | c[1] << 3 | c[6] >> 1 << 6
+    second = c[2] | c[3] << 3 | (c[6] & 1) << 7 | c[7] >> 2 << 6
+    third = c[4] | c[5] << 3 | (c[7] & 3) << 6
     packed = pack((codes - 4).astype(np.int8)[None], layout)
     assert packed.tolist() == [*first, *second, *third]
 

@@ -6,11 +6,12 @@ one row, and the activations are one quad, the same for all lanes.
 
 8 / gcd(b, 8) consecutive chunks, the fewest whose bits fill whole vectors, are a block of b / gcd(b, 8) vectors. Byte
 i of its vectors holds byte i of all its chunks: each vector holds as many whole codes as it can from its lowest bit
-on, and the bits that are left at the vectors' tops spell the remaining codes, lowest bits first. So 3 bits are
+on, and the bits that are left, each vector's from its highest on, spell the remaining codes, highest bits first (so ARM
+puts them together with one shift and insert for each part). So 3 bits are
 
-    vector 0: chunk 0 | chunk 1 << 3 | low 2 bits of chunk 6 << 6
-    vector 1: chunk 2 | chunk 3 << 3 | high bit of chunk 6 << 6 | low bit of chunk 7 << 7
-    vector 2: chunk 4 | chunk 5 << 3 | high 2 bits of chunk 7 << 6
+    vector 0: chunk 0 | chunk 1 << 3 | high 2 bits of chunk 6 << 6
+    vector 1: chunk 2 | chunk 3 << 3 | low bit of chunk 6 << 7 | high bit of chunk 7 << 6
+    vector 2: chunk 4 | chunk 5 << 3 | low 2 bits of chunk 7 << 6
 
 Order of the bytes, slowest first: group of `group_vectors` row vectors, block, row vector of the group, vector of the
 block, row, code of the quad. A kernel reads one stream from start to end.
@@ -23,7 +24,7 @@ activations of the padded depth must be 0, so that it adds nothing to any sum.
 from dataclasses import dataclass
 from math import gcd
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 QUAD = 4  # codes of one row in a chunk
 DEPTH_UNIT = 64  # activations are padded to a multiple of it: it is one of every block's depth
 
@@ -85,19 +86,19 @@ class Layout:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """Where the bits of a block's codes lie, each chunk's lowest bits first."""
+        """Where the bits of a block's codes lie, each chunk's highest bits first."""
         b = self.weight_bits
         whole = 8 // b
         fields = [Field(v, b * i, b, v * whole + i, 0) for v in range(self.block_vectors) for i in range(whole)]
-        chunk, shift = self.block_vectors * whole, 0
+        chunk, missing = self.block_vectors * whole, b  # bits of the chunk that have no place yet
         for vector in range(self.block_vectors):
-            at = whole * b
-            while at < 8:
-                bits = min(8 - at, b - shift)
-                fields.append(Field(vector, at, bits, chunk, shift))
-                at, shift = at + bits, shift + bits
-                if shift == b:
-                    chunk, shift = chunk + 1, 0
+            end = 8
+            while end > whole * b:
+                bits = min(end - whole * b, missing)
+                end, missing = end - bits, missing - bits
+                fields.append(Field(vector, end, bits, chunk, missing))
+                if missing == 0:
+                    chunk, missing = chunk + 1, b
         return tuple(fields)
 
     def blocks(self, depth: int) -> int:

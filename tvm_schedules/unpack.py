@@ -33,21 +33,23 @@ def _or_fields(arch: str, layout: Layout, vectors: list[Vector], chunk: int) -> 
 
 
 def _insert_fields(arch: str, layout: Layout, vectors: list[Vector], chunk: int) -> Vector:
-    """ARM's shift and insert: each field goes above the one before; what lies above the last is cleared."""
+    """ARM's shift and insert: every field goes, from the top of the byte on, below the one before."""
     V = layout.vector_bytes
     fields = [field for field in layout.fields if field.chunk == chunk]
+    if len(fields) == 1:
+        return _or_fields(arch, layout, vectors, chunk)
     codes: Vector = None
-    for field in fields:
-        bits = vectors[field.vector]
-        if field.at:
-            bits = bits >> T.broadcast(T.uint8(field.at), V)
-        if codes is None:
-            codes = bits
-        elif arch == "aarch64":
-            codes = intrinsic(f"llvm.aarch64.neon.vsli.v{V}i8", f"uint8x{V}", codes, bits, T.int32(field.shift))
-        else:
-            shifts = T.broadcast(T.uint8(field.shift), V)
-            codes = intrinsic(f"llvm.arm.neon.vshiftins.v{V}i8", f"uint8x{V}", codes, bits, shifts)
-    if fields[-1].at + fields[-1].bits == 8:  # nothing lies above it
-        return codes
-    return codes & T.broadcast(T.uint8(2**layout.weight_bits - 1), V)
+    for field in reversed(fields):
+        bits, below = vectors[field.vector], 8 - field.at - field.bits
+        if below:
+            bits = bits << T.broadcast(T.uint8(below), V)
+        codes = bits if codes is None else _insert_right(arch, V, bits, codes, field.bits)
+    return codes >> T.broadcast(T.uint8(8 - layout.weight_bits), V)
+
+
+def _insert_right(arch: str, V: int, high: Vector, low: Vector, count: int) -> Vector:
+    """The highest `count` bits of `high`, and below them those of `low`."""
+    if arch == "aarch64":
+        return intrinsic(f"llvm.aarch64.neon.vsri.v{V}i8", f"uint8x{V}", high, low, T.int32(count))
+    shifts = T.broadcast(T.uint8(256 - count), V)  # to the right
+    return intrinsic(f"llvm.arm.neon.vshiftins.v{V}i8", f"uint8x{V}", high, low, shifts)
