@@ -1,6 +1,6 @@
 """Decoding a whole model on this machine: mixed widths against static 8 and 4 bits, and against llama.cpp.
 
-    python benchmarks/arm_decode.py [--quick] [--run FOLDER] [--threads N] [--json FILE]
+    python benchmarks/arm_decode.py [--quick] [--run FOLDER] [--threads N] [--cpu-time] [--json FILE]
 
 Models have the shapes of Mixtral-8x7B and OLMoE-1B-7B with fewer layers, and a vocabulary cut by the same factor, so
 that a layer's share of a token's time is the real one; weights are random, far more than the last-level cache holds,
@@ -47,6 +47,7 @@ REPEATS = 7
 
 Step = Callable[[int], int]
 """Takes a token in and returns the likeliest next one."""
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def llama_variants(config: GatedConfig, threads: int, folder: Path) -> list[Vari
     return [Variant(f"llama.cpp {name}", peer(config, name, threads, folder / f"{name}.gguf"), 0) for name in formats]
 
 
-def measure(case: str, config: GatedConfig, threads: int, tokens: int, folder: Path) -> list[Row]:
+def measure(case: str, config: GatedConfig, threads: int, tokens: int, clock: Clock, folder: Path) -> list[Row]:
     """Rows of a model of random weights."""
     with ExitStack() as stack:
         variants = []
@@ -160,11 +161,11 @@ def measure(case: str, config: GatedConfig, threads: int, tokens: int, folder: P
             opened = stack.enter_context(Decoder(built, threads, check=False))
             variants.append(Variant(name, ours(opened), token_bytes(config, allocation, backbone_bits)))
         variants += llama_variants(config, threads, folder)
-        found = in_turn(variants, config.vocab_size, tokens)
+        found = in_turn(variants, config.vocab_size, tokens, clock)
     return compare(case, "mixed", found) + compare(case, "mixed, backbone 4 bits", found)
 
 
-def measure_run(run: Run, threads: int, tokens: int, folder: Path) -> list[Row]:
+def measure_run(run: Run, threads: int, tokens: int, clock: Clock, folder: Path) -> list[Row]:
     """Rows of a run's model: the policy's allocation against the uniform ones, each with its fine-tuned weights."""
     learner = MoELearner.open(run.path("data"), run.path("model"))
     methods = read_json(run.path("cotrain", "cotrain.json"))["methods"]
@@ -179,7 +180,7 @@ def measure_run(run: Run, threads: int, tokens: int, folder: Path) -> list[Row]:
             build_decoder(SourceFile(out / "decoder.safetensors"), host_core().name, out)
             variants.append(Variant(name, ours(stack.enter_context(Decoder(out, threads))), 0))
             perplexity[name] = first["perplexity_after"]
-        found = in_turn(variants, learner.config.vocab_size, tokens)
+        found = in_turn(variants, learner.config.vocab_size, tokens, clock)
     case = f"{run.config.preset} preset, its own text, {threads} threads"
     rows, seeds = compare(case, "mixed", found), (run.config.seed,)
     mine = perplexity.pop("mixed")
@@ -189,13 +190,13 @@ def measure_run(run: Run, threads: int, tokens: int, folder: Path) -> list[Row]:
     return rows
 
 
-def in_turn(variants: list[Variant], vocabulary: int, tokens: int) -> dict[str, list[float]]:
+def in_turn(variants: list[Variant], vocabulary: int, tokens: int, clock: Clock) -> dict[str, list[float]]:
     """Seconds a token of every variant in every repeat, after one that reads the weights from the disk."""
     found: dict[str, list[float]] = {variant.name: [] for variant in variants}
     rng = np.random.default_rng(1)
     for repeat in range(REPEATS + 1):
         for variant in variants:
-            seconds = timed(variant.step, tokens, int(rng.integers(vocabulary)))
+            seconds = timed(variant.step, tokens, int(rng.integers(vocabulary)), clock)
             if repeat:
                 found[variant.name].append(seconds)
     for variant in variants:
@@ -205,13 +206,13 @@ def in_turn(variants: list[Variant], vocabulary: int, tokens: int) -> dict[str, 
     return found
 
 
-def timed(step: Step, tokens: int, first: int) -> float:
+def timed(step: Step, tokens: int, first: int, clock: Clock) -> float:
     """Seconds a token."""
     token = first
-    begin_s = time.perf_counter()
+    begin_s = clock()
     for _ in range(tokens):
         token = step(token)
-    return (time.perf_counter() - begin_s) / tokens
+    return (clock() - begin_s) / tokens
 
 
 def compare(case: str, mine: str, found: dict[str, list[float]]) -> list[Row]:
@@ -230,19 +231,22 @@ def compare(case: str, mine: str, found: dict[str, list[float]]) -> list[Row]:
 @click.option("--quick", is_flag=True, help="A small model and few tokens.")
 @click.option("--run", "folder", type=click.Path(path_type=Path, file_okay=False), help="Run to decode as well.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True, help="Threads of every variant.")
+@click.option("--cpu-time", is_flag=True, help="Count CPU time: on a busy machine, with --threads 1.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
-def main(quick: bool, folder: Path | None, threads: int, path: Path | None) -> None:
+def main(quick: bool, folder: Path | None, threads: int, cpu_time: bool, path: Path | None) -> None:
+    clock, time_is = (time.process_time, "of CPU time") if cpu_time else (time.perf_counter, "of wall time")
     cases = {"a small model": QUICK} if quick else {"Mixtral-8x7B, 1 layer": MIXTRAL, "OLMoE-1B-7B, 3 layers": OLMOE}
     tokens = 8 if quick else 12
     rows: list[Row] = []
     for name, config in cases.items():
         with tempfile.TemporaryDirectory() as scratch:
-            found = measure(f"{name}, {threads} threads", config, threads, tokens, Path(scratch))
+            case = f"{name}, {threads} threads, {time_is}"
+            found = measure(case, config, threads, tokens, clock, Path(scratch))
         show(found)
         rows += found
     if folder:
         with tempfile.TemporaryDirectory() as scratch:
-            found = measure_run(Run.open(folder), threads, 10 * tokens, Path(scratch))
+            found = measure_run(Run.open(folder), threads, 10 * tokens, clock, Path(scratch))
         show(found)
         rows += found
     if path:
