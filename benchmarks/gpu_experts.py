@@ -24,12 +24,12 @@ from rows import Row, show, write
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json
-from wattbit.plan import Allocation, ExpertId, ExpertStats, Meter, Workload
+from wattbit.plan import Allocation, ExpertStats, Meter, Workload
 from wattbit.policy.search import SearchResult, SearchSettings, search
 from wattbit.tvm_schedules.gpu.bank import Bank, Shape, matrix_bytes
 from wattbit.tvm_schedules.gpu.device import find_card
 from wattbit.tvm_schedules.gpu.layer import Layer
-from wattbit.tvm_schedules.gpu.meter import GpuMeter, chosen_experts, graph_of
+from wattbit.tvm_schedules.gpu.meter import GpuMeter, graph_of, reached_experts
 from wattbit.tvm_schedules.gpu.model import GpuCostModel
 from wattbit.tvm_schedules.gpu.packing import GPU_WIDTHS, GpuLayout
 
@@ -253,21 +253,23 @@ class Effort:
     budget_bits: float = 3.5
 
 
-def layer_part(
-    stats: Sequence[ExpertStats], effort: Effort, bytes_per_s: float, say: Callable[[str], None]
-) -> tuple[list[Row], dict[str, Any]]:
-    """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured."""
+def _layer_of(stats: Sequence[ExpertStats]) -> tuple[Shape, Workload]:
+    """The layer that stands for a run with these statistics, and one token at a time through it."""
     experts = 1 + max(s.expert.expert for s in stats)
     if experts not in LAYERS:
         raise WattbitError(f"there is a layer of 16 and one of 64 experts, none of {experts}; take another run's stats")
     shape, top_k = LAYERS[experts]
-    workload = Workload(1000, top_k, tuple((s.expert, s.frequency) for s in stats), batch=1)
+    return shape, Workload(1000, top_k, tuple((s.expert, s.frequency) for s in stats), batch=1)
+
+
+def layer_part(
+    stats: Sequence[ExpertStats], effort: Effort, bytes_per_s: float, say: Callable[[str], None]
+) -> tuple[list[Row], dict[str, Any]]:
+    """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured."""
+    shape, workload = _layer_of(stats)
+    experts, top_k = shape.experts, workload.top_k
     meter = GpuMeter(shape, workload, GPU_WIDTHS, energy_s=0.3)  # every expert at every width
-    reached = {
-        ExpertId(layer, e): float(share)
-        for layer, x in zip(meter.layers, meter.inputs, strict=True)
-        for e, share in enumerate(chosen_experts(x, experts, top_k).float().mean(dim=0).tolist())
-    }
+    reached = reached_experts(shape, workload)
     ids = [s.expert for s in sorted(stats, key=lambda s: s.expert)]
     generator = torch.Generator().manual_seed(1)
 
@@ -455,15 +457,55 @@ def perplexity(run: Path, chosen: Path, steps: int, path: Path | None) -> None:
         for shape, found in read_json(chosen)["layers"].items()
         if f" of {learner.config.experts}" in shape
     ]
+    if not tables:
+        raise WattbitError(f"{chosen} has no layer of {learner.config.experts} experts; measure with this run's stats")
     result: dict[str, Any] = {"float": learner.perplexity(None), "steps": steps, "perplexity": {}}
+    known: dict[str, float] = {}  # methods often choose the same
     for name, entry in tables[0].items():
         allocation = Allocation.from_json(entry["allocation"])
-        learner.load(run / "model" / "float.safetensors")
-        learner.finetune(allocation, steps, seed=0)
-        result["perplexity"][name] = learner.perplexity(allocation)
+        widths = json.dumps([p.precision.weight_bits for p in allocation.placements])
+        if widths not in known:
+            learner.load(run / "model" / "float.safetensors")
+            learner.finetune(allocation, steps, seed=0)
+            known[widths] = learner.perplexity(allocation)
+        result["perplexity"][name] = known[widths]
         click.echo(f"{name}, {allocation.mean_bits:.2f} bit: {result['perplexity'][name]:.3f}")
         if path:
             write_json(path, result)
+
+
+@main.command()
+@click.argument("stats", type=click.Path(path_type=Path, exists=True))
+@click.option("--chosen", type=click.Path(path_type=Path, exists=True), required=True, help="measure's .layers.json")
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
+def prices(stats: Path, chosen: Path, path: Path | None) -> None:
+    """The policy without a memory budget, on the calibrated model and on the roofline, at three prices of latency."""
+    experts = tuple(ExpertStats.from_json(record) for record in read_json(stats)["experts"])
+    shape, workload = _layer_of(experts)
+    reached = reached_experts(shape, workload)
+    record = read_json(chosen)
+    name = next(name for name in record["layers"] if name.endswith(f" of {shape.experts}"))
+    fitted = {int(bits): us * 1e-6 for bits, us in record["layers"][name]["model"]["us"].items()}
+    calibrated = GpuCostModel(shape, reached, fitted, None)
+    roofline = GpuCostModel.roofline(shape, reached, record["read_bytes_per_s"]["sum"], GPU_WIDTHS)
+    table = []
+    for nats in (0.02, 0.1, 0.3):
+        for by, model in (("calibrated model", calibrated), ("roofline", roofline)):
+            settings = SearchSettings(weight_bits=GPU_WIDTHS, budget_bits=8.0, latency_nats=nats, iterations=60)
+            best = search(experts, model, workload, settings).best
+            layers = len({s.expert.layer for s in experts})
+            table.append(
+                {
+                    "latency_nats": nats,
+                    "priced by": by,
+                    "widths": {str(p.weight_bits): len(of) for p, of in best.allocation.classes.items()},
+                    "damage_nats": best.damage,
+                    "us a layer by the calibrated model": calibrated.batch(best.allocation)[0] / layers * 1e6,
+                }
+            )
+            click.echo(json.dumps(table[-1]))
+    if path:
+        write_json(path, table)
 
 
 if __name__ == "__main__":

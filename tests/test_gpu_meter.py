@@ -14,7 +14,7 @@ from wattbit.plan import Allocation, ExpertId, Workload
 from wattbit.tvm_schedules.gpu.bank import Bank, Shape
 from wattbit.tvm_schedules.gpu.device import find_card, room_for
 from wattbit.tvm_schedules.gpu.energy import EnergyCounter
-from wattbit.tvm_schedules.gpu.meter import GpuMeter, chosen_experts, routed_inputs
+from wattbit.tvm_schedules.gpu.meter import GpuMeter, reached_experts, routed_inputs
 from wattbit.tvm_schedules.gpu.model import GpuCostModel
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -125,17 +125,32 @@ def test_the_roofline_is_bytes_over_bandwidth() -> None:
 
 def test_routing_follows_the_shares() -> None:
     shares = [0.5, 0.3, 0.15, 0.05]
-    x, router = routed_inputs(shares, 1, 1, 64, draws=4000, seed=0)
+    x, router = routed_inputs(shares, 1, 64, draws=4000, seed=0)
     assert router.shape == (4, 64)
-    found = chosen_experts(x, 4, 1).float().mean(dim=0).tolist()
+    found = torch.bincount((x[:, 0].double() @ router.double().T).argmax(dim=1), minlength=4) / len(x)
     np.testing.assert_allclose(found, shares, atol=0.03)
-    twice, _ = routed_inputs(shares, 1, 1, 64, draws=4000, seed=0)
+    twice, _ = routed_inputs(shares, 1, 64, draws=4000, seed=0)
     assert torch.equal(x, twice)
+
+
+@pytest.mark.parametrize(("top_k", "batch"), [(1, 1), (2, 1), (4, 3)])
+def test_a_batch_reaches_as_many_experts_as_its_tokens_choose(top_k: int, batch: int) -> None:
+    workload = Workload(10, top_k, tuple((e, 0.1 + 0.1 * e.expert) for e in IDS), batch=batch)
+    reached = reached_experts(SHAPE, workload)
+    for layer in range(2):
+        total = sum(share for expert, share in reached.items() if expert.layer == layer)
+        assert total == pytest.approx(top_k) if batch == 1 else top_k <= total <= 4
+
+
+def test_a_workload_of_other_experts_is_refused() -> None:
+    workload = Workload(10, 1, tuple((e, 0.5) for e in IDS if e.expert < 2), batch=1)
+    with pytest.raises(WattbitError, match="layer 0 has 2 experts in the workload, not 4"):
+        reached_experts(SHAPE, workload)
 
 
 def test_more_experts_than_the_model_is_wide_are_refused() -> None:
     with pytest.raises(WattbitError, match="65 experts need a model at least as wide, not 64"):
-        routed_inputs([1 / 65] * 65, 1, 1, 64, draws=1, seed=0)
+        routed_inputs([1 / 65] * 65, 1, 64, draws=1, seed=0)
 
 
 class TestOnTheCard:

@@ -73,7 +73,7 @@ def idle_power(counter: EnergyCounter, least_s: float) -> Power:
 
 
 def routed_inputs(
-    frequency: Sequence[float], top_k: int, tokens: int, d_model: int, draws: int, seed: int
+    frequency: Sequence[float], tokens: int, d_model: int, draws: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Inputs x [draws, T, D] and a router [E, D], bfloat16, that send tokens to experts with these shares.
 
@@ -92,10 +92,23 @@ def routed_inputs(
     return x.to(torch.bfloat16), router.to(torch.bfloat16)
 
 
-def chosen_experts(x: Tensor, experts: int, top_k: int) -> Tensor:
-    """Whether each draw's batch reaches each expert: [draws, E], for inputs of `routed_inputs`."""
-    chosen = x[:, :, :experts].float().topk(top_k, dim=-1).indices  # [draws, T, K]
-    return torch.zeros(len(x), experts, dtype=torch.bool).scatter_(1, chosen.flatten(1), True)
+def layer_inputs(shape: Shape, workload: Workload, layer: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The inputs [DRAWS, T, D] and the router [E, D] with which a meter of this workload runs a layer."""
+    shares = [share for expert, share in sorted(workload.frequency) if expert.layer == layer]
+    if len(shares) != shape.experts:
+        raise WattbitError(f"layer {layer} has {len(shares)} experts in the workload, not {shape.experts}")
+    return routed_inputs(shares, workload.batch, shape.d_model, DRAWS, seed + layer)
+
+
+def reached_experts(shape: Shape, workload: Workload, seed: int = 0) -> dict[ExpertId, float]:
+    """The share of the meter's batches that reach each expert."""
+    found: dict[ExpertId, float] = {}
+    for layer in sorted({expert.layer for expert, _ in workload.frequency}):
+        x, _ = layer_inputs(shape, workload, layer, seed)
+        chosen = x[:, :, : shape.experts].float().topk(workload.top_k, dim=-1).indices.flatten(1)  # [draws, T K]
+        reached = torch.zeros(len(x), shape.experts).scatter_(1, chosen, 1.0)
+        found |= {ExpertId(layer, e): share for e, share in enumerate(reached.mean(dim=0).tolist())}
+    return found
 
 
 @dataclass(frozen=True)
@@ -134,14 +147,9 @@ class GpuMeter:
         self.layers = sorted({expert.layer for expert, _ in workload.frequency})
         bank = Bank.random(shape, widths, self.device, seed)
         self._banks = [bank.view() for _ in self.layers]
-        self.inputs: list[Tensor] = []
         work: list[tuple[Layer, Tensor]] = []
-        for index, (layer, own) in enumerate(zip(self.layers, self._banks, strict=True)):
-            shares = [share for expert, share in sorted(workload.frequency) if expert.layer == layer]
-            if len(shares) != shape.experts:
-                raise WattbitError(f"layer {layer} has {len(shares)} experts in the workload, not {shape.experts}")
-            x, router = routed_inputs(shares, workload.top_k, workload.batch, shape.d_model, DRAWS, seed + index)
-            self.inputs.append(x)
+        for layer, own in zip(self.layers, self._banks, strict=True):
+            x, router = layer_inputs(shape, workload, layer, seed)
             with room_for("the layer's buffers", 4 * workload.batch * workload.top_k * shape.d_model * 5):
                 module = Layer(own, router.to(self.device), workload.top_k, workload.batch)
             work += [(module, batch) for batch in x.to(self.device)]
