@@ -19,6 +19,7 @@ from wattbit.plan import ExpertId, Workload
 TOKENS = 16384  # drawn for a layer in all
 BATCHES = (32, 1024)  # fewest and most
 SEED = 20
+MEMBERS_MAX = 10_000  # sets of experts that are remembered
 LEAD = QUEUED + 1  # the queue and the vector that the engine is at
 
 Floats = NDArray[np.float32]
@@ -37,6 +38,7 @@ class Traffic:
     member: Floats = field(init=False)  # [N, layers], 1 where the expert is of the layer
     _times: dict[tuple[int, float], tuple[Floats, NDArray[np.float64]]] = field(init=False, default_factory=dict)
 
+    _members: dict[tuple[int, ...], Floats] = field(init=False, default_factory=dict)
     _means: dict[tuple[int, float], list[float]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,9 +55,15 @@ class Traffic:
         self, experts: tuple[int, ...], per_vector: int, load: float, start: float, batches: int | None = None
     ) -> Floats:
         """Cycles [S, layers] of one engine in the launches of the first `batches`; `start` counts where it has work."""
-        ids = list(experts)
-        total: Floats = self.times(per_vector, load)[0][:batches, ids] @ self.member[ids]
-        return (total + (total > 0) * np.float32(start)).astype(np.float32, copy=False)
+        if len(self._members) > MEMBERS_MAX:
+            self._members.clear()
+        if experts not in self._members:
+            own = np.zeros_like(self.member)
+            own[list(experts)] = self.member[list(experts)]
+            self._members[experts] = own
+        total: Floats = self.times(per_vector, load)[0][:batches] @ self._members[experts]
+        total += (total > 0) * np.float32(start)
+        return total
 
     def times(self, per_vector: int, load: float) -> tuple[Floats, NDArray[np.float64]]:
         """Cycles that each expert keeps an engine busy: in each batch [S, N], and on average [N].
