@@ -2,8 +2,9 @@
 
     python benchmarks/arm_kernels.py [--quick] [--json FILE]
 
-Weights are cold, repeats of all candidates are interleaved, figures are medians of single calls. A ratio above 1 means
-that ours is better; the peers' weights carry scales for groups of 32 to 256, ours one scale a channel.
+Weights are cold, repeats of a width's candidates are interleaved, figures are medians of single calls. A ratio above 1
+means that ours is better, a goal stands at the best peer only. The peers' weights carry scales for groups of 32 to
+256, ours one scale a channel. It needs a quiet machine: a call that is preempted takes milliseconds more.
 """
 
 import os
@@ -33,12 +34,12 @@ def build(core: Core, out: Path) -> None:
         link_library(kernels, core, Path(name), out)
 
 
-def measure(candidates: dict[str, Peer], calls: dict[str, int], repeats: int) -> dict[str, list[float]]:
+def measure(candidates: dict[str, Peer], calls: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of each candidate's calls, the candidates in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(repeats + 1):
         for name, candidate in candidates.items():
-            taken = candidate(calls[name])
+            taken = candidate(calls)
             seconds[name] += taken if repeat else []  # the first repeat warms up
     return seconds
 
@@ -50,46 +51,27 @@ def row(case: str, metric: str, ours: list[float], peer: list[float], name: str,
     return Row(case, metric, mine, spread[0], other, spread[1], name, other / mine, goal, "measured", (0,))
 
 
-def compare(
-    library: Path, core: Core, shape: tuple[int, int], threads: int, repeats: int, ggml: Path | None
-) -> list[Row]:
-    rows, depth = shape
-    case = f"{core.name}, {rows}x{depth}, {threads} thread{'s' * (threads > 1)}"
-    with Timer(library, core.name, threads) as timer:
-        candidates: dict[str, Peer] = {}
-        for bits in WIDTHS:
-            product = Product(bits, rows, depth)
-            size = timer.weight_bytes(product)
-            candidates[f"ours {bits}"] = lambda calls, product=product: timer.products(product, calls)  # type: ignore[misc]
-            candidates[f"read {bits}"] = lambda calls, size=size: timer.readings(size, calls)  # type: ignore[misc]
-        others = {bits: dict(peers(Case(bits, rows, depth, threads), ggml)) for bits in WIDTHS}
-        for each in others.values():
-            candidates |= each
-        calls = dict.fromkeys(candidates, max(4, CALL_BYTES // (rows * depth)))
-        times = measure(candidates, calls, repeats)
-    found = []
-    for bits in WIDTHS:
-        ours = times[f"ours {bits}"]
-        if bits < 8:
-            found.append(
-                row(case, f"time at {bits} bits, s", ours, times["ours 8"], "ours at 8 bits", FOLLOWS * 8 / bits)
-            )
-        found.append(
-            row(case, f"reading {bits}-bit weights, s", ours, times[f"read {bits}"], "reading alone", BANDWIDTH)
-        )
-        named = {name: times[name] for name in others[bits]}
-        best = min(named, key=lambda name: median(named[name]), default=None)
-        found += [
-            row(
-                case,
-                f"time at {bits} bits, s",
-                ours,
-                taken,
-                name + " (best)" * (name == best),
-                PEER if name == best else None,
-            )
-            for name, taken in named.items()
-        ]
+def compare(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None) -> list[Row]:
+    """One width of one shape: against our 8 bits, against reading as much memory, and against the peers."""
+    product = Product(peer.bits, peer.rows, peer.cols)
+    wide = Product(8, peer.rows, peer.cols)
+    size = timer.weight_bytes(product)
+    others = dict(peers(peer, ggml))
+    candidates: dict[str, Peer] = {
+        "ours": lambda calls: timer.products(product, calls),
+        "ours at 8 bits": lambda calls: timer.products(wide, calls),
+        "reading alone": lambda calls: timer.readings(size, calls),
+        **others,
+    }
+    times = measure(candidates, max(4, CALL_BYTES // (peer.rows * peer.cols)), repeats)
+    ours = times.pop("ours")
+    metric, found = f"time at {peer.bits} bits, s", []
+    if peer.bits < 8:
+        found.append(row(case, metric, ours, times["ours at 8 bits"], "ours at 8 bits", FOLLOWS * 8 / peer.bits))
+    found.append(row(case, metric, ours, times["reading alone"], "reading alone", BANDWIDTH))
+    best = min(others, key=lambda name: median(times[name]), default=None)
+    for name in others:
+        found.append(row(case, metric, ours, times[name], name, PEER if name == best else None))
     return found
 
 
@@ -108,11 +90,13 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
         build(core, library)
         for count in threads or (1, os.cpu_count() or 1):
             for shape in SHAPES[:1] if quick else SHAPES:
-                found = compare(
-                    library, core, shape, count, 2 if quick else 7, ggml if isinstance(ggml, Path) else None
-                )
-                show(found)
-                rows += found
+                case = f"{core.name}, {shape[0]}x{shape[1]}, {count} thread{'s' * (count > 1)}"
+                with Timer(library, core.name, count) as timer:
+                    for bits in WIDTHS:
+                        peer = Case(bits, *shape, count)
+                        found = compare(timer, case, peer, 2 if quick else 7, ggml if isinstance(ggml, Path) else None)
+                        show(found)
+                        rows += found
     if path:
         write(rows, path)
 

@@ -11,6 +11,7 @@ library lets us, and returns the seconds of each call.
 import ctypes
 import tarfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from wattbit.processes import execute
 Peer = Callable[[int], list[float]]
 Address = ctypes.c_void_p
 
-COLD_BYTES = 256 << 20  # weights that a peer goes through before it meets one again: more than caches hold
+COLD_BYTES = 128 << 20  # weights that a peer goes through before it meets one again: more than caches hold
 GGML_TYPES = {8: "q8_0", 6: "q6_K", 5: "q5_K", 4: "q4_0", 3: "q3_K", 2: "q2_K"}
 ONNX_BITS = (8, 4, 2)
 SDIST = "llama_cpp_python-*.tar.gz"
@@ -102,7 +103,10 @@ def _ggml(path: Path, kind: str, case: Case, repack: int) -> Peer | None:
         library.peer_time(Address(handle), calls, seconds)
         return list(seconds)
 
-    return run if handle else None
+    if handle is None:
+        return None
+    weakref.finalize(run, library.peer_close, Address(handle))
+    return run
 
 
 def _onnx(case: Case) -> Peer:
