@@ -4,7 +4,7 @@ DEMO_ARGS ?=
 BOARD ?= pynq-z2
 TOOLCHAIN ?=
 
-.PHONY: help setup demo board deploy test test-all lint clean
+.PHONY: help setup demo board deploy rollback virtual-board test test-all lint clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -20,6 +20,12 @@ board: setup  ## a bitstream for BOARD=pynq-z2, with TOOLCHAIN=vivado|open|virtu
 
 deploy: setup  ## the last run's bundle to HOST=user@board over SSH
 	$(WATTBIT) deploy $(if $(HOST),--host $(HOST))
+
+rollback: setup  ## HOST goes back to the bundle before
+	$(WATTBIT) rollback $(if $(HOST),--host $(HOST))
+
+virtual-board: setup  ## the virtual board's system tier (QEMU, Debian's kernel): built once, then started in seconds
+	$(WATTBIT) virtual-board build
 
 test: setup lint  ## every law that holds in minutes
 	.venv/bin/python -m pytest -m "not slow"

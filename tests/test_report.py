@@ -3,7 +3,7 @@
 import pytest
 
 from wattbit.plan import Cost
-from wattbit.report import METHODS, cycles_provenance, main_table, rows, significant
+from wattbit.report import METHODS, cycles_provenance, main_table, rows, significant, weighed
 
 TOKENS = 1000
 CLOCK_MHZ = 100.0
@@ -63,3 +63,9 @@ def test_three_significant_digits(value: float, printed: str) -> None:
 
 def test_nothing_and_zero_are_not_the_same() -> None:
     assert (significant(None), significant(0.0)) == ("-", "0")
+
+
+def test_no_energy_is_said_with_its_reason() -> None:
+    assert weighed({"reason": "the board has no sensor"}) == "none: the board has no sensor."
+    some = {"reason": None, "net_mj_per_token": 0.25, "net_mj_per_token_half": 0.01, "absolute_mj_per_token": 0.5}
+    assert weighed(some | {"provenance": "measured", "rail": "12V", "pairs": 6}).startswith("0.25 ± 0.01 mJ a token")

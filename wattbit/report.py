@@ -225,15 +225,22 @@ LUT, FF, DSP and BRAM of each engine out of context, counted by {hls["engines"][
 - On the board: {bench["packets"]} vectors through `pynq`, bit-exact; {fpga["cycles_per_token"]:.1f} cycles a token
   ({fpga["provenance"]}), the planner modelled {modelled_cycles:.1f}.
 - ARM kernels on the board: {f"{arm['packets']} vectors bit-exact" if arm else "not built"}.
-- Energy: {significant(energy["net_mj_per_token"])} ± {significant(energy["net_mj_per_token_half"])} mJ a token above
-  idle (95 %), {significant(energy["absolute_mj_per_token"])} with idle; {energy["provenance"]},
-  rail "{energy["rail"]}", {energy["pairs"]} pairs of windows.
+- Energy: {weighed(energy)}
 
 ## Reproduce
 
 `{command}` on {platform.machine()}, Python {platform.python_version()},
 {versions}.
 """
+
+
+def weighed(energy: dict[str, Any]) -> str:
+    """The energy's lines of the report: a figure with its interval, or why there is none."""
+    if energy["reason"]:
+        return f"none: {energy['reason']}."
+    net, half = significant(energy["net_mj_per_token"]), significant(energy["net_mj_per_token_half"])
+    return f"""{net} ± {half} mJ a token above idle (95 %), {significant(energy["absolute_mj_per_token"])} with idle;
+  {energy["provenance"]}, rail "{energy["rail"]}", {energy["pairs"]} pairs of windows."""
 
 
 def write(run: Run, tokens: int) -> dict[str, Any]:
