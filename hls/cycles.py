@@ -109,11 +109,11 @@ class _Lane:
         self.loader = 0.0  # when the loader is free
         self.begun = (0.0, 0.0)  # when each layer turns from the expert before to the present one
 
-    def vector(self, header: float, words: int, index: int, port: Port) -> None:
-        """Take the vector whose header is dispatched now, for expert `index`."""
+    def vector(self, header: float, end: float, index: int, port: Port) -> None:
+        """Take the vector dispatched from `header` to `end`, for expert `index`."""
         timing, k = self.timing, len(self.hidden)
         before = (self.hidden[-1], self.results[-1]) if k else (0.0, 0.0)
-        self.left.append(max(header + words, before[0]))
+        self.left.append(max(end, before[0]))
         start1, start2 = max(header + 1, before[0]), before[1]
         there1 = there2 = 0.0
         if timing.load and index != self.set:
@@ -147,16 +147,16 @@ def launch(
     port = port or Port()
     queued = 2 ** max(0, (QUEUED * words - 1).bit_length()) // words
     lanes = [_Lane(timing) for timing in timings]
-    header = TO_DISPATCH + port.read_latency - float(words + 1)
+    free = float(TO_DISPATCH + port.read_latency)  # when the next header is there
     for engine, index in zip(engines, sets, strict=True):
         lane = lanes[engine]
         k = len(lane.results)
-        header += (words + 1) * port.read_cycles
-        if k >= FLYING:
-            header = max(header, lane.results[k - FLYING])
+        header = max(free, lane.results[k - FLYING]) if k >= FLYING else free
+        end = header + words * port.read_cycles
         if k >= queued:
-            header = max(header, lane.left[k - queued] - words)
-        lane.vector(header, words, index, port)
+            end = max(end, lane.left[k - queued])
+        lane.vector(header, end, index, port)
+        free = end + port.read_cycles
     written = 0.0
     for result in sorted(end for lane in lanes for end in lane.results):
         written = max(written + words + RESULT_GAP, result + THROUGH + words)
