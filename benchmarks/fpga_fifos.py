@@ -5,13 +5,11 @@
 Two streamed engines and one on the chip share a launch of 256 tokens, each routed to two of 32 experts whose
 frequencies fall as 1/rank; the RTL is what is deployed, the experts are random. Swept are the vectors that wait for
 each engine, and the words that a weight port requests ahead, at several memory latencies. `chosen` is what `hls.shell`
-takes for this design. A ratio is the least possible number of cycles over that of the simulation: of a launch, the time
-of its busiest engine, each expert costing the longer of loading it and computing its vectors; of a weight port, a beat
-a cycle; of an engine, a weight word a cycle.
+takes for this design. A ratio is the least possible number of cycles over that of the simulation: the longest that any
+datapath computes, at a weight word a cycle, or any weight port loads, at a beat a cycle, start and end not counted.
 """
 
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,11 +80,12 @@ class Design:
         return cycles
 
     def least(self, launch: Launch) -> int:
-        """Cycles that no order of a launch can beat."""
-        busy = [0] * len(self.engines)
-        for (engine, _), count in Counter(zip(*(each.tolist() for each in launch), strict=True)).items():
-            vector, load = self.times[engine]
-            busy[engine] += max(load, count * vector)
+        """Cycles that no launch can beat: each expert in use is loaded, each vector computed."""
+        engine, index = launch
+        busy = [0]
+        for n, (vector, load) in enumerate(self.times):
+            mine = index[engine == n]
+            busy += [vector * len(mine), load * len(np.unique(mine))]
         return max(busy)
 
     def routed(self, seed: int) -> Launch:
