@@ -68,4 +68,4 @@ def test_nothing_and_zero_are_not_the_same() -> None:
 def test_no_energy_is_said_with_its_reason() -> None:
     assert weighed({"reason": "the board has no sensor"}) == "none: the board has no sensor."
     some = {"reason": None, "net_mj_per_token": 0.25, "net_mj_per_token_half": 0.01, "absolute_mj_per_token": 0.5}
-    assert weighed(some | {"provenance": "measured", "rail": "12V", "pairs": 6}).startswith("0.25 ± 0.01 mJ a token")
+    assert weighed(some | {"provenance": "measured", "rail": "12V", "pairs": 6}).startswith("0.250 ± 0.0100 mJ a token")
