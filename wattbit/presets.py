@@ -31,7 +31,7 @@ PRESETS = {
         ModelConfig(vocab_size=384, d_model=16, d_hidden=32, layers=2, heads=2, experts=4, top_k=2, context=32),
         TrainConfig(steps=30, batch=8, warmup_steps=5),
         CotrainSettings(search=SearchSettings(weight_bits=(2, 4, 8), iterations=20), steps=3),
-        chip_share=1 / 16,
+        chip_share=1 / 8,
     ),
 }
 
