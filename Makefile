@@ -4,7 +4,7 @@ DEMO_ARGS ?=
 BOARD ?= pynq-z2
 TOOLCHAIN ?=
 
-.PHONY: help setup demo board deploy rollback virtual-board test test-all lint clean
+.PHONY: help setup demo board deploy rollback virtual-board test test-system test-all lint clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -25,12 +25,16 @@ rollback: setup  ## HOST goes back to the bundle before
 	$(WATTBIT) rollback $(if $(HOST),--host $(HOST))
 
 virtual-board: setup  ## the virtual board's system tier (QEMU, Debian's kernel): built once, then started in seconds
+	@python3 wattbit/provision.py virtual-board
 	$(WATTBIT) virtual-board build
 
 test: setup lint  ## every law that holds in minutes
 	.venv/bin/python -m pytest -m "not slow"
 
-test-all: setup lint  ## the slow tiers too
+test-system: virtual-board  ## the laws of the virtual board's system tier
+	.venv/bin/python -m pytest tests/test_board_system.py
+
+test-all: virtual-board lint  ## the slow tiers too
 	.venv/bin/python -m pytest
 
 lint: setup  ## ruff and mypy --strict

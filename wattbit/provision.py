@@ -1,6 +1,6 @@
 """Set-up, the one place: Debian packages and the Python environment, from the pins in pyproject.toml.
 
-Standard library only, for it runs before anything is installed: `python3 wattbit/provision.py`. What is already as
+Standard library only, for it runs before anything is installed: `python3 wattbit/provision.py [PART...]`. What is already as
 pyproject.toml says is left alone, so that a second run takes no time.
 """
 
@@ -78,17 +78,18 @@ def install_python(no_deps: list[str], state: str) -> None:
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-qq", "install"]
     run([*pip, "pip>=25", "setuptools>=77,<81"])
-    run([*pip, "--no-build-isolation", "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[dev]"])
+    run([*pip, "--no-build-isolation", "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[dev,gpu]"])
     run([*pip, "--no-deps", *no_deps])
     STAMP.write_text(state)
 
 
-def main() -> None:
+def main(parts: list[str]) -> None:
+    """Set up what every command needs, and the Debian packages of these parts."""
     pins = (ROOT / "pyproject.toml").read_bytes()
     setup = tomllib.loads(pins.decode())["tool"]["wattbit"]["setup"]
-    install_debian(setup["debian"])
+    install_debian([package for name in ("debian", *parts) for package in setup[name]])
     install_python(setup["no-deps"], f"{ROOT} {hashlib.sha256(pins + CONSTRAINTS.read_bytes()).hexdigest()}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
