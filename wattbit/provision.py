@@ -1,7 +1,7 @@
 """Set-up, the one place: Debian packages and the Python environment, from the pins in pyproject.toml.
 
-Standard library only, for it runs before anything is installed: `python3 wattbit/provision.py [PART...]`. What is already as
-pyproject.toml says is left alone, so that a second run takes no time.
+`python3 wattbit/provision.py [PART...]`, standard library only, for it runs before anything is installed. What is
+already as pyproject.toml says is left alone, so that a second run takes no time.
 """
 
 import hashlib
