@@ -63,8 +63,9 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 def about(path: Path) -> None:
     """Write NAME.about.json beside the results in `path`: what they were taken with."""
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     record = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
