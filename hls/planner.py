@@ -26,7 +26,7 @@ from wattbit.errors import WattbitError
 from wattbit.files import digest_json
 from wattbit.hls.cycles import RESULT_GAP, TO_LOAD, Port, Timing, overhead
 from wattbit.hls.engine import dsp_version
-from wattbit.hls.engine_class import PARALLELISM, EngineClass, Home
+from wattbit.hls.engine_class import PARALLELISM, SETS_MAX, EngineClass, Home
 from wattbit.hls.resources import Resources, Scales, model, shell
 from wattbit.hls.traffic import Traffic, traffic
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Precision, Target, Workload
@@ -279,7 +279,7 @@ class _Search:
 
     def best(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[_Part]:
         """The fastest engines found; they do not fit if none does."""
-        everything = [self.part(precision, "chip", experts, 0) for precision, experts in classes.items()]
+        everything = [part for precision, experts in classes.items() for part in self.on_chip(precision, experts)]
         if self.chip.holds(everything):
             return self.grow(everything)
         tried = [self.grow(parts) for parts in self.mixtures(classes)]
@@ -289,6 +289,12 @@ class _Search:
         option = self.chip.chain(precision, home, len(experts))[level]
         busy = self.traffic.busy(experts, option.cycles, option.load, option.start, SEARCH_BATCHES)
         return _Part(precision, home, experts, level, option, busy, float(busy.sum()) / len(busy))
+
+    def on_chip(self, precision: Precision, experts: Sequence[int]) -> list[_Part]:
+        """Experts on the chip, on as few engines as can hold them, with their smallest datapaths."""
+        levels = [0] * -(-len(experts) // SETS_MAX)
+        shares = self.shares(precision, "chip", experts, levels, inf) or []
+        return [self.part(precision, "chip", ids, level) for ids, level in shares]
 
     def mixtures(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[list[_Part]]:
         """Engines that fit, with their smallest datapaths, for the most promising choices of what streams.
@@ -344,10 +350,12 @@ class _Search:
                 chip = tuple(i for i in experts if i not in taken)
                 away = [i for i in experts if i in taken]
                 if chip:
-                    parts.append(self.part(precision, "chip", chip, 0))
+                    parts += self.on_chip(precision, chip)
                 if away:
                     engines = min(streams[pool.chosen.index(precision)], len(away))
-                    shares = self.shares(precision, "stream", away, [0] * engines, inf) or []
+                    shares = self.shares(precision, "stream", away, [0] * engines, inf)
+                    if shares is None:  # more experts than the streams can tell apart
+                        return []
                     parts += [self.part(precision, "stream", ids, level) for ids, level in shares]
             # block RAM at the fastest datapaths, which take a little more of it
             top = [self.chip.chain(p.precision, p.home, len(p.experts))[-1].counts for p in parts]
@@ -397,33 +405,39 @@ class _Search:
             shares = self.shares(precision, home, experts, [*(part.level for part in group), level], wanted)
             if shares is None:
                 return  # a smaller one is no better
-            made = [self.part(precision, home, ids, own) for ids, own in shares if ids]
+            made = [self.part(precision, home, ids, own) for ids, own in shares]
             if max(part.cycles for part in made) <= wanted:
                 yield [*rest, *made]
 
     def shares(
         self, precision: Precision, home: Home, experts: Sequence[int], levels: Sequence[int], wanted: float
     ) -> list[tuple[tuple[int, ...], int]] | None:
-        """Experts for engines at `levels`, or None if the slowest would take more cycles a batch than wanted.
+        """Experts for engines at `levels`, those without any left out; None if these cannot hold the experts or the
+        slowest would take more cycles a batch than wanted.
 
-        Each expert, the busiest first, goes to the engine that is done with it first.
+        Each expert, the busiest first, goes to the engine with room that is done with it first.
         """
+        if len(experts) > SETS_MAX * len(levels):
+            return None
         options = [self.chip.chain(precision, home, 1)[level] for level in levels]
         times = [self.traffic.mean(option.cycles, option.load) for option in options]
         totals = [sum(map(time.__getitem__, experts)) for time in times]
-        if 1 / sum(1 / total for total in totals) > wanted:
+        if all(totals) and 1 / sum(1 / total for total in totals) > wanted:
             return None
         ids: list[list[int]] = [[] for _ in levels]
         load = [0.0] * len(levels)
         for expert in experts:
-            ends = [busy + time[expert] for busy, time in zip(load, times, strict=True)]
+            ends = [
+                busy + time[expert] if len(own) < SETS_MAX else inf
+                for busy, time, own in zip(load, times, ids, strict=True)
+            ]
             first = min(ends)
             i = ends.index(first)
             ids[i].append(expert)
             load[i] = first
         if max(load) > wanted:
             return None
-        return [(tuple(own), level) for own, level in zip(ids, levels, strict=True)]
+        return [(tuple(own), level) for own, level in zip(ids, levels, strict=True) if own]
 
     def fill(self, parts: list[_Part]) -> list[_Part]:
         """Move experts from streams to the chip, the most wasteful first, while they fit and make no plan slower."""
@@ -432,7 +446,7 @@ class _Search:
             home = min(chips, key=lambda p: p.cycles, default=None)
             if home is None:
                 continue
-            number = len(stream.experts) - 1
+            number = min(len(stream.experts) - 1, SETS_MAX - len(home.experts))
             while number:
                 moved = [
                     self.part(stream.precision, "stream", stream.experts[number:], stream.level),

@@ -11,7 +11,7 @@ from tests.hls_engine_support import PART, Z2, engine_class, random_ints
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.hls.block_ram import Mapping, constant, writable
 from wattbit.hls.engine import write_engine
-from wattbit.hls.engine_class import EngineClass
+from wattbit.hls.engine_class import SETS_MAX, EngineClass
 from wattbit.hls.meter import ModelledMeter, memory_bytes
 from wattbit.hls.planner import EnginePlan, plan
 from wattbit.hls.resources import Resources, Scales, dsp_lanes, model
@@ -57,6 +57,36 @@ def test_weights_that_do_not_fit_are_streamed_while_ports_last() -> None:
     assert sum(hot) / len(hot) > sum(cold) / len(cold)
     four = plan(Allocation.of(dict.fromkeys(EXPERTS, 4)), SHAPE, small, load)
     assert four.cycles < planned.cycles
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_more_experts_than_an_engine_can_tell_apart_share_engines(bits: int) -> None:
+    """512 of 2 bits are on the chip, of 8 bits some are streamed; no engine has more than a set index can say."""
+    many = [ExpertId(layer, expert) for layer in range(2) for expert in range(256)]
+    load = Workload(1000, 2, tuple((expert, 1 / 256) for expert in many))
+    planned = plan(Allocation.of(dict.fromkeys(many, bits)), ExpertShape(16, 32), replace(Z2, memory_ports=4), load)
+    assert planned.fits and max(len(spec.experts) for spec in planned.classes) <= SETS_MAX
+    assert sorted(expert for spec in planned.classes for expert in spec.experts) == many
+    assert len({spec.name for spec in planned.classes}) == len(planned.classes)
+
+
+def test_too_many_experts_are_infeasible_not_wrong() -> None:
+    many = [ExpertId(0, expert) for expert in range(2000)]
+    load = Workload(1000, 2, tuple((expert, 1 / 2000) for expert in many))
+    with pytest.raises(InfeasibleError, match=r"bram18: .* use fewer bits or another target"):
+        ModelledMeter(ExpertShape(16, 32), Z2).cost(Allocation.of(dict.fromkeys(many, 8)), load)
+
+
+def test_experts_that_no_token_wants_are_planned_too() -> None:
+    """They are the first to be streamed, for that wastes nothing."""
+    wanted = dict.fromkeys((e for e in EXPERTS if e.expert < 3), 1 / 3)
+    load = replace(workload(), frequency=tuple((e, wanted.get(e, 0.0)) for e in EXPERTS))
+    small = replace(Z2, bram18=140, memory_ports=4)
+    for bits in (dict.fromkeys(EXPERTS, 8), {e: 4 if e in wanted else 8 for e in EXPERTS}):
+        planned = plan(Allocation.of(bits), SHAPE, small, load)
+        streamed = {e for spec in planned.classes if spec.streamed for e in spec.experts}
+        assert planned.fits and streamed and not streamed & set(wanted)
+        assert sorted(e for spec in planned.classes for e in spec.experts) == EXPERTS
 
 
 def test_small_batches_pay_for_the_experts_that_they_fetch() -> None:
