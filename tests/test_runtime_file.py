@@ -145,6 +145,19 @@ def test_a_missing_tensor_is_named(copy: Path, portable: Portable) -> None:
         Decoder(copy)
 
 
+@pytest.mark.parametrize("name", ["layers.0.experts.1.gate", "layers.1.experts.0.down"])
+def test_an_expert_of_floats_is_refused(copy: Path, portable: Portable, name: str) -> None:
+    tensors = portable.tensors | {name: portable.tensors[name].float()}
+    bits, group = (
+        {key: value for key, value in each.items() if key != name} for each in (portable.bits, portable.group)
+    )
+    Portable(portable.config, tensors, bits, group).save(copy / "other.safetensors")
+    pack(SourceFile(copy / "other.safetensors"), host_core(), copy / "model.wattbit")
+    reseal(copy)
+    with pytest.raises(WattbitError, match=rf"tensor {name} is of kind 0 .*, not 2"):
+        Decoder(copy)
+
+
 def test_another_cores_file_is_refused(copy: Path) -> None:
     other = next(core for core in CORES.values() if core.arch == "armv7")
     pack(SourceFile(copy / "decoder.safetensors"), other, copy / "model.wattbit")

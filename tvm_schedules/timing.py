@@ -54,7 +54,7 @@ class Timer:
         """Raises WattbitError when the library does not run on this CPU."""
         self._library = open_library(library, core)
         self._library.wb_pool_create.restype = ctypes.c_void_p
-        self._library.wb_weight_bytes.restype = self._library.wb_scale_count.restype = ctypes.c_size_t
+        self._library.wb_weight_bytes.restype = self._library.wb_scale_count.restype = ctypes.c_uint64
         pool = self._library.wb_pool_create(threads)
         if pool is None:
             raise WattbitError(f"{threads} threads cannot be started; ask for fewer")

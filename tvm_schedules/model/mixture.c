@@ -166,7 +166,8 @@ static void combine(wb_session *s, const layer *l, uint32_t count) {
         }
         if (c->shared_hidden) {
             const double *out = s->out + (rows + t) * width;
-            double gate = 1.0 / (1.0 + wb_exp(-dot_float((const float *)l->shared_router.matrix.weights, s->normed.x + t * width, width)));
+            const float *router = (const float *)l->shared_router.matrix.weights;
+            double gate = 1.0 / (1.0 + wb_exp(-dot_float(router, s->normed.x + t * width, width)));
             for (size_t i = 0; i < width; i++) y[i] += gate * out[i];
         }
         for (size_t i = 0; i < width; i++) s->stream[t * width + i] += y[i];

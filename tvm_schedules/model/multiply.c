@@ -7,7 +7,7 @@
 enum { PART_BYTES = 32 << 10 };  // of weights that a thread takes at a time
 
 static int8_t requant(const linear *w, uint32_t row, int32_t sum) {
-    int64_t scaled = (int64_t)(sum + w->sum_bias[row]) * w->multiplier[row];
+    int64_t scaled = (int64_t)(int32_t)((uint32_t)sum + (uint32_t)w->sum_bias[row]) * w->multiplier[row];
     int64_t value = (scaled + ((int64_t)1 << (w->shift - 1))) >> w->shift;  // >> of a negative number rounds down
     return (int8_t)((value < w->low ? w->low : value > w->high ? w->high : value) - w->offset);
 }

@@ -39,15 +39,15 @@ int32_t wb_model_place(wb_model *model, const uint8_t *placed, wb_elsewhere *run
 }
 
 // Zeroed memory at a multiple of WB_ALIGN that the session frees, or NULL and s->starved.
-static void *memory(wb_session *s, size_t count, size_t size) {
-    size_t bytes = (count * size + WB_ALIGN - 1) / WB_ALIGN * WB_ALIGN + WB_ALIGN;
-    char *block = calloc(bytes, 1);
+static void *memory(wb_session *s, uint64_t count, size_t size) {
+    bool fits = count < (SIZE_MAX - 2 * WB_ALIGN) / size;
+    char *block = fits ? calloc(((size_t)count * size + WB_ALIGN - 1) / WB_ALIGN * WB_ALIGN + WB_ALIGN, 1) : NULL;
     if (!block) return s->starved = true, NULL;
     s->memory[s->blocks++] = block;
     return block + (WB_ALIGN - (uintptr_t)block % WB_ALIGN) % WB_ALIGN;
 }
 
-static vectors some_vectors(wb_session *s, size_t count, size_t width) {
+static vectors some_vectors(wb_session *s, uint64_t count, size_t width) {
     vectors v = {.width = width};
     v.x = memory(s, count * width, sizeof *v.x);
     v.q = memory(s, count * wb_x_stride((uint32_t)width), 1);
@@ -63,16 +63,19 @@ int32_t wb_session_open(wb_model *model, wb_session **session) {
     *session = NULL;
     if (!s || !(s->memory = calloc(BLOCKS, sizeof *s->memory))) return free(s), wb_fail("no memory for a session");
     s->model = model;
-    size_t T = WB_CHUNK, N = T * c->active, queries = (size_t)c->heads * c->head_width;
-    size_t keys = (size_t)c->kv_heads * c->head_width, cache = c->layers * keys * c->context;
-    size_t hidden = N * c->hidden + T * c->shared_hidden, between = N * wb_x_stride(c->hidden);
-    size_t sums[] = {2 * hidden, (N + T) * c->width, T * (queries + 2 * keys), T * c->experts, c->vocabulary}, most = 0;
+    // no size in a header is above 2^24, so that of these counts only the cache's can overflow
+    uint64_t T = WB_CHUNK, N = T * c->active, queries = (uint64_t)c->heads * c->head_width, cache;
+    uint64_t keys = (uint64_t)c->kv_heads * c->head_width;
+    uint64_t hidden = N * c->hidden + T * c->shared_hidden, between = N * wb_x_stride(c->hidden);
+    uint64_t sums[] = {2 * hidden, (N + T) * c->width, T * (queries + 2 * keys), T * c->experts, c->vocabulary};
+    uint64_t most = 0;
+    s->starved = __builtin_mul_overflow(c->layers * keys, (uint64_t)c->context, &cache);
     for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) most = sums[i] > most ? sums[i] : most;
     s->keys = memory(s, cache, sizeof *s->keys);
     s->values = memory(s, cache, sizeof *s->values);
     s->stream = memory(s, T * c->width, sizeof *s->stream);
     s->normed = some_vectors(s, T, c->width);
-    s->attended = some_vectors(s, T, queries);
+    s->attended = some_vectors(s, T, (size_t)queries);
     s->q = memory(s, T * queries, sizeof *s->q);
     s->k = memory(s, T * keys, sizeof *s->k);
     s->v = memory(s, T * keys, sizeof *s->v);

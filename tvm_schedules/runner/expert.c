@@ -50,7 +50,8 @@ static int32_t open_expert(expert *e, const void *file, size_t bytes) {
     if (h->layout_version != WB_LAYOUT_VERSION || h->vector_bytes != WB_VECTOR_BYTES) return WB_LAYOUT;
     if (!wb_row_unit(h->weight_bits)) return WB_NO_KERNEL;
     if (h->group_rows != wb_row_unit(h->weight_bits)) return WB_LAYOUT;
-    if (h->act_bits < 1 || h->act_bits > 8) return WB_NOT_AN_EXPERT;
+    if (h->act_bits < 1 || h->act_bits > 8 || h->d_model - 1 >= WB_COLS_MAX || h->d_hidden - 1 >= WB_COLS_MAX)
+        return WB_NOT_AN_EXPERT;
     e->header = h;
     e->first = (layer){{h->weight_bits, h->d_hidden, h->d_model, 0, NULL, NULL}, h->w1_bytes, h->shift1, NULL, NULL};
     e->second = (layer){{h->weight_bits, h->d_model, h->d_hidden, 0, NULL, NULL}, h->w2_bytes, h->shift2, NULL, NULL};
@@ -63,7 +64,7 @@ static int32_t open_expert(expert *e, const void *file, size_t bytes) {
 // down.
 static void requant(const layer *l, const int32_t *sums, int32_t lo, int32_t hi, int32_t offset, int8_t *y) {
     for (uint32_t n = 0; n < l->matrix.rows; n++) {
-        int64_t product = (int64_t)(sums[n] + l->bias[n]) * l->multiplier[n];
+        int64_t product = (int64_t)(int32_t)((uint32_t)sums[n] + (uint32_t)l->bias[n]) * l->multiplier[n];
         int64_t value = (product + ((int64_t)1 << (l->shift - 1))) >> l->shift;
         y[n] = (int8_t)((value < lo ? lo : value > hi ? hi : value) - offset);
     }

@@ -81,14 +81,14 @@ uint32_t wb_row_unit(uint32_t weight_bits) {
     return width ? width->group_rows : 0;
 }
 
-size_t wb_weight_bytes(const wb_matrix *m) {
+uint64_t wb_weight_bytes(const wb_matrix *m) {
     const struct width *width = find_width(m->weight_bits);
-    return width ? padded(m->rows, width->group_rows) * row_bytes(m) : 0;
+    return width ? (uint64_t)padded(m->rows, width->group_rows) * row_bytes(m) : 0;
 }
 
-size_t wb_scale_count(const wb_matrix *m) {
+uint64_t wb_scale_count(const wb_matrix *m) {
     const struct width *width = find_width(m->weight_bits);
-    return width && m->group_size ? padded(m->rows, width->group_rows) * (m->cols / m->group_size) : 0;
+    return width && m->group_size ? (uint64_t)padded(m->rows, width->group_rows) * (m->cols / m->group_size) : 0;
 }
 
 // What all calls on one range of a matrix share.

@@ -34,8 +34,8 @@ static inline size_t wb_x_stride(uint32_t cols) { return ((size_t)cols + WB_X_UN
 uint32_t wb_row_unit(uint32_t weight_bits);
 
 // The bytes of a matrix's weights and the number of its scales; 0 where the library has no kernel of its width.
-size_t wb_weight_bytes(const wb_matrix *matrix);
-size_t wb_scale_count(const wb_matrix *matrix);
+uint64_t wb_weight_bytes(const wb_matrix *matrix);
+uint64_t wb_scale_count(const wb_matrix *matrix);
 
 // y [tokens, rows] = x [tokens, wb_x_stride(cols)] . weights^T for the rows first <= row < last; other rows of y are not
 // touched. For a matrix without groups. x and y at multiples of 4 bytes.
