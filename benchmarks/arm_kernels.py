@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median, stdev
 
 import click
-from kernel_peers import Case, Peer, build_ggml, peers
+from kernel_peers import Case, Peer, build_ggml, missing_torchao, peers
 from rows import Row, show, write
 
 from wattbit.tvm_schedules.cores import Core, host_core
@@ -82,8 +82,9 @@ def compare(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None
 def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     core = host_core()
     ggml = build_ggml(CACHE)
-    if isinstance(ggml, str):
-        click.echo(ggml)
+    for reason in (ggml, missing_torchao()):
+        if isinstance(reason, str):
+            click.echo(f"left out: {reason}")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"

@@ -9,6 +9,7 @@ library lets us, and returns the seconds of each call.
 """
 
 import ctypes
+import importlib.util
 import tarfile
 import time
 import weakref
@@ -93,6 +94,13 @@ def build_ggml(cache: Path) -> Path | str:
     return library
 
 
+def missing_torchao() -> str | None:
+    """Why torchao's peers are left out; None when it is there."""
+    if importlib.util.find_spec("torchao"):
+        return None
+    return "torchao: not installed; get it with `pip install --no-deps torchao==0.18.0`"
+
+
 def _ggml(path: Path, kind: str, case: Case, repack: int) -> Peer | None:
     library = ctypes.CDLL(str(path))
     library.peer_open.restype = Address
@@ -167,10 +175,10 @@ def _torch(case: Case) -> Iterator[tuple[str, Peer]]:
 def _torchao(case: Case) -> Iterator[tuple[str, Peer]]:
     import torch
 
-    try:
-        from torchao import quantization
-    except ImportError:
+    if missing_torchao():
         return
+    from torchao import quantization
+
     configs: dict[str, Any] = {"Int8WeightOnly": quantization.Int8WeightOnlyConfig}
     configs["Int8DynamicActivationInt8Weight"] = quantization.Int8DynamicActivationInt8WeightConfig
     x = torch.randn(1, case.cols, dtype=torch.bfloat16)
