@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from wattbit.arith import Int8
 from wattbit.errors import WattbitError
 
-GPU_LAYOUT_VERSION = 1
 GPU_WIDTHS = (2, 3, 4, 6, 8)
 ROW_TILE = 16
 COLUMN_BLOCK = 64
