@@ -15,18 +15,12 @@ from wattbit.errors import WattbitError
 from wattbit.progress import Progress, silent
 
 DEPOT = "wattbit.board.agent.depot"
-ROOT = "wattbit"
 BLOCK_BYTES = 1 << 16
 TRIES = 2  # a file that arrives altered is sent once more
 
 
 class AlteredError(WattbitError):
     """A file did not arrive as it was sent."""
-
-
-def remote_folder(digest: str) -> str:
-    """Where the bundle of this digest lies on a board, from its home folder."""
-    return f"{ROOT}/{digest}"
 
 
 def holder() -> str:

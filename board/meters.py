@@ -17,6 +17,7 @@ bounds the error, which is far below a window's margin.
 """
 
 import csv
+import math
 import os
 import re
 import select
@@ -181,7 +182,8 @@ def read_csv(path: Path) -> list[PowerSample]:
     rows = csv.DictReader(whole.splitlines())
     names = set(rows.fieldnames or ())
     if "time_s" not in names or not ({"power_w"} <= names or {"voltage_v", "current_a"} <= names):
-        raise WattbitError(f"{path} needs the columns time_s and power_w, or voltage_v and current_a, not {names}")
+        found = ", ".join(sorted(names)) or "none"
+        raise WattbitError(f"{path} needs the columns time_s and power_w, or voltage_v and current_a, not {found}")
     try:
         return [PowerSample(float(row["time_s"]), _row_power(row)) for row in rows]
     except (TypeError, ValueError):
@@ -189,7 +191,10 @@ def read_csv(path: Path) -> list[PowerSample]:
 
 
 def _row_power(row: dict[str, str]) -> float:
-    return float(row["power_w"]) if "power_w" in row else float(row["voltage_v"]) * float(row["current_a"])
+    power_w = float(row["power_w"]) if "power_w" in row else float(row["voltage_v"]) * float(row["current_a"])
+    if not math.isfinite(power_w):
+        raise ValueError("nan and inf are no readings")
+    return power_w
 
 
 def open_meter(name: str) -> Meter:

@@ -4,6 +4,7 @@ The guest reaches no network (`restrict=on`); this machine reaches the guest's s
 """
 
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -102,14 +103,11 @@ class Machine:
         command += ["-qmp", f"unix:{self._folder / 'monitor'},server=on,wait=off"]
         command += ["-kernel", str(self._image / "kernel"), "-initrd", str(self._image / "initrd")]
         command += ["-append", "console=ttyAMA0 quiet net.ifnames=0 mitigations=off panic=-1"]
-        command += [
-            "-drive",
-            f"if=none,id=disk,file={self._disk},format=qcow2",
-            "-device",
-            "virtio-blk-device,drive=disk",
-        ]
+        file = str(self._disk).replace(",", ",,")  # a comma ends the option
+        command += ["-drive", f"if=none,id=disk,file={file},format=qcow2", "-device", "virtio-blk-device,drive=disk"]
         command += ["-netdev", network, "-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device"]
-        return [*command, "-incoming", f"exec:cat {self._image / 'state'}"] if self._resume else command
+        saved = shlex.quote(str(self._image / "state"))  # QEMU gives it to a shell
+        return [*command, "-incoming", f"exec:cat {saved}"] if self._resume else command
 
     def _connect(self) -> socket.socket:
         monitor = socket.socket(socket.AF_UNIX)
@@ -154,7 +152,7 @@ class Machine:
 
     def save(self, path: Path) -> None:
         """Write the machine's memory and devices to a file, and stop it; the disk stays as it is then."""
-        self._ask("migrate", uri=f"exec:cat > {path}")
+        self._ask("migrate", uri=f"exec:cat > {shlex.quote(str(path))}")
         deadline_s = time.monotonic() + SAVE_S
         while (status := self._ask("query-migrate")["status"]) != "completed":
             if status in ("failed", "cancelled") or time.monotonic() > deadline_s:

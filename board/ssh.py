@@ -3,11 +3,9 @@
 The host key is checked strictly. One connection is kept open (ControlMaster) and every command goes through it.
 """
 
-import contextlib
 import shlex
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,14 +15,12 @@ from types import TracebackType
 from typing import IO, Self
 
 from wattbit.errors import ToolError, WattbitError
-from wattbit.progress import Progress, silent
 
 SSH_FAILED = 255  # OpenSSH's own exit status; everything else is the remote command's
 RETRY_S = 1.0
 PERSIST_S = 60  # an idle connection closes by itself, should this program be killed
 SOCKET_PATH_MAX = 108 - 18  # a socket address has 108 bytes, of which ssh takes 17 for a suffix and 1 for the end
-DISK_FULL = ("no space left on device", "disk quota exceeded", "wrote only")  # the last in GNU tar's words
-TAR_NOISE = "tar: Exiting with failure status due to previous errors\n"
+DISK_FULL = ("no space left on device", "disk quota exceeded")
 UNREACHABLE = (
     "connection refused",
     "timed out",
@@ -76,7 +72,7 @@ class Connection:
 
     def close(self) -> None:
         if self._sockets is not None:
-            subprocess.run([*self._ssh(), "-O", "exit", self.host], capture_output=True, check=False)
+            subprocess.run([*self._ssh(), "-O", "exit", "--", self.host], capture_output=True, check=False)
             self._sockets.cleanup()
             self._sockets = None
 
@@ -94,30 +90,6 @@ class Connection:
             ) from None
         self.check(args, done.returncode, done.stderr.decode(errors="replace"))
         return done.stdout
-
-    def put(self, local: Path, remote: str, progress: Progress = silent) -> None:
-        """Copy what is in the folder `local` into the folder `remote`, which is created.
-
-        Raises ToolError when the board cannot take it (its disk is full), WattbitError when it is lost.
-        """
-        files = sorted(path for path in local.rglob("*") if path.is_file())
-        receive = ["sh", "-c", 'mkdir -p "$0" && exec tar -x --no-same-owner -f - -C "$0"', remote]
-        with tempfile.TemporaryFile() as stderr:
-            command = self._command(receive)
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr) as process:
-                assert process.stdin is not None
-                # a board that stops reading has said why on stderr, and its exit status is read below
-                with (
-                    contextlib.suppress(BrokenPipeError),
-                    process.stdin as stream,
-                    tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, dereference=True) as archive,
-                ):
-                    for index, file in enumerate(files):
-                        progress(f"upload to {self.host}", index, len(files))
-                        archive.add(file, file.relative_to(local).as_posix())
-            stderr.seek(0)
-            self.check(["tar"], process.returncode, stderr.read().decode(errors="replace").replace(TAR_NOISE, ""))
-        progress(f"upload to {self.host}", len(files), len(files))
 
     def popen(self, args: Sequence[str], stderr: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
         """Start `args` on the board behind the launch prefix, with pipes of text to its stdin and from its stdout.

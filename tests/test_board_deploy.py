@@ -14,7 +14,7 @@ from wattbit.board.agent.depot import Depot
 from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.part import check_part
 from wattbit.board.bundle import Parts, bundle_bytes, pack
-from wattbit.board.deploy import deploy, holder, remote_folder, rollback, versions
+from wattbit.board.deploy import deploy, holder, rollback, versions
 from wattbit.board.program import running
 from wattbit.errors import ToolError, WattbitError
 
@@ -53,7 +53,7 @@ def objects(board: FolderBoard) -> list[Path]:
 def test_the_board_holds_what_was_sent_and_switches_to_it(board: FolderBoard, bundle: Path) -> None:
     place = deploy(bundle, board)
     digest = verify(bundle)["digest"]
-    assert place == remote_folder(digest) and verify(board.home / place) == verify(bundle)
+    assert place == f"wattbit/{digest}" and verify(board.home / place) == verify(bundle)
     assert visible(board) == {digest, "current"}
     assert verify(board.home / "wattbit/current")["digest"] == digest
     assert versions(board) == [digest]
@@ -71,7 +71,7 @@ def test_only_files_that_changed_are_sent(board: FolderBoard, bundle: Path, othe
     first, board.sent = board.sent, 0
     deploy(other, board)
     assert first - board.sent >= bundle_bytes(verify(bundle)), "no file differs, the manifest does"
-    one, two = (board.home / remote_folder(verify(path)["digest"]) / "accel.bit" for path in (bundle, other))
+    one, two = (board.home / "wattbit" / verify(path)["digest"] / "accel.bit" for path in (bundle, other))
     assert one.stat().st_ino == two.stat().st_ino, "one file on the disk for both versions"
 
 

@@ -55,7 +55,9 @@ def found(connection: Connection, tmp_path_factory: pytest.TempPathFactory) -> d
     (folder / "zynqmp.hwh").write_text(handoff("xck26-sfvc784-2LV-c", 150.0, MASTERS, 4))
     (folder / "vivado.hwh").write_text(vivados_handoff())
     (folder / "filled.hwh").write_text(with_clock(vivados_handoff(), 80.0))
-    connection.put(folder, "handoffs")
+    connection.run(["mkdir", "handoffs"])
+    for path in folder.iterdir():
+        connection.run(["tee", f"handoffs/{path.name}"], path.read_bytes())
     names = [f"handoffs/{path.name}" for path in sorted(folder.iterdir())]
     parsed: dict[str, Any] = json.loads(connection.run(["python3", "-c", PROGRAM, *names]))
     return parsed

@@ -141,7 +141,11 @@ def test_a_jump_of_the_time_of_day_is_found(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a,b\n1,2\n", "needs the columns time_s and power_w"), ("time_s,power_w\n1,x\n", "line 2 of .* is no reading")],
+    [
+        ("a,b\n1,2\n", "needs the columns time_s and power_w"),
+        ("time_s,power_w\n1,x\n", "line 2 of .* is no reading"),
+        ("time_s,power_w\n1,2\n2,nan\n", "line 3 of .* is no reading"),
+    ],
 )
 def test_a_csv_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "meter.csv"

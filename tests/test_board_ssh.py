@@ -62,28 +62,6 @@ def test_a_command_that_hangs_is_given_up(connection: Connection) -> None:
         connection.run(["sleep", "60"], timeout_s=0.5)
 
 
-def test_a_folder_arrives_whole(connection: Connection, tmp_path: Path) -> None:
-    sent = {"a.txt": b"text", "deep/er/b.bin": os.urandom(300_000), "deep/name with 'quotes'.txt": b"", "ü.txt": b"u"}
-    for name, data in sent.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "a.txt").chmod(0o755)
-    steps: list[tuple[int, int]] = []
-    connection.put(tmp_path, "put/some where", lambda what, done, total: steps.append((done, total)))
-    assert steps == [(done, len(sent)) for done in range(len(sent) + 1)]
-    found = connection.run(["sh", "-c", "cd 'put/some where' && find . -type f -print0"]).decode().split("\0")[:-1]
-    assert sorted(found) == sorted(f"./{name}" for name in sent)
-    for name, data in sent.items():
-        assert connection.run(["cat", f"put/some where/{name}"]) == data
-    assert connection.run(["find", "put", "-perm", "755", "-type", "f"]) == b"put/some where/a.txt\n"
-
-
-def test_a_folder_that_cannot_be_written_says_why(connection: Connection, tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(bytes(1 << 20))
-    with pytest.raises(ToolError, match=r"^tar failed .*/dev/null"):
-        connection.put(tmp_path, "/dev/null/folder")
-
-
 def test_a_process_on_the_board_talks_in_lines_behind_the_launch_prefix(connection: Connection) -> None:
     process = connection.popen(["sh", "-c", 'echo "$BOARD $0 $1"; cat', "zero", "a  b"])
     assert process.stdin is not None and process.stdout is not None

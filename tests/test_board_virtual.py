@@ -88,19 +88,18 @@ def test_a_kept_home_is_there_the_next_time(tmp_path: Path) -> None:
             assert connection.run(["cat", "/root/log"]) == b"run\n" * run
 
 
-def test_a_full_disk_fails_with_its_name(tmp_path: Path) -> None:
+def test_a_full_disk_fails_with_its_name() -> None:
     probe = subprocess.run([*virtual.mount_namespace(), "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"this machine gives no mount namespace: {probe.stderr.strip()}")
-    (tmp_path / "large").write_bytes(bytes(4 << 20))
     with (
         VirtualBoard(cache_or_skip(), disk_bytes=1 << 20) as small,
         small.connection() as connection,
         pytest.raises(
-            ToolError, match=r"^tar failed with exit status 2: tar: large: .*; the disk of 127\.0\.0\.1 is full"
+            ToolError, match=r"^dd failed with exit status 1: .*No space left.*; the disk of 127\.0\.0\.1 is full"
         ),
     ):
-        connection.put(tmp_path, "bundle")
+        connection.run(["dd", "if=/dev/zero", "of=large", "bs=1M", "count=4", "status=none"])
 
 
 OWNER = """
