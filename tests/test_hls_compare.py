@@ -57,11 +57,14 @@ def test_a_plan_is_simulated_exactly(
     ids = [ExpertId(int(a), int(b)) for a, b in zip(vectors["layer"], vectors["expert"], strict=True)]
     assert result["vectors"] == sum(e != EXPERTS[-1] for e in ids) < VECTORS
     assert result["provenance"] == "simulated"
-    busiest = max(
-        sum(e in spec.experts for e in ids) * cycles
-        for spec, cycles in zip(planned.classes, planned.cycles_per_vector, strict=True)
+    busiest = sum(  # of the slowest engine in each layer's launch
+        max(
+            sum(e in spec.experts and e.layer == layer for e in ids) * cycles
+            for spec, cycles in zip(planned.classes, planned.cycles_per_vector, strict=True)
+        )
+        for layer in {e.layer for e in ids}
     )
-    assert busiest <= result["cycles"] < 1.5 * busiest  # the slowest engine, and filling and draining the rest
+    assert busiest <= result["cycles"] < 1.5 * busiest  # and filling and draining the others
 
     library = next(tmp_path.rglob("libwattbit_accel.so"))
     assert simulate(planned, library, vectors) == result

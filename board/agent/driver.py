@@ -54,10 +54,8 @@ class Driver:
         self._registers = registers
         self._allocate = allocate
         self._timeout_s = timeout_s
-        self._packets: Any = None
-        self._results: Any = None
-        self._buffers: dict[int, tuple[Any, Any]] = {}  # packets and results, by their number
-        self._order = np.empty(0, np.int64)
+        self._buffers: dict[tuple[int, int], tuple[Any, Any]] = {}  # packets and results, by slot and number
+        self._loaded: dict[int, tuple[Any, Any, NDArray[np.int64]]] = {}  # by slot: packets, results, their order
         if self._read("ID") != IDENTITY:
             raise WattbitError(f"no wattbit shell answers: ID is {self._read('ID'):#010x}, not {IDENTITY:#010x}")
         if self._read("DIGEST") != digest_word(digest):
@@ -95,42 +93,49 @@ class Driver:
         self._registers.write(Register.WEIGHTS_ADDR + STREAM_BYTES * stream, buffer.device_address)
         return buffer
 
-    def load(self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8]) -> None:
-        """Put inputs x [N, D], each for one engine and set, where the accelerator reads them, `interleaved`."""
+    def load(self, engine: NDArray[np.int64], index: NDArray[np.int64], x: NDArray[np.int8], slot: int = 0) -> None:
+        """Put inputs x [N, D], each for one engine and set, where the accelerator reads them, `interleaved`.
+
+        Each slot keeps its own, to be launched again and again.
+        """
         words = packets(engine, index, x)
         if x.shape[1] != self.d_model:
             raise WattbitError(f"the design takes vectors of {self.d_model}, not {x.shape[1]}")
-        if len(x) not in self._buffers:
-            self._buffers[len(x)] = self._allocate(words.shape, np.uint8), self._allocate(x.shape, np.int8)
-        self._packets, self._results = self._buffers[len(x)]
-        self._order = interleaved(engine, index, self._engine_cycles)
-        self._packets[:] = words[self._order]
-        self._packets.flush()
+        key = slot, len(x)
+        if key not in self._buffers:
+            self._buffers[key] = self._allocate(words.shape, np.uint8), self._allocate(x.shape, np.int8)
+        inputs, outputs = self._buffers[key]
+        order = interleaved(engine, index, self._engine_cycles)
+        inputs[:] = words[order]
+        inputs.flush()
+        self._loaded[slot] = inputs, outputs, order
 
-    def launch(self) -> int:
-        """Run what `load` put there once; the clock cycles from start to done."""
-        if self._packets is None:
+    def launch(self, slot: int = 0) -> int:
+        """Run what `load` put into a slot once; the clock cycles from start to done."""
+        if slot not in self._loaded:
             raise WattbitError("nothing is loaded to launch; load vectors first")
-        self._write("COUNT", len(self._packets))
-        self._write("IN_ADDR", self._packets.device_address)
-        self._write("OUT_ADDR", self._results.device_address)
+        inputs, outputs, _ = self._loaded[slot]
+        self._write("COUNT", len(inputs))
+        self._write("IN_ADDR", inputs.device_address)
+        self._write("OUT_ADDR", outputs.device_address)
         self._write("CTRL", START)
         deadline_s = time.monotonic() + self._timeout_s
         while not self._read("CTRL") & DONE:
             if time.monotonic() > deadline_s:
                 raise WattbitError(
-                    f"the accelerator did not finish {len(self._packets)} packets in {self._timeout_s:g} s; "
+                    f"the accelerator did not finish {len(inputs)} packets in {self._timeout_s:g} s; "
                     "load the design again"
                 )
         if error := self._read("ERROR"):
             raise WattbitError(f"the accelerator reports error {error}: {ERRORS.get(error, 'unknown')}")
         return self._read("CYCLES_LO") | self._read("CYCLES_HI") << 32
 
-    def results(self) -> NDArray[np.int8]:
-        """Outputs [N, D] of the last launch."""
-        self._results.invalidate()
-        results = np.empty(self._results.shape, np.int8)
-        results[self._order] = self._results
+    def results(self, slot: int = 0) -> NDArray[np.int8]:
+        """Outputs [N, D] of a slot's last launch."""
+        _, outputs, order = self._loaded[slot]
+        outputs.invalidate()
+        results = np.empty(outputs.shape, np.int8)
+        results[order] = outputs
         return results
 
     def run(

@@ -120,12 +120,13 @@ class Session:
         start_s = time.monotonic()
         if engine == "fpga":
             self._works.pop(engine, None)  # the driver's buffers are about to hold other vectors
-            driver = self._loaded().driver
-            driver.load(*self._places(names), vectors)
-            cycles: int | None = self._launch()
-            outputs = driver.results()
+            work = self._work_of(names, vectors, engine)
+            cycles = work.launch()
+            outputs = np.empty_like(vectors)
+            for slot, mine in enumerate(_by_layer(names)):
+                outputs[mine] = self._loaded().driver.results(slot)
             if not given:
-                self._works[engine] = replace(self._described(self._launch, names), cycles=cycles), len(names)
+                self._works[engine] = replace(work, cycles=cycles), len(names)
         else:
             outputs, cycles = self._forward(names, vectors), None
         wall_s = None if self._virtual else time.monotonic() - start_s
@@ -140,15 +141,13 @@ class Session:
         _check_engine(engine)
         self._works.pop(engine, None)
         _, names, vectors = self._own_vectors(engine)
-        layers: dict[int, list[int]] = {}
-        for row, name in enumerate(names):
-            layers.setdefault(ExpertId.parse(name).layer, []).append(row)
+        layers = _by_layer(names)
         rng, top_k = np.random.default_rng(SEED), self.manifest["model"]["top_k"]
         cycles: list[int | None] = []
         walls_s: list[float] = []
         begin_s = time.monotonic()
         while len(cycles) < launches and time.monotonic() - begin_s < seconds:
-            rows = rng.choice(layers[sorted(layers)[len(cycles) % len(layers)]], top_k)
+            rows = rng.choice(layers[len(cycles) % len(layers)], top_k)
             work = self._work_of([names[row] for row in rows], vectors[rows], engine)
             start_s = time.perf_counter()
             cycles.append(work.launch())
@@ -181,7 +180,7 @@ class Session:
         return vars(self._power().idle(seconds)) | {"conditions": conditions()}
 
     def active(self, seconds: float, engine: str = "fpga") -> Reply:
-        """A window in which the bundle's vectors run again and again on one engine; `packets` in one launch."""
+        """A window in which the bundle's vectors run again and again on one engine; `packets` each time."""
         _check_engine(engine)
         timeline = self._power()
         if engine not in self._works:
@@ -238,25 +237,27 @@ class Session:
         return driver.results()
 
     def _work(self, engine: str) -> tuple[Work, int]:
-        """The bundle's own vectors on an engine as one launch, and how many they are."""
+        """The bundle's own vectors on an engine, and how many they are."""
         _, names, vectors = self._own_vectors(engine)
         return self._work_of(names, vectors, engine), len(names)
 
     def _work_of(self, names: list[str], vectors: NDArray[np.int8], engine: str) -> Work:
-        """Vectors for these experts as one launch, put where it reads them."""
-        if engine == "fpga":
-            self._loaded().driver.load(*self._places(names), vectors)
-            return self._described(self._launch, names)
+        """Vectors for these experts, put where their launches read them: one a layer, as a model goes through them."""
 
-        def launch() -> None:
+        def forward() -> None:
             self._forward(names, vectors)
 
-        return self._described(launch, names)
+        if engine != "fpga":
+            return self._described(forward, names)
+        layers = _by_layer(names)
+        for slot, mine in enumerate(layers):
+            self._loaded().driver.load(*self._places([names[row] for row in mine]), vectors[mine], slot)
+        return self._described(lambda: sum(self._launch(slot) for slot in range(len(layers))), names)
 
-    def _launch(self) -> int:
+    def _launch(self, slot: int = 0) -> int:
         """Launch what the driver has loaded. A design that hangs or errs is loaded again, which resets it."""
         try:
-            return self._loaded().driver.launch()
+            return self._loaded().driver.launch(slot)
         except WattbitError as error:
             self.load()
             raise WattbitError(f"{error} (done: the design was loaded again)") from None
@@ -308,6 +309,14 @@ class Session:
             rows = [i for i, other in enumerate(names) if other == name]
             outputs[rows] = self._kernels.forward(ExpertId.parse(name), x[rows])
         return outputs
+
+
+def _by_layer(names: list[str]) -> list[list[int]]:
+    """The rows of each layer's experts, first layer first."""
+    layers: dict[int, list[int]] = {}
+    for row, name in enumerate(names):
+        layers.setdefault(ExpertId.parse(name).layer, []).append(row)
+    return [layers[layer] for layer in sorted(layers)]
 
 
 def _check_engine(engine: str) -> None:
