@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wattbit.errors import ToolError
+from wattbit.errors import ToolError, WattbitError
 from wattbit.processes import execute
 
 Peer = Callable[[int], list[float]]
@@ -109,6 +109,8 @@ def _ggml(path: Path, kind: str, case: Case, repack: int) -> Peer | None:
     def run(calls: int) -> list[float]:
         seconds = (ctypes.c_double * calls)()
         library.peer_time(Address(handle), calls, seconds)
+        if min(seconds) < 0:
+            raise WattbitError(f"ggml failed to multiply at {kind}; build it again or remove {path}")
         return list(seconds)
 
     if handle is None:

@@ -38,15 +38,20 @@ def copy(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "copy"))
 
 
-def reseal(folder: Path) -> None:
-    """Header and record as if the file had been written so: for what the digest would find first."""
-    path = folder / "model.wattbit"
+def seal(path: Path) -> None:
+    """The header's digest as if the file had been written so."""
     data = bytearray(path.read_bytes())
     count = weights_file.HEADER.unpack(data[: weights_file.HEADER.size])[6]
     start, end = weights_file.HEADER.size - 32, weights_file.HEADER.size + weights_file.ENTRY.size * count
     data[start : start + 32] = bytes(32)
     data[start : start + 32] = hashlib.sha256(data[:end]).digest()
     path.write_bytes(data)
+
+
+def reseal(folder: Path) -> None:
+    """Header and record as if the file had been written so: for what the digest would find first."""
+    path = folder / "model.wattbit"
+    seal(path)
     record = read_json(folder / "model.json")
     record["weights"]["digest"] = weights_file.read_table(path)[2]
     write_json(folder / "model.json", record)
@@ -134,6 +139,18 @@ def test_a_header_that_does_not_fit_is_refused(copy: Path, offset: int, value: i
         reseal(copy)
     with pytest.raises(WattbitError, match=message):
         Decoder(copy)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(88, 9), (28, 2**32 - 1), (192, 0xFFFFFFFF), (192 + 56, 7)],
+    ids=["norm", "count", "name", "kind"],
+)
+def test_words_of_no_meaning_are_refused(copy: Path, offset: int, value: int) -> None:
+    patch(copy / "model.wattbit", offset, struct.pack("<I", value))
+    seal(copy / "model.wattbit")
+    with pytest.raises(WattbitError, match="describes no model that this version knows; build the model again"):
+        weights_file.read_table(copy / "model.wattbit")
 
 
 def test_a_missing_tensor_is_named(copy: Path, portable: Portable) -> None:

@@ -146,13 +146,14 @@ def read_table(path: Path) -> tuple[DecoderConfig, tuple[Entry, ...], str]:
             if len(head) < HEADER.size or not head.startswith(MAGIC):
                 raise WattbitError(f"{path} is no weights file of wattbit; build the model again")
             _, version, *_, count, size, norm_eps = (fields := HEADER.unpack(head))[:9]
-            table = stream.read(ENTRY.size * count)
+            present = path.stat().st_size
+            table = stream.read(min(ENTRY.size * count, present))
     except OSError as error:
         raise WattbitError(f"{path} cannot be read ({error.strerror}); build the model again") from None
     if version != VERSION:
         raise WattbitError(f"{path} has version {version}, not {VERSION}; build the model again")
-    if path.stat().st_size != size:
-        raise WattbitError(f"{path} is truncated ({path.stat().st_size} of {size} bytes); build or deploy it again")
+    if present != size:
+        raise WattbitError(f"{path} is truncated ({present} of {size} bytes); build or deploy it again")
     blank = head[:-DIGEST_BYTES] + bytes(DIGEST_BYTES)
     digest = hashlib.sha256(blank + table).digest()
     if digest != head[-DIGEST_BYTES:]:
@@ -160,8 +161,14 @@ def read_table(path: Path) -> tuple[DecoderConfig, tuple[Entry, ...], str]:
             f"{path}: header and table have digest {digest.hex()[:16]}, not {head[-DIGEST_BYTES:].hex()[:16]}; "
             "build or deploy the model again"
         )
-    entries = tuple(_parse(table[i : i + ENTRY.size]) for i in range(0, len(table), ENTRY.size))
-    return DecoderConfig.from_words(fields[9:-1], norm_eps), entries, digest.hex()
+    try:
+        if len(table) != ENTRY.size * count:
+            raise IndexError
+        entries = tuple(_parse(entry) for (entry,) in struct.iter_unpack(f"{ENTRY.size}s", table))
+        config = DecoderConfig.from_words(fields[9:-1], norm_eps)
+    except (IndexError, UnicodeDecodeError):
+        raise WattbitError(f"{path} describes no model that this version knows; build the model again") from None
+    return config, entries, digest.hex()
 
 
 def verify(path: Path) -> str:

@@ -42,9 +42,13 @@ class SourceFile:
             raise WattbitError(f"{path} is no exported model ({error}); export it again") from None
         if about.get("format") != FORMAT:
             raise WattbitError(f"{path} has format {about.get('format')}, not {FORMAT}; export it again")
-        self.config = DecoderConfig.from_json(json.loads(about["config"]))
-        self.bits: dict[str, int] = json.loads(about["bits"])
-        self.group: dict[str, int] = json.loads(about["group"])
+        try:
+            config, bits, group = (json.loads(about[name]) for name in ("config", "bits", "group"))
+        except (KeyError, ValueError) as error:
+            raise WattbitError(f"{path} does not describe its model ({error}); export it again") from None
+        self.config = DecoderConfig.from_json(config)
+        self.bits: dict[str, int] = bits
+        self.group: dict[str, int] = group
 
     def load(self, name: str) -> NDArray[Any]:
         with safe_open(self._path, framework="np") as file:
