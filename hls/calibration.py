@@ -2,9 +2,8 @@
 
     python -m wattbit.hls.calibration
 
-synthesises every layer of `calibration.json` again (about a minute each), writes the file anew and prints the
-coefficients. Constants in memories are random, as trained weights look to yosys; where block RAM holds them they do not
-matter.
+synthesises every layer of `calibration.json` again (5 to 60 s each), writes the file anew and prints the coefficients.
+Constants in memories are random, as trained weights look to yosys; where block RAM holds them they do not matter.
 """
 
 import random
@@ -14,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from scipy.optimize import nnls
 
@@ -96,15 +96,18 @@ endmodule
 """
 
 
+@click.command(help=__doc__)
 def main() -> None:
     points = []
-    for layer, _ in load():
+    known = load()
+    for layer, _ in known:
         with tempfile.TemporaryDirectory() as name:
             points.append((layer, replace(synthesise(layer, Path(name)), tool="yosys")))
-        print(*points[-1], flush=True)
+        click.echo(f"{len(points)}/{len(known)} {layer}: {points[-1][1]}")
     write_json(DATA, [{"layer": asdict(layer), "yosys": resources.to_json()} for layer, resources in points])
     for resource, names in (("lut", tuple(LUT_FIT)), ("ff", tuple(FF_FIT))):
-        print(resource, {name: round(value, 3) for name, value in fit(points, names, resource).items()})
+        found = {name: round(value, 3) for name, value in fit(points, names, resource).items()}
+        click.echo(f"{resource} {found}")
 
 
 if __name__ == "__main__":

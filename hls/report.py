@@ -29,7 +29,7 @@ class Speed:
 
     @classmethod
     def of(cls, simulation: Mapping[str, Any], layers: int, top_k: int, clock_mhz: float) -> "Speed":
-        """From a launch of `vectors` vectors in `cycles`; a token sends `top_k` to each of `layers`."""
+        """From launches of `vectors` vectors in all in `cycles`; a token sends `top_k` to each of `layers`."""
         return cls(simulation["cycles"] * layers * top_k / simulation["vectors"], clock_mhz)
 
 

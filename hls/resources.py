@@ -66,9 +66,6 @@ class Resources:
         return cls(**record)
 
 
-NOTHING = Resources(0, 0, 0, 0, "model")
-
-
 def dsp_lanes(weight_bits: int, act_bits: int, version: int) -> int:
     """Products that finn-rtllib's MVU packs into one DSP48E1 (version 1) or DSP48E2 (2), narrow-range weights."""
     return 1 + (DSP_PORT_BITS[version] - weight_bits) // (weight_bits + act_bits - 1)

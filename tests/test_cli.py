@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from wattbit.board.targets import load
 from wattbit.cli import main
 from wattbit.errors import WattbitError
+from wattbit.hls.vivado.toolchain import NEWEST, OLDEST
 from wattbit.presets import run_config
 from wattbit.run import Run, RunConfig
 
@@ -46,7 +47,9 @@ def test_every_command_and_option_has_help(name: str) -> None:
 def test_doctor_says_what_follows() -> None:
     record = json.loads(run("doctor", "--json").output)
     assert any(line.startswith("toolchains left:") for line in record["conclusions"])
-    assert {finding["name"] for finding in record["findings"]} >= {"torch", "vivado", "qemu-aarch64"}
+    found = {finding["name"]: finding for finding in record["findings"]}
+    assert found.keys() >= {"torch", "vivado", "qemu-aarch64"}
+    assert f"{OLDEST} to {NEWEST}" in found["vivado"]["remedy"]
     assert "toolchains left" in run("doctor").output
 
 

@@ -43,7 +43,7 @@ NEEDS = (
     Need("qemu-aarch64", True, "the virtual board, kernels checked without a board", SETUP),
     Need("proot", True, "the virtual board", SETUP),
     Need("ssh", True, "boards", SETUP),
-    Need("vivado", True, "toolchain vivado", "install Vivado 2022.2 or newer and source its settings64.sh"),
+    Need("vivado", True, "toolchain vivado", "install Vivado 2022.2 to 2025.2 and source its settings64.sh"),
     Need("apt-get", True, "toolchain open, whose tools `make board` fetches from Debian's testing suite", "use Debian"),
     Need("qemu-system-aarch64", True, "the virtual board's system tier", "apt-get install qemu-system-arm qemu-utils"),
 )

@@ -12,6 +12,8 @@ from wattbit.display import Display
 from wattbit.perform import json_option, perform
 from wattbit.run import Run, cache_folder
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
 
 @click.command()
 @click.option(
@@ -24,9 +26,9 @@ from wattbit.run import Run, cache_folder
 @board_option
 @host_option
 @click.option("--meter", help="External meter: serial:DEVICE, tcp:HOST:PORT or csv:FILE.")
-@click.option("--width", type=float, help="Half the 95 % interval over net energy that is narrow enough [0.02].")
-@click.option("--budget", "budget_s", type=float, help="Seconds after which energy is what it is [900].")
-@click.option("--window", "window_s", type=float, help="Seconds of each idle and each active window [12].")
+@click.option("--width", type=POSITIVE, help="Half the 95 % interval over net energy that is narrow enough [0.02].")
+@click.option("--budget", "budget_s", type=POSITIVE, help="Seconds after which energy is what it is [900].")
+@click.option("--window", "window_s", type=POSITIVE, help="Seconds of each idle and each active window [12].")
 @json_option
 def command(folders: tuple[Path, ...], name: str | None, hosts: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Run tokens on the board: outputs compared bit by bit, latency, throughput, energy, memory.

@@ -28,8 +28,20 @@ PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes
 @click.option("--board", help="Board to decode on: a name or a TOML file; by default that of the run.")
 @click.option("--host", help="SSH host to decode on, of the run's target; localhost is this machine, without SSH.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens to generate.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token; 1 draws as trained.")
-@click.option("--top-k", default=0, show_default=True, help="Draw from this many likeliest tokens; 0: from all.")
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="0 takes the likeliest token; 1 draws as trained.",
+)
+@click.option(
+    "--top-k",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**31 - 1),
+    help="Draw from this many likeliest tokens; 0: from all.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**64 - 1), help="Seed of the draws.")
 def command(
     prompt: str,

@@ -105,7 +105,14 @@ def on_board(name: str, host: str | None, interval_s: float) -> Iterator[dict[st
 @click.option("--host", help="Where the board is, as for ssh: NAME or USER@NAME.")
 @click.option("--meter", help="External meter instead: serial:DEVICE, tcp:HOST:PORT or csv:FILE.")
 @click.option("--live", is_flag=True, help="Go on until Ctrl-C; otherwise read once.")
-@click.option("--interval", "interval_s", default=0.1, show_default=True, help="Seconds between readings.")
+@click.option(
+    "--interval",
+    "interval_s",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds between readings.",
+)
 def command(name: str, host: str | None, meter: str | None, live: bool, interval_s: float) -> None:
     """Show the board's power rails as they are read."""
     from wattbit.board.targets import load
