@@ -201,12 +201,12 @@ def test_cells_are_counted() -> None:
 
 @pytest.mark.slow
 def test_model_against_yosys(tmp_path: Path) -> None:
-    """DSP and block RAM exact, LUT and FF within 15 % of a synthesis that the fit has not seen."""
+    """DSP and block RAM exact, LUT and FF off by less than 15 % of a synthesis that the fit has not seen."""
     spec = engine_class(Precision(4, 8), 5, 4, 2)
     engine = write_engine([random_ints(e, spec.precision, SHAPE) for e in spec.experts], spec, tmp_path, PART)
     found = synthesise(engine, tmp_path)
     modelled = model(spec, SHAPE, 1, Scales.of([random_ints(e, spec.precision, SHAPE) for e in spec.experts]))
     assert (found.dsp, found.bram18) == (modelled.dsp, modelled.bram18)
-    assert found.lut == pytest.approx(modelled.lut, rel=0.15)
-    assert found.ff == pytest.approx(modelled.ff, rel=0.15)
+    assert modelled.lut == pytest.approx(found.lut, rel=0.15)
+    assert modelled.ff == pytest.approx(found.ff, rel=0.15)
     assert synthesise(engine, tmp_path) == found  # from the cache
