@@ -288,6 +288,8 @@ def test_the_driver_loads_the_images(design: Design) -> None:
         sets = np.random.default_rng(seed).integers(0, 3, 50)
         x = inputs(design, engine, seed)
         np.testing.assert_array_equal(driver.run(engine, sets, x)[0], design.expected(engine, sets, x))
+        experts = {(int(e), int(s)) for e, s in zip(engine, sets, strict=True)}
+        assert driver.streamed_bits(engine, sets) == 64 * sum(design.engines[e].beats for e, _ in experts) > 0
 
 
 @needs_host

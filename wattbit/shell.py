@@ -50,6 +50,7 @@ ERRORS = {
     3: "a packet names a set that its engine does not have",
 }
 
+WORD_BITS = 64  # that a memory port moves in a cycle
 HEADER_BYTES = 8
 COUNT_MAX = 2**20 - 1
 

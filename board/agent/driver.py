@@ -19,6 +19,7 @@ from wattbit.shell import (
     IDENTITY,
     START,
     STREAM_BYTES,
+    WORD_BITS,
     Register,
     digest_word,
     engine_cycles,
@@ -109,6 +110,11 @@ class Driver:
         inputs[:] = words[order]
         inputs.flush()
         self._loaded[slot] = inputs, outputs, order
+
+    def streamed_bits(self, engine: NDArray[np.int64], index: NDArray[np.int64]) -> int:
+        """Bits of weights that a launch for these engines and sets [N] reads from memory: each expert's once."""
+        engines, _ = np.unique(np.stack([engine, index]), axis=1)
+        return WORD_BITS * int(self._engine_cycles[engines, 1].sum())  # a load cycle moves a word
 
     def launch(self, slot: int = 0) -> int:
         """Run what `load` put into a slot once; the clock cycles from start to done."""

@@ -37,7 +37,7 @@ class PowerModel:
     fabric_w: what the clocked logic, shell and memory port add during a launch.
     mac_j: joule per multiply-accumulate of any width (operand reads, accumulator).
     bit_j: joule per one-bit product in it, which stands for the datapath's toggles.
-    moved_j: joule per bit that the memory port moves.
+    moved_j: joule per bit that the memory ports move, packets and streamed weights.
     noise_w: standard deviation of a reading. step_w: its quantisation. rate_hz: readings a second.
     """
 

@@ -247,12 +247,17 @@ class Session:
         def forward() -> None:
             self._forward(names, vectors)
 
+        def launch() -> int:
+            return sum(self._launch(slot) for slot in range(len(layers)))
+
         if engine != "fpga":
             return self._described(forward, names)
-        layers = _by_layer(names)
+        layers, streamed_bits = _by_layer(names), 0
         for slot, mine in enumerate(layers):
-            self._loaded().driver.load(*self._places([names[row] for row in mine]), vectors[mine], slot)
-        return self._described(lambda: sum(self._launch(slot) for slot in range(len(layers))), names)
+            places = self._places([names[row] for row in mine])
+            self._loaded().driver.load(*places, vectors[mine], slot)
+            streamed_bits += self._loaded().driver.streamed_bits(*places)
+        return self._described(launch, names, streamed_bits)
 
     def _launch(self, slot: int = 0) -> int:
         """Launch what the driver has loaded. A design that hangs or errs is loaded again, which resets it."""
@@ -262,10 +267,10 @@ class Session:
             self.load()
             raise WattbitError(f"{error} (done: the design was loaded again)") from None
 
-    def _described(self, launch: Callable[[], int | None], names: list[str]) -> Work:
-        """A launch with what it multiplies and moves: packets in, results out."""
+    def _described(self, launch: Callable[[], int | None], names: list[str], streamed_bits: int = 0) -> Work:
+        """A launch with what it multiplies and moves: packets in, results out, and the weights that are streamed."""
         moved_bits = 8 * len(names) * (HEADER_BYTES + 2 * int(self.manifest["model"]["d_model"]))
-        return Work(launch, self._macs(names), moved_bits)
+        return Work(launch, self._macs(names), moved_bits + streamed_bits)
 
     def _own_vectors(self, engine: str) -> tuple[NDArray[np.int64], list[str], NDArray[np.int8]]:
         """Rows, experts' names and inputs of the bundle's vectors that run on an engine."""
