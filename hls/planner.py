@@ -372,6 +372,8 @@ class _Search:
         while True:
             busy = np.stack([part.busy for part in parts])  # [P, S, layers]
             top = busy.max(axis=0)
+            if not top.any():
+                return parts  # no token wants these experts
             # how much sooner launches would be done without each engine
             alone = top - np.partition(busy, -2, axis=0)[-2] if len(parts) > 1 else top
             costs = np.array([alone[mine == top].sum() for mine in busy]) / top.sum()

@@ -68,10 +68,11 @@ def test_what_is_encoded_is_decoded() -> None:
     assert data == bitfile.encode("design", "xc7z020clg400-1", b"payload!")
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60, -1])
-def test_a_container_that_is_cut_short_is_an_error(cut: int) -> None:
-    with pytest.raises(WattbitError, match=r"\.bit file"):
-        bitfile.decode(bitfile.encode("design", "xc7z020clg400-1", b"payload!")[:cut])
+def test_a_container_that_is_cut_short_anywhere_is_an_error() -> None:
+    data = bitfile.encode("design", "xc7z020clg400-1", b"payload!")
+    for cut in range(len(data)):
+        with pytest.raises(WattbitError, match=r"\.bit file"):
+            bitfile.decode(data[:cut])
 
 
 def test_a_bitstream_with_the_assembled_frames_passes(tmp_path: Path, description: Path, frames: Frames) -> None:

@@ -87,6 +87,8 @@ def test_experts_that_no_token_wants_are_planned_too() -> None:
         streamed = {e for spec in planned.classes if spec.streamed for e in spec.experts}
         assert planned.fits and streamed and not streamed & set(wanted)
         assert sorted(e for spec in planned.classes for e in spec.experts) == EXPERTS
+    idle = Allocation(tuple(Placement(e, "arm" if e in wanted else "fpga", Precision(8)) for e in EXPERTS))
+    assert plan(idle, SHAPE, Z2, load).fits
 
 
 def test_small_batches_pay_for_the_experts_that_they_fetch() -> None:

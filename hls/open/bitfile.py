@@ -49,11 +49,11 @@ def decode(data: bytes) -> BitFile:
         raise WattbitError(f"not a .bit file: it starts with {data[:4].hex()}; build it again")
     at, fields = len(MAGIC), {}
     while data[at : at + 1] in (b"a", b"b", b"c", b"d"):
-        (length,) = struct.unpack(">H", data[at + 1 : at + 3])
+        length = int.from_bytes(data[at + 1 : at + 3], "big")
         fields[data[at : at + 1].decode()] = data[at + 3 : at + 3 + length].rstrip(b"\0").decode("latin-1")
         at += 3 + length
     payload = data[at + 5 :]
-    if data[at : at + 1] != b"e" or len(fields) != 4 or struct.unpack(">I", data[at + 1 : at + 5])[0] != len(payload):
+    if data[at : at + 5] != b"e" + struct.pack(">I", len(payload)) or len(fields) != 4:
         raise WattbitError(f"a .bit file is broken or cut short after {at} bytes; build it again")
     return BitFile(fields, payload)
 

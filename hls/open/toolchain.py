@@ -125,4 +125,5 @@ def _bitstream(shell: ShellRtl, part: str, design: Path, fasm: Path, found: Tool
     path = out / "wattbit.bit"
     write_bytes(path, bitfile.encode(f"{shell.top}_{shell.digest}", part, payload))
     checks = bitfile.check(path, found.database / part / "part.json", frames)
+    # any unknown feature or conflict has raised
     return checks | {"unknown_features": 0, "bit_conflicts": 0, "block_ram_contents": weights.total()}
