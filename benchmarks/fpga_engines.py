@@ -50,6 +50,14 @@ CASES = (Case("E64", 64, 64, 128), Case("E16", 16, 128, 256))
 QUICK = (Case("E16-quick", 16, 32, 64, 40, 4, 5),)
 
 
+def require_same_text(text: str | None, folder: Path) -> None:
+    """What was kept in the folder is of one text."""
+    stamp = folder / "text.json"
+    if stamp.is_file() and read_json(stamp) != text:
+        raise click.ClickException(f"{folder} is of --text {read_json(stamp)}, not {text}; give that, or move the folder")
+    write_json(stamp, text)
+
+
 def learner(case: Case, seed: int, text: str | None, folder: Path) -> Any:
     """The trained float model, trained if it is not there."""
     from wattbit.models.config import ModelConfig, TrainConfig
@@ -219,6 +227,8 @@ def rows_of(case: Case, seeds: Sequence[int], budgets: Sequence[float], text: st
     from wattbit.board.targets import load
 
     folders = [FOLDER / f"{case.name}-seed{seed}" for seed in seeds]
+    for folder in folders:
+        require_same_text(text, folder)
     found = [allocations(case, seed, budgets, text, f) for seed, f in zip(seeds, folders, strict=True)]
     stats = [[ExpertStats.from_json(one) for one in read_json(f / "stats.json")] for f in folders]
     rows = []
