@@ -54,7 +54,9 @@ def require_same_text(text: str | None, folder: Path) -> None:
     """What was kept in the folder is of one text."""
     stamp = folder / "text.json"
     if stamp.is_file() and read_json(stamp) != text:
-        raise click.ClickException(f"{folder} is of --text {read_json(stamp)}, not {text}; give that, or move the folder")
+        raise click.ClickException(
+            f"{folder} is of --text {read_json(stamp)}, not {text}; give that, or move the folder"
+        )
     write_json(stamp, text)
 
 
