@@ -68,11 +68,3 @@ def greedy(logits: Logits, prompt: Sequence[int], count: int) -> list[int]:
     for _ in range(count):
         tokens.append(int(logits(torch.tensor(tokens))[-1].argmax()))
     return tokens[len(prompt) :]
-
-
-def agreement(logits: Logits, prompt: Sequence[int], continuation: Sequence[int]) -> int:
-    """How many tokens of a continuation are what `greedy` gives, up to the first that is not."""
-    tokens = torch.tensor([*prompt, *continuation])
-    likeliest = logits(tokens[:-1])[len(prompt) - 1 :].argmax(dim=-1)
-    same = (likeliest == tokens[len(prompt) :]).tolist()
-    return same.index(False) if False in same else len(same)

@@ -70,19 +70,6 @@ def _gated_shapes(name: str, width: int, hidden: int) -> dict[str, tuple[int, ..
     return {f"{name}.gate": (hidden, width), f"{name}.up": (hidden, width), f"{name}.down": (width, hidden)}
 
 
-def random_weights(config: GatedConfig, seed: int) -> dict[str, Tensor]:
-    """Float weights of an untrained model: matrices of variance 1 / in, norms near 1."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
-        values = torch.randn(shape, generator=generator)
-        if len(shape) == 2:
-            return values * shape[1] ** -0.5
-        return values * 0.1 if name.endswith(".bias") else 1 + values * 0.1
-
-    return {name: draw(name, shape) for name, shape in shapes(config).items()}
-
-
 def quantize_weights(weights: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """Integers [N, K] and scales [N, K / group] of float weights: of the clips the one of least squared error."""
     rows, depth = weights.shape

@@ -1,13 +1,16 @@
 """Small models for the tests of wattbit.tvm_schedules.model, built once for a core."""
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wattbit.models.config import GatedConfig
-from wattbit.models.gated import GatedModel, quantize, random_weights
+from wattbit.models.decode import Logits
+from wattbit.models.gated import GatedModel, quantize, shapes
 from wattbit.models.portable import Portable
 from wattbit.plan import Allocation, Engine, ExpertId, Placement, Precision
 from wattbit.tvm_schedules.cores import Core, host_core
@@ -36,10 +39,31 @@ def allocations(experts: tuple[ExpertId, ...], engine: Engine = "arm") -> dict[s
     }
 
 
+def random_weights(config: GatedConfig, seed: int) -> dict[str, Tensor]:
+    """Float weights of an untrained model: matrices of variance 1 / in, norms near 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        values = torch.randn(shape, generator=generator)
+        if len(shape) == 2:
+            return values * shape[1] ** -0.5
+        return values * 0.1 if name.endswith(".bias") else 1 + values * 0.1
+
+    return {name: draw(name, shape) for name, shape in shapes(config).items()}
+
+
 def gated_model(family: str, allocation: str = "mixed", seed: int = 0) -> GatedModel:
     config, group_size = FAMILIES[family]
     chosen = allocations(config.expert_ids)[allocation]
     return quantize(config, random_weights(config, seed), chosen, group_size=group_size)
+
+
+def agreement(logits: Logits, prompt: Sequence[int], continuation: Sequence[int]) -> int:
+    """How many tokens of a continuation are what `wattbit.models.decode.greedy` gives, up to the first that is not."""
+    tokens = torch.tensor([*prompt, *continuation])
+    likeliest = logits(tokens[:-1])[len(prompt) - 1 :].argmax(dim=-1)
+    same = (likeliest == tokens[len(prompt) :]).tolist()
+    return same.index(False) if False in same else len(same)
 
 
 def build_host(portable: Portable, out: Path) -> Path:

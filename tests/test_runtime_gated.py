@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runtime_support import FAMILIES, allocations, build_host, gated_model
+from tests.runtime_support import FAMILIES, agreement, allocations, build_host, gated_model, random_weights
 from wattbit.errors import WattbitError
-from wattbit.models.decode import agreement, greedy
-from wattbit.models.gated import GatedModel, quantize, random_weights
+from wattbit.models.decode import greedy
+from wattbit.models.gated import GatedModel, quantize
 from wattbit.plan import Allocation
 from wattbit.tvm_schedules.model.runtime import Decoder
 

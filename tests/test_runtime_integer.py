@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.models_support import TINY_MODEL
-from tests.runtime_support import allocations, build_host, mixed_engines
+from tests.runtime_support import agreement, allocations, build_host, mixed_engines
 from wattbit import arith
 from wattbit.arith import Int8
-from wattbit.models.decode import agreement, reference
+from wattbit.models.decode import reference
 from wattbit.models.learner import MoELearner
 from wattbit.models.portable import decoder
 from wattbit.plan import Allocation, ExpertId
