@@ -12,7 +12,7 @@ import pytest
 
 from tests.board_stub import DIGEST, EXPERTS, TARGET, make_parts, places
 from wattbit.board.agent import bitstream
-from wattbit.board.agent.manifest import read_manifest, verify
+from wattbit.board.agent.manifest import read_manifest, seal, verify
 from wattbit.board.bundle import Parts, pack
 from wattbit.board.carried import carried_files
 from wattbit.board.overlay import handoff
@@ -96,6 +96,16 @@ def test_an_altered_file_is_refused(bundle: Path) -> None:
 def test_a_missing_file_is_refused(bundle: Path) -> None:
     (bundle / "accel.hwh").unlink()
     with pytest.raises(WattbitError, match=r"the bundle lacks accel\.hwh"):
+        verify(bundle)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/passwd", "arm/../../x"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(bundle: Path, name: str) -> None:
+    content = read_json(bundle / "manifest.json")
+    del content["digest"]
+    content["files"][name] = content["files"]["accel.bit"]
+    write_json(bundle / "manifest.json", seal(content))
+    with pytest.raises(WattbitError, match=f"names {name}, which is outside of the bundle"):
         verify(bundle)
 
 

@@ -6,7 +6,7 @@
 import hashlib
 import json
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wattbit.errors import WattbitError
@@ -33,6 +33,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = {key: value for key, value in manifest.items() if key != "digest"}
         if manifest["digest"] != digest_json(content):
             raise WattbitError(f"{folder / NAME} was altered; deploy the bundle again")
+        for name in manifest["files"]:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise WattbitError(f"{folder / NAME} names {name}, which is outside of the bundle; do not use it")
     except FileNotFoundError:
         raise WattbitError(f"{folder} holds no {NAME}; deploy a bundle there") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
