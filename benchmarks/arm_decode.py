@@ -23,6 +23,7 @@ import click
 import numpy as np
 from rows import Row, show, write
 
+from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.models.config import GatedConfig
 from wattbit.models.gated import decoder_config, matrix_bits, rope, shapes
@@ -233,6 +234,10 @@ def compare(case: str, mine: str, found: dict[str, list[float]]) -> list[Row]:
 @click.option("--cpu-time", is_flag=True, help="Count CPU time: on a busy machine, with --threads 1.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, folder: Path | None, threads: int, cpu_time: bool, path: Path | None) -> None:
+    try:
+        run = Run.open(folder) if folder else None
+    except WattbitError as error:
+        raise click.ClickException(str(error)) from None
     clock, time_is = (time.process_time, "of CPU time") if cpu_time else (time.perf_counter, "of wall time")
     cases = {"a small model": QUICK} if quick else {"Mixtral-8x7B, 1 layer": MIXTRAL, "OLMoE-1B-7B, 3 layers": OLMOE}
     tokens = 8 if quick else 24
@@ -243,9 +248,9 @@ def main(quick: bool, folder: Path | None, threads: int, cpu_time: bool, path: P
             found = measure(case, config, threads, tokens, clock, Path(scratch))
         show(found)
         rows += found
-    if folder:
+    if run:
         with tempfile.TemporaryDirectory() as scratch:
-            found = measure_run(Run.open(folder), threads, 10 * tokens, clock, Path(scratch))
+            found = measure_run(run, threads, 10 * tokens, clock, Path(scratch))
         show(found)
         rows += found
     if path:

@@ -13,6 +13,9 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
+import click
+
+from wattbit.errors import WattbitError
 from wattbit.files import write_text
 from wattbit.progress import Progress, silent
 from wattbit.tvm_schedules.cores import TUNED, Core, Tiling, find_core, host_core
@@ -82,12 +85,18 @@ def as_toml(core: Core, how: str, costs: dict[int, dict[Tiling, list[float]]]) -
     return "\n".join(lines)
 
 
-def main() -> None:
-    core = find_core(sys.argv[1])
-    out = Path(sys.argv[2]) if len(sys.argv) > 2 else TUNED / f"{core.name}.toml"
+@click.command(help=__doc__)
+@click.argument("name", metavar="CORE")
+@click.argument("out", metavar="[FILE]", required=False, type=click.Path(path_type=Path, dir_okay=False))
+def main(name: str, out: Path | None) -> None:
+    try:
+        core = find_core(name)
+    except WattbitError as error:
+        raise click.ClickException(str(error)) from None
     here = core == host_core() or (core.arch == "x86_64" and host_core().arch == "x86_64")
     how, measure = ("seconds in cache", time_in_cache) if here else ("instructions under qemu", count_instructions)
-    write_text(out, as_toml(core, how, tune(core, measure, lambda *words: print(*words, file=sys.stderr))))
+    path = out or TUNED / f"{core.name}.toml"
+    write_text(path, as_toml(core, how, tune(core, measure, lambda *words: print(*words, file=sys.stderr))))
 
 
 if __name__ == "__main__":
