@@ -1,7 +1,6 @@
-"""Experts, inputs and the float64 reference of the GPU kernels' tests; Triton, interpreted where there is no card."""
+"""Experts, inputs and the float64 reference of the GPU kernels' tests; without a card Triton interprets them."""
 
 import importlib.util
-import os
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,9 @@ from numpy.typing import NDArray
 CARD = torch.cuda.is_available()
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: pip install -e .[gpu]", allow_module_level=True)
-if not CARD:  # before Triton is imported: its own library is interpreted too
-    os.environ["TRITON_INTERPRET"] = "1"
 
-from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Matrix, Shape  # noqa: E402 - after the variable
-from wattbit.tvm_schedules.gpu.layer import Layer  # noqa: E402
+from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Matrix, Shape  # noqa: E402 - after the check
+from wattbit.tvm_schedules.gpu.layer import Layer  # noqa: E402 - likewise
 
 needs_card = [pytest.mark.gpu, pytest.mark.skipif(not CARD, reason="no CUDA device: PyTorch sees none")]
 

@@ -122,7 +122,7 @@ def test_a_bitstream_with_bundle_and_report(run: Run, tmp_path: Path, monkeypatc
     assert (out / "bundle" / "accel.bit").read_bytes() == (out / "wattbit.bit").read_bytes()
     text = (out / "report.md").read_text()
     assert "Not hardware-tested" in text
-    assert re.search(r"^\| dsp \| \d+ \| 8 \| 64 \| 13 \|$", text, re.M), "planned, counted, used, there are"
+    assert re.search(r"^\| dsp \| \d+ \| 8 \| 64 \| 27 \|$", text, re.M), "planned, counted, used, there are"
     assert result["tokens_per_s"] == 100e6 / (800 * 2 * 2 / 8)
     assert f"{result['tokens_per_s']:,.0f} tokens/s" in text
 
@@ -318,8 +318,8 @@ def test_an_unknown_part_is_refused_before_any_work(run: Run, tmp_path: Path) ->
 
 def test_a_model_that_does_not_fit_says_why_and_by_how_much(run: Run, tmp_path: Path) -> None:
     line = refused(call("--board", board_file(tmp_path, lut=1000), "--toolchain", "virtual"))
-    assert "the model does not fit xczu2cg-sbva484-1-e, of whose logic toolchain virtual takes 6%: lut: " in line
-    assert " of 62;" in line, "a sixteenth of 1000 LUTs: the preset's share"
+    assert "the model does not fit xczu2cg-sbva484-1-e, of whose logic toolchain virtual takes 12%: lut: " in line
+    assert " of 125;" in line, "an eighth of 1000 LUTs: the preset's share"
     assert not run.path("board", "mine").exists()
 
 

@@ -76,13 +76,13 @@ def test_benchmarks_go_on_without_the_board_that_failed(tmp_path: Path, monkeypa
         boards[name] = FolderBoard(tmp_path / name)
         boards[name].host = name
     request = AgentClient.request
-    waiting = threading.Barrier(2, timeout=20)
+    waiting, begun = threading.Barrier(2, timeout=20), threading.Event()
 
     def failing(self: AgentClient, cmd: str, **fields: Any) -> dict[str, Any]:
-        if cmd == "latency" and not waiting.broken:
+        if cmd == "latency" and not begun.is_set():
             waiting.wait()  # both boards are at work by now
+            begun.set()
             if self._connection.host == "b":
-                waiting.abort()
                 self._process.kill()
         return request(self, cmd, **fields)
 
