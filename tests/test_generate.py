@@ -164,7 +164,7 @@ def test_seeds_repeat_and_differ(command: list[str]) -> None:
         ([""], "the prompt has no tokens; give some text"),
         (["x " * 90], "tokens after 0 overflow the context of 32; shorten the prompt"),
         (["--board", "virtual-z2", "x"], "--board and --host both say where to decode; give one"),
-        (["--temperature", "-2", "x"], "temperature must be 0 to 1e6, not -2"),
+        (["--temperature", "-2", "x"], "-2.0 is not in the range x>=0"),
     ],
 )
 def test_bad_input_is_one_line(command: list[str], words: list[str], message: str) -> None:
