@@ -19,7 +19,7 @@ from typing import IO, Self
 from wattbit.board.qemu import HOST
 from wattbit.board.ssh import Connection
 from wattbit.board.system_image import ensure
-from wattbit.board.virtual import LAUNCH
+from wattbit.board.virtual import LAUNCH, end
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import read_json, write_json, write_text
 from wattbit.progress import Progress, silent
@@ -82,13 +82,7 @@ class SystemBoard:
     def close(self) -> None:
         """End the machine and remove its files."""
         if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            try:
-                self._server.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
+            end(self._server, STOP_S)
             self._server = None
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -60,15 +60,12 @@ class Power:
     source: `hwmon` (the kernel's sensor class), `pynq` (pynq.get_rails()), `rapl`, `nvml`, `simulated`, `external` (it
     has no sensor: a meter beside it, named with --meter), or `none` (no energy figure).
     rail: what is measured. rails: more rails, name = the sensor in that source's words; a rail that is not among them
-    is such a word itself. updates_per_s, step_w: how often the sensor's value changes and by what steps, None where
-    nobody has measured it. settle_s: wait between loading a design and measuring.
+    is such a word itself. settle_s: wait between loading a design and measuring.
     """
 
     source: PowerSourceName
     rail: str | None = None
     rails: Mapping[str, str] = field(default_factory=dict)
-    updates_per_s: float | None = None
-    step_w: float | None = None
     settle_s: float = 0.0
 
     @classmethod

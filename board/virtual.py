@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from wattbit.board.rootfs import ensure
 from wattbit.board.ssh import Connection
@@ -86,13 +86,7 @@ class VirtualBoard:
     def close(self) -> None:
         """End every session and process of the board and remove its files."""
         if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            try:
-                self._server.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
+            end(self._server, STOP_S)
             self._server = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -121,3 +115,14 @@ class VirtualBoard:
 def mount_namespace() -> list[str]:
     """What a command that mounts is put behind, so that nobody else sees the mount."""
     return ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+
+
+def end(server: "subprocess.Popen[Any]", patience_s: float) -> None:
+    """End a virtual board's server, which stops the board in order when its standard input closes."""
+    assert server.stdin is not None
+    server.stdin.close()
+    try:
+        server.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

@@ -8,7 +8,7 @@ from wattbit.files import digest_json, sha256_file, write_json
 from wattbit.hls.accelerator import Arch, verilate
 from wattbit.hls.compare import images_of, require_fit, simulate
 from wattbit.hls.engine import EngineRtl, build_engine
-from wattbit.hls.planner import EnginePlan
+from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.resources import Resources
 from wattbit.hls.shell import build_shell
 from wattbit.hls.synthesis import synthesise

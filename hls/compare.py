@@ -11,7 +11,7 @@ from wattbit.arith import ExpertInts
 from wattbit.errors import WattbitError
 from wattbit.hls.accelerator import Accelerator, verilate
 from wattbit.hls.engine import EngineRtl, write_engine
-from wattbit.hls.planner import EnginePlan
+from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.shell import build_shell
 from wattbit.plan import ExpertId
 

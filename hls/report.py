@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wattbit.hls.planner import EnginePlan
+from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.toolchain import Bitstream
 from wattbit.plan import Target
 

@@ -11,7 +11,8 @@ from tests.hls_engine_support import Z2, random_ints
 from wattbit.arith import ExpertInts, forward
 from wattbit.errors import WattbitError
 from wattbit.hls.compare import Vectors, simulate, simulate_plan
-from wattbit.hls.planner import EnginePlan, plan
+from wattbit.hls.engine_plan import EnginePlan
+from wattbit.hls.planner import plan
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Placement, Precision, Workload
 
 SHAPE = ExpertShape(16, 32)

@@ -12,8 +12,9 @@ from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.hls.block_ram import Mapping, constant, writable
 from wattbit.hls.engine import write_engine
 from wattbit.hls.engine_class import SETS_MAX, EngineClass
+from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.meter import ModelledMeter, memory_bytes
-from wattbit.hls.planner import EnginePlan, plan
+from wattbit.hls.planner import plan
 from wattbit.hls.resources import Resources, Scales, dsp_lanes, model
 from wattbit.hls.synthesis import count, synthesise
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Placement, Precision, Workload

@@ -25,7 +25,7 @@ from wattbit.run import Run, cache_folder, code_digest
 
 if TYPE_CHECKING:
     from wattbit.board.targets import BoardTarget
-    from wattbit.hls.planner import EnginePlan
+    from wattbit.hls.engine_plan import EnginePlan
     from wattbit.hls.shell import ShellRtl
     from wattbit.hls.toolchain import Bitstream, Toolchain
     from wattbit.plan import Target
