@@ -81,7 +81,7 @@ def build_ggml(cache: Path) -> Path | str:
     link = [f"-L{build}/src", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{build}/src"]
     ours = str(Path(__file__).with_name("kernel_peers_ggml.c"))
     for command in (
-        ["cmake", "-S", str(source), "-B", str(build), "-DBUILD_SHARED_LIBS=ON", *options],
+        ["cmake", "--fresh", "-S", str(source), "-B", str(build), "-DBUILD_SHARED_LIBS=ON", *options],
         ["cmake", "--build", str(build), "-j2"],
         ["gcc", "-O2", "-shared", "-fPIC", f"-I{source}/include", ours, *link, "-o", str(library)],
     ):
