@@ -42,7 +42,7 @@ class Case:
     d_model: int
     d_hidden: int
     steps: int = 1000
-    finetuning: int = 100
+    finetuning: int = 300
     iterations: int = 60
 
 

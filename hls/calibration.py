@@ -6,6 +6,7 @@ synthesises every layer of `calibration.json` again (5 to 60 s each), writes the
 Constants in memories are random, as trained weights look to yosys; where block RAM holds them they do not matter.
 """
 
+import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from wattbit.arith import OUT_BITS
-from wattbit.files import read_json, write_json
+from wattbit.files import read_json, write_text
 from wattbit.hls.block_ram import constant
 from wattbit.hls.engine import OWN_SOURCES, RTL, layer_widths
 from wattbit.hls.resources import FF_FIT, LUT_FIT, Layer, Resources
@@ -104,7 +105,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             points.append((layer, replace(synthesise(layer, Path(name)), tool="yosys")))
         click.echo(f"{len(points)}/{len(known)} {layer}: {points[-1][1]}")
-    write_json(DATA, [{"layer": asdict(layer), "yosys": resources.to_json()} for layer, resources in points])
+    lines = [json.dumps({"layer": asdict(layer), "yosys": resources.to_json()}) for layer, resources in points]
+    write_text(DATA, "[\n" + ",\n".join(lines) + "\n]\n")
     for resource, names in (("lut", tuple(LUT_FIT)), ("ff", tuple(FF_FIT))):
         found = {name: round(value, 3) for name, value in fit(points, names, resource).items()}
         click.echo(f"{resource} {found}")

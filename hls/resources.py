@@ -189,12 +189,12 @@ class Layer:
 
 # Coefficients of the features of one layer, see `hls.calibration`.
 LUT_FIT = {
-    **{"one": 97.9, "queue": 89.0, "crossings": 10.07, "adders": 1.038, "sums": 1.214, "shifters": 13.87},
-    **{"lutram": 0.983, "logic": 1.097, "mux": 0.478, "streamed": 17.5, "streamed_words": 0.673},
+    **{"one": 102.0, "queue": 75.1, "crossings": 9.67, "adders": 1.145, "sums": 1.022, "shifters": 15.54},
+    **{"lutram": 0.934, "logic": 1.068, "mux": 0.533, "streamed": 10.0, "streamed_words": 0.475},
 }
 FF_FIT = {
-    **{"one": 156.0, "queue": 93.6, "crossings": 8.78, "adders": 1.715, "sums": 2.827, "lanes": 71.1},
-    **{"words": 1.44, "logic_width": 0.913, "rows": 1.116, "streamed_words": 0.325},
+    **{"one": 152.9, "queue": 92.3, "crossings": 8.81, "adders": 1.739, "sums": 3.302, "lanes": 66.3},
+    **{"words": 1.378, "logic_width": 1.049, "rows": 1.085, "streamed_words": 0.148},
 }
 # The shell: alone, for each engine, for each stream, for each word of a vector; flip-flops for each narrow output.
 SHELL_LUT_FIT = (545.0, 142.6, 239.2, 2.0)
