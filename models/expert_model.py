@@ -68,6 +68,13 @@ class ExpertModel(Protocol):
         """One a mixture layer, on contexts [n, S]."""
         ...
 
+    def gradient_norms(self, contexts: Tensor) -> dict[ExpertId, float]:
+        """L2 norm of the gradient of the mean loss (nats a token) over each expert's weights, on contexts [n, S + 1].
+
+        Zero for an expert that no token reaches.
+        """
+        ...
+
     def losses(self, contexts: Tensor, pruning: Pruning | None = None) -> Tensor:
         """Cross-entropy in nats [n, S] of the last S tokens of contexts [n, S + 1]."""
         ...
