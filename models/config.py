@@ -123,11 +123,17 @@ class TrainConfig(_Config):
     seed: int = 0
     threads: int = 2
     """Fixed, because the order of float32 sums depends on it."""
+    device: str = "cpu"
+    """cpu, cuda, or auto: cuda where there is one. Another device sums in another order."""
+    bf16: bool = False
+    """Whether products run in bfloat16 (autocast); weights, optimizer and losses are float32 in either case."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise WattbitError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.device not in ("cpu", "cuda", "auto"):
+            raise WattbitError(f"device must be cpu, cuda or auto, not {self.device!r}")
 
 
 DEMO_MODEL = ModelConfig()

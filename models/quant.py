@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from brevitas.core.function_wrapper import Identity, TensorClampSte
 from brevitas.core.quant import IntQuant
 from torch import Tensor
 
 from wattbit.arith import OUT_BITS
 from wattbit.models.expert import BrevitasExpert
-from wattbit.models.network import Experts
+from wattbit.models.network import Experts, grouped
 from wattbit.models.scales import ExpertScales
 
 _SIGNED = IntQuant(narrow_range=False, signed=True, input_view_impl=Identity())
@@ -68,18 +67,13 @@ class LayerQuantizer:
             owner = torch.repeat_interleave(torch.tensor(counts))  # [N] expert of each row
             act_bits = self.act_bits[owner]  # [N, 1]
             x = _SIGNED(self.x_scale[owner], _ZERO, act_bits, x)
-            h = _grouped(x, counts, q1) + self.half1[owner]  # [N, H]
+            h = grouped(x, counts, q1) + self.half1[owner]  # [N, H]
             h = _UNSIGNED(self.h_scale[owner], _ZERO, act_bits, h.relu())
-            y = _grouped(h, counts, q2) + self.half2[owner]  # [N, D]
+            y = grouped(h, counts, q2) + self.half2[owner]  # [N, D]
             out: Tensor = _SIGNED(self.y_scale[owner], _ZERO, torch.tensor(float(OUT_BITS)), y)
             return out
 
         return run
-
-
-def _grouped(x: Tensor, counts: list[int], weights: Tensor) -> Tensor:
-    """Rows [N, I] sorted by expert times each expert's weights [E, O, I]."""
-    return torch.cat([F.linear(part, w) for part, w in zip(x.split(counts), weights, strict=True)])
 
 
 def brevitas_experts(modules: Mapping[int, BrevitasExpert]) -> Experts:

@@ -1,5 +1,8 @@
-"""Float training. Deterministic: the same data, configuration and thread count give the same weights, also when
-interrupted and resumed in between."""
+"""Float training, in one process or several (see `wattbit.models.distributed`).
+
+Deterministic on a CPU: the same data, configuration and thread count give the same weights, also when interrupted and
+resumed in between. On a GPU attention's backward pass sums in no fixed order, so two runs agree to rounding only.
+"""
 
 import json
 import math
@@ -11,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_bytes, write_json
 from wattbit.models.config import ModelConfig, TrainConfig
+from wattbit.models.distributed import Group, group, launch, processes_for
 from wattbit.models.network import Experts, Transformer, token_losses
 from wattbit.models.sample import Samples, draw
 from wattbit.progress import Progress, silent
@@ -39,11 +43,29 @@ def train(data: Path, out: Path, model: ModelConfig, train: TrainConfig, progres
         done: dict[str, Any] = read_json(out / "train.json")
         _same(identity, {key: done.get(key) for key in identity}, out)
         return done
+    if (processes := processes_for(train)) > 1:
+        launch(data, out, model, train, processes, progress)
+        return dict(read_json(out / "train.json"))
+    with group(train) as joined:
+        return _train(data, out, identity, model, train, joined, progress)
+
+
+def _train(
+    data: Path,
+    out: Path,
+    identity: dict[str, Any],
+    model: ModelConfig,
+    train: TrainConfig,
+    processes: Group,
+    progress: Progress,
+) -> dict[str, Any]:
     torch.set_num_threads(train.threads)
     samples = Samples.load(data, model.context)
     torch.manual_seed(train.seed)
     network = Transformer(model)
     initial_norms = router_norms(network)
+    network.to(processes.device)
+    wrapped = processes.wrap(network)
     optimizer = make_optimizer(network, train.learning_rate, train.weight_decay)
     checkpoint = out / "checkpoint.safetensors"
     curve: list[tuple[int, float]] = []
@@ -52,22 +74,24 @@ def train(data: Path, out: Path, model: ModelConfig, train: TrainConfig, progres
         start, curve = _resume(checkpoint, identity, network, optimizer)
     for step in range(start, train.steps):
         optimizer.param_groups[0]["lr"] = train.learning_rate * _schedule(step, train)
-        contexts = draw(samples.train, model.context, train.batch, train.seed, step)
-        loss = train_step(network, optimizer, contexts, train.balance)
+        contexts = processes.share(draw(samples.train, model.context, train.batch, train.seed, step))
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=train.bf16):
+            loss = train_step(wrapped, optimizer, contexts, train.balance)
         if step % 20 == 0 or step == train.steps - 1:
-            curve.append((step, loss))
-        if (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < train.steps:
+            curve.append((step, processes.mean(loss)))
+        if processes.first and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < train.steps:
             _save_checkpoint(checkpoint, identity, step + 1, curve, network, optimizer)
         progress("train", step + 1, train.steps)
-    weights = safetensors_bytes(_named("network", network.state_dict()), metadata={"model": model.digest})
-    write_bytes(out / "float.safetensors", weights)
     result = identity | {
         "loss": curve,
         "valid_perplexity": perplexity(network, samples.valid),
         "initial_router_norms": initial_norms,
     }
-    write_json(out / "train.json", result)
-    checkpoint.unlink(missing_ok=True)
+    if processes.first:
+        weights = safetensors_bytes(_named("network", network.state_dict()), metadata={"model": model.digest})
+        write_bytes(out / "float.safetensors", weights)
+        write_json(out / "train.json", result)
+        checkpoint.unlink(missing_ok=True)
     return result
 
 
@@ -83,7 +107,7 @@ def make_optimizer(network: Transformer, learning_rate: float, weight_decay: flo
 
 
 def train_step(
-    network: Transformer,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     contexts: Tensor,
     balance: float,
@@ -95,7 +119,7 @@ def train_step(
     total = loss + balance * torch.stack([routing.balance for routing in routings]).sum()
     optimizer.zero_grad()
     total.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     if not math.isfinite(loss.item()):
         raise WattbitError(f"the loss became {loss.item()}; lower the learning rate")
@@ -105,7 +129,8 @@ def train_step(
 @torch.no_grad()
 def perplexity(network: Transformer, contexts: Tensor, experts: Sequence[Experts] | None = None) -> float:
     """exp of the mean cross-entropy over contexts [n, S + 1]."""
-    losses = [token_losses(network(part[:, :-1], experts)[0], part[:, 1:]) for part in contexts.split(32)]
+    parts = (part.to(network.device) for part in contexts.split(32))
+    losses = [token_losses(network(part[:, :-1], experts)[0], part[:, 1:]) for part in parts]
     return math.exp(torch.cat(losses).mean().item())
 
 
