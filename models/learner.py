@@ -44,7 +44,7 @@ class MoELearner:
         self.config: ModelConfig = network.config
         self.samples = samples
         self.train_config = train
-        self._initial_router_norms = initial_router_norms
+        self.initial_router_norms = initial_router_norms
         self._trained: dict[tuple[ExpertId, Precision], ExpertScales] = {}
         self._calibrated: dict[tuple[ExpertId, Precision], ExpertScales] = {}
         self._inputs: list[tuple[Tensor, list[int]]] | None = None
@@ -118,7 +118,7 @@ class MoELearner:
         return expert_stats(
             self.network,
             self.samples.held,
-            self._initial_router_norms,
+            self.initial_router_norms,
             weight_bits,
             lambda expert, bits: self.expert(expert, Precision(bits, STATS_ACT_BITS)),
             progress,

@@ -1,0 +1,107 @@
+"""One expert as a recipe wants it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from wattbit.models.expert_model import Matrices
+from wattbit.models.packed import PackedExpert, PackedMatrix, PackedWeight, other_columns
+from wattbit.models.quantizers import gptq, hqq, rtn
+from wattbit.models.quantizers.grid import Quantized
+from wattbit.models.quantizers.low_rank import compensate
+from wattbit.plan import ExpertId
+from wattbit.recipe import Quantizer, Recipe
+
+MIN_TOKENS = 64  # calibration tokens below which GPTQ has nothing to go by: round to nearest is used
+COMPENSATOR_GROUP = 64  # values of a compensator that share a scale (arXiv 2504.02658)
+
+
+class Expert(Protocol):
+    """What quantizing an expert needs to know of its kind; every `ExpertModel` is one."""
+
+    @property
+    def first(self) -> tuple[str, ...]: ...
+
+    @property
+    def last(self) -> str: ...
+
+    def hidden(self, matrices: Matrices, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ExpertRecipe:
+    """What a `Recipe` says of one expert."""
+
+    bits: int
+    quantizer: Quantizer = "rtn"
+    group_size: int | None = None
+    rank: int = 0
+    compensator_bits: int = 3
+    float_columns: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, expert: ExpertId) -> Self:
+        return cls(
+            recipe.allocation.precision(expert).weight_bits,
+            recipe.quantizer,
+            recipe.group_size,
+            recipe.ranks.get(expert, 0),
+            recipe.compensator_bits,
+            tuple(sorted(recipe.float_columns.get(expert, ()))),
+        )
+
+
+@torch.no_grad()
+def quantize_expert(kind: Expert, matrices: Matrices, how: ExpertRecipe, inputs: Tensor) -> PackedExpert:
+    """The expert of float matrices [out, in], on any device; inputs [n, D] are the calibration tokens that it saw.
+
+    GPTQ reads the last matrix's inputs from the hidden layer of the already quantized first matrices. With fewer than
+    `MIN_TOKENS` tokens it is replaced by round to nearest, as the result's `quantizer` says.
+    """
+    quantizer = "rtn" if how.quantizer == "gptq" and len(inputs) < MIN_TOKENS else how.quantizer
+    kept = torch.tensor(how.float_columns, dtype=torch.int32, device=inputs.device) if how.float_columns else None
+    first = gptq.hessian(inputs) if quantizer == "gptq" else None
+    found = {name: _weight(matrices[name], how, quantizer, first, kept) for name in kind.first}
+    second = None
+    if quantizer == "gptq":
+        quantized = {name: weight.dequantize() for name, weight in found.items()}
+        second = gptq.hessian(kind.hidden({**matrices, **quantized}, inputs.float()))
+    found[kind.last] = _weight(matrices[kind.last], how, quantizer, second, None)
+    return PackedExpert({name: found[name] for name in matrices}, quantizer, len(inputs))
+
+
+def fallen_back(recipe: Recipe, experts: Mapping[ExpertId, PackedExpert]) -> tuple[ExpertId, ...]:
+    """Experts that saw too few calibration tokens for the recipe's quantizer and were rounded to nearest."""
+    return tuple(identity for identity, expert in experts.items() if expert.quantizer != recipe.quantizer)
+
+
+def _weight(
+    weights: Tensor, how: ExpertRecipe, quantizer: Quantizer, hessian: Tensor | None, columns: Tensor | None
+) -> PackedWeight:
+    kept = None
+    if columns is not None:
+        kept = weights[:, columns.long()].half()
+        other = other_columns(columns, weights.shape[1])
+        weights = weights[:, other]
+        hessian = None if hessian is None else hessian[other][:, other]
+    to_integers = _quantizer(how, quantizer, hessian)
+    if not how.rank:
+        return PackedWeight(PackedMatrix.of(to_integers(weights)), columns=columns, kept=kept)
+    u, v = compensate(weights, how.rank, to_integers)
+    stored = partial(rtn.quantize_symmetric, bits=how.compensator_bits, group_size=COMPENSATOR_GROUP)
+    qu, qv = stored(u.T), stored(v)
+    rest = weights.float() - qu.dequantize().T @ qv.dequantize()  # the integers also make up for the compensators' own
+    matrix = PackedMatrix.of(to_integers(rest))
+    return PackedWeight(matrix, PackedMatrix.of(qu), PackedMatrix.of(qv), columns, kept)
+
+
+def _quantizer(how: ExpertRecipe, quantizer: Quantizer, hessian: Tensor | None) -> Callable[[Tensor], Quantized]:
+    if quantizer == "gptq" and hessian is not None:
+        return partial(gptq.quantize, hessian=hessian, bits=how.bits, group_size=how.group_size)
+    if quantizer == "hqq":
+        return partial(hqq.quantize, bits=how.bits, group_size=how.group_size)
+    return partial(rtn.quantize, bits=how.bits, group_size=how.group_size)

@@ -1,0 +1,70 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1): columns are rounded one after the other, and what rounding one
+of them changes in the layer's output on calibration inputs is compensated in those that follow.
+
+Where the paper is silent: the grid of a group of columns comes from the weights as they stand when the group is
+reached; a row that plain rounding serves better (the order of columns is a heuristic) keeps plain rounding, so that the
+loss is never above that of round to nearest. There is no act-order: groups stay runs of neighbouring columns.
+"""
+
+import torch
+from torch import Tensor
+
+from wattbit.models.quantizers import rtn
+from wattbit.models.quantizers.grid import Quantized, check_bits, group_columns, range_grid, round_to
+
+BLOCK = 128  # columns between two updates of all that follow
+DAMP = 0.01  # of the mean diagonal, added to the Hessian's
+
+
+def hessian(inputs: Tensor) -> Tensor:
+    """2 X^T X [K, K] of inputs X [n, K]; Hessians of parts of the inputs add up."""
+    x = inputs.float()
+    return 2 * x.T @ x
+
+
+def loss(weights: Tensor, found: Quantized, hessian: Tensor) -> Tensor:
+    """Half the squared error of the output on the calibration inputs, by row [N]: dw H dw^T / 2."""
+    change = weights.float() - found.dequantize()
+    return ((change @ hessian) * change).sum(dim=1) / 2
+
+
+def quantize(weights: Tensor, hessian: Tensor, bits: int, group_size: int | None = None) -> Quantized:
+    """Weights [N, K] for a Hessian [K, K] that is not zero everywhere; bits 2 to 8."""
+    check_bits(bits)
+    columns = weights.shape[1]
+    group = group_columns(columns, group_size)
+    plain_scale, plain_zero = range_grid(weights, bits, group)  # [N, G]
+    plain = rtn.on_grid(weights, plain_scale, plain_zero, bits, group)
+    scale, zero = plain_scale.clone(), plain_zero.clone()
+    factor = _inverse_factor(hessian)
+    rest = weights.float().clone()
+    integers = torch.empty_like(rest)
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        errors = torch.empty_like(rest[:, start:end])
+        for i in range(start, end):
+            if i % group == 0:
+                scale[:, [i // group]], zero[:, [i // group]] = range_grid(rest[:, i : i + group], bits, group)
+                s, z = scale[:, i // group].float(), zero[:, i // group].float()
+            integers[:, i] = round_to(rest[:, i], s, z, bits)
+            error = (rest[:, i] - (integers[:, i] - z) * s) / factor[i, i]
+            rest[:, i + 1 : end] -= error[:, None] * factor[i, i + 1 : end]
+            errors[:, i - start] = error
+        rest[:, end:] -= errors @ factor[start:end, end:]
+    found = Quantized(integers.byte(), scale, zero, bits, group)
+    worse = (loss(weights, found, hessian) > loss(weights, plain, hessian))[:, None]
+    return Quantized(
+        torch.where(worse, plain.integers, found.integers),
+        torch.where(worse, plain_scale, scale),
+        torch.where(worse, plain_zero, zero),
+        bits,
+        group,
+    )
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor [K, K] of the damped Hessian's inverse."""
+    damped = hessian.double()
+    damped.diagonal().add_(DAMP * hessian.diagonal().mean().item())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True).float()

@@ -1,0 +1,192 @@
+"""A model with calibration text as a method sees it: implements `wattbit.recipe.Subject` for any `ExpertModel`."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wattbit.errors import WattbitError
+from wattbit.models.expert_model import ExpertModel, LayerTrace, Matrices
+from wattbit.models.packed import PackedExpert
+from wattbit.models.quantizers.apply import ExpertRecipe, quantize_expert
+from wattbit.plan import ExpertId, ExpertStats, Precision
+from wattbit.progress import Progress, silent
+from wattbit.recipe import Pruning, Recipe
+
+FLOAT_BYTES = 2  # of a weight of the float model, in memory_bytes
+BATCH_TOKENS = 4096  # that go through the model together
+
+
+class ModelSubject:
+    """Takes the model's weights as they are when it is made; between its calls the model has them back.
+
+    calibration, held_out: contexts [n, S + 1] of different text. Everything is measured on the first but `perplexity`.
+    What was computed once is kept, each expert at each `ExpertRecipe` too: make a new subject for other weights.
+    """
+
+    def __init__(self, model: ExpertModel, calibration: Tensor, held_out: Tensor, progress: Progress = silent) -> None:
+        self.model = model
+        self._calibration = calibration
+        self._held_out = held_out
+        self._progress = progress
+        self._float = {expert: model.matrices(expert) for expert in model.expert_ids}
+        self._packed: dict[tuple[ExpertId, ExpertRecipe], PackedExpert] = {}
+        self._damage: dict[tuple[ExpertId, int], float] = {}
+        self._errors: dict[tuple[ExpertId, int], float] = {}
+        self._perplexity: dict[str, float] = {}
+        self._traced: list[LayerTrace] | None = None
+        self._gradients: dict[ExpertId, float] | None = None
+
+    @property
+    def experts(self) -> tuple[ExpertId, ...]:
+        return self.model.expert_ids
+
+    @property
+    def top_k(self) -> int:
+        return self.model.top_k
+
+    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
+        """Damage is what the whole model's loss rises by; `router_change` is the final norm where the first is unknown;
+        `max_variance` is the largest over the rows of all matrices that read the input."""
+        self._measure_damage(weight_bits)
+        if self._gradients is None:
+            self._gradients = self.model.gradient_norms(self._calibration)
+        return tuple(self._describe(expert, weight_bits, self._gradients[expert]) for expert in self.experts)
+
+    def reconstruction(self, weight_bits: tuple[int, ...]) -> Mapping[ExpertId, Mapping[int, float]]:
+        """The calibration text counts as one batch."""
+        for bits in weight_bits:
+            for expert in self.experts:
+                if (expert, bits) not in self._errors:
+                    self._errors[expert, bits] = self._error(expert, bits)
+        return {expert: {bits: self._errors[expert, bits] for bits in weight_bits} for expert in self.experts}
+
+    def gate_ratios(self) -> tuple[float, ...]:
+        if self.top_k == 1:
+            raise WattbitError("a model that sends each token to one expert has no second gate; leave pruning out")
+        return tuple((t.gates[:, 1] / t.gates[:, 0]).median().item() for t in self._trace())
+
+    def channel_activity(self) -> Mapping[ExpertId, tuple[float, ...]]:
+        """The mean is over all tokens of the layer, with gate 0 for those that went elsewhere; the norm over all
+        matrices that read the input. Summed over an expert's columns it is proportional to that sum over its tokens."""
+        found = {}
+        for expert in self.experts:
+            layer = self._trace()[expert.layer]
+            tokens, gates = layer.rows(expert.expert)
+            mean = (layer.inputs[tokens].float().abs() * gates[:, None].float()).sum(dim=0) / len(layer.inputs)  # [D]
+            first = torch.cat([self._float[expert][name].float() for name in self.model.first])
+            found[expert] = tuple((mean * first.norm(dim=0)).tolist())
+        return found
+
+    def perplexity(self, recipe: Recipe | None) -> float:
+        key = "" if recipe is None else str(recipe.to_json() | {"method": ""})
+        if key not in self._perplexity:
+            with self._quantized(recipe):
+                loss = self._loss(self._held_out, None if recipe is None else recipe.pruning)
+            self._perplexity[key] = math.exp(loss)
+        return self._perplexity[key]
+
+    def memory_bytes(self, recipe: Recipe | None) -> int:
+        if recipe is None:
+            return sum(FLOAT_BYTES * w.numel() for matrices in self._float.values() for w in matrices.values())
+        return sum(packed.bytes for packed in self.quantize(recipe).values())
+
+    def quantize(self, recipe: Recipe) -> dict[ExpertId, PackedExpert]:
+        """Every expert as the recipe says, and which quantizer it got; see `apply.fallen_back`."""
+        found = {}
+        for expert in self.experts:
+            found[expert] = self._pack(expert, ExpertRecipe.of(recipe, expert))
+            self._progress("quantize", len(found), len(self.experts))
+        return found
+
+    def tokens(self) -> dict[ExpertId, int]:
+        """Calibration tokens that each expert saw."""
+        counts = [layer.experts.flatten().bincount(minlength=len(self.experts)).tolist() for layer in self._trace()]
+        return {expert: counts[expert.layer][expert.expert] for expert in self.experts}
+
+    def _trace(self) -> list[LayerTrace]:
+        if self._traced is None:
+            self._traced = self.model.trace(self._calibration[:, :-1])
+        return self._traced
+
+    def _inputs(self, expert: ExpertId) -> tuple[Tensor, Tensor]:
+        """What the expert read of the calibration text [n, D], and its gates [n]."""
+        layer = self._trace()[expert.layer]
+        tokens, gates = layer.rows(expert.expert)
+        return layer.inputs[tokens].float(), gates.float()
+
+    def _pack(self, expert: ExpertId, how: ExpertRecipe) -> PackedExpert:
+        if (expert, how) not in self._packed:
+            inputs, _ = self._inputs(expert)
+            self._packed[expert, how] = quantize_expert(self.model, self._float[expert], how, inputs)
+        return self._packed[expert, how]
+
+    @contextmanager
+    def _quantized(self, recipe: Recipe | None) -> Iterator[None]:
+        """The model with its experts as the recipe says."""
+        packed = {} if recipe is None else self.quantize(recipe)
+        try:
+            for expert, found in packed.items():
+                self.model.replace(expert, found.dequantize())
+            yield
+        finally:
+            for expert in packed:
+                self.model.replace(expert, self._float[expert])
+
+    def _loss(self, contexts: Tensor, pruning: Pruning | None = None) -> float:
+        """Mean cross-entropy in nats a token."""
+        size = max(1, BATCH_TOKENS // contexts.shape[1])
+        losses = [self.model.losses(part, pruning) for part in contexts.split(size)]
+        return torch.cat(losses).double().mean().item()
+
+    def _measure_damage(self, weight_bits: tuple[int, ...]) -> None:
+        for bits in weight_bits:
+            Precision(bits)  # refuses unknown widths before the work
+        missing = [(e, b) for e in self.experts for b in weight_bits if (e, b) not in self._damage]
+        if not missing:
+            return
+        before = self._loss(self._calibration)
+        for done, (expert, bits) in enumerate(missing, start=1):
+            if self._inputs(expert)[0].shape[0]:
+                self.model.replace(expert, self._pack(expert, ExpertRecipe(bits)).dequantize())
+                self._damage[expert, bits] = self._loss(self._calibration) - before
+                self.model.replace(expert, self._float[expert])
+            else:
+                self._damage[expert, bits] = 0.0
+            self._progress("damage", done, len(missing))
+
+    def _error(self, expert: ExpertId, bits: int) -> float:
+        inputs, gates = self._inputs(expert)
+        exact, rounded = (
+            self._run(matrices, inputs)
+            for matrices in (self._float[expert], self._pack(expert, ExpertRecipe(bits)).dequantize())
+        )
+        return ((exact - rounded) * gates[:, None]).norm().item()
+
+    def _run(self, matrices: Matrices, x: Tensor) -> Tensor:
+        """The expert's outputs [n, D] for inputs x [n, D]."""
+        full = {name: weights.float() for name, weights in matrices.items()}
+        return F.linear(self.model.hidden(full, x), full[self.model.last])
+
+    def _describe(self, expert: ExpertId, weight_bits: tuple[int, ...], gradient_norm: float) -> ExpertStats:
+        layer = self._trace()[expert.layer]
+        tokens, gates = layer.rows(expert.expert)
+        matrices = self._float[expert]
+        weights = torch.cat([w.flatten() for w in matrices.values()]).double()
+        centred = weights - weights.mean()
+        initial = self.model.initial_router_norms(expert.layer)
+        norm = self.model.router(expert.layer)[expert.expert].float().norm().item()
+        return ExpertStats(
+            expert=expert,
+            frequency=len(tokens) / layer.experts.numel(),
+            contribution=(gates.sum() / layer.gates.sum()).item(),
+            gradient_norm=gradient_norm,
+            router_change=norm - (0.0 if initial is None else initial[expert.expert]),
+            max_variance=max(matrices[name].float().var(dim=1).max().item() for name in self.model.first),
+            kurtosis=(centred.pow(4).mean() / centred.pow(2).mean().square() - 3).item(),
+            damage=tuple((bits, self._damage[expert, bits]) for bits in sorted(weight_bits)),
+            tokens=len(tokens),
+        )
