@@ -61,10 +61,7 @@ class Timer:
         self._pool = ctypes.c_void_p(pool)
         size = max(cold_bytes, LARGEST_BYTES)
         self._cold_bytes = cold_bytes
-        block = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            block.madvise(mmap.MADV_HUGEPAGE)
-        self._block = np.frombuffer(block, np.uint8)
+        self._block = np.frombuffer(mmap.mmap(-1, size), np.uint8)  # shared, in pages as those of a mapped file
         self._block[:] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), size)
         self._scales = np.ones(1 << 22, np.float32)
 

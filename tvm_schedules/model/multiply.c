@@ -4,8 +4,6 @@
 
 #include <stdatomic.h>
 
-enum { PART_BYTES = 32 << 10 };  // of weights that a thread takes at a time
-
 static int8_t requant(const linear *w, uint32_t row, int32_t sum) {
     int64_t scaled = (int64_t)(int32_t)((uint32_t)sum + (uint32_t)w->sum_bias[row]) * w->multiplier[row];
     int64_t value = (scaled + ((int64_t)1 << (w->shift - 1))) >> w->shift;  // >> of a negative number rounds down
@@ -46,22 +44,27 @@ static int32_t packed(const product *p, uint32_t first, uint32_t last) {
     return WB_OK;
 }
 
-// Rows of a part: whole units of the kernels.
-static uint32_t part_rows(const linear *w) {
+static uint64_t weight_bytes(const linear *w) { return (uint64_t)w->rows * w->depth * (w->bits ? w->bits : 32) / 8; }
+
+// Rows of a part of about so many bytes: whole units of the kernels.
+static uint32_t part_rows(const linear *w, uint64_t part_bytes) {
     uint32_t unit = w->bits ? wb_row_unit(w->bits) : 1;
-    uint32_t units = PART_BYTES / (unit * w->depth * (w->bits ? w->bits : 32) / 8 + 1);
-    return units ? units * unit : unit;
+    uint64_t units = part_bytes * w->rows / (weight_bytes(w) + 1) / unit;
+    return units > w->rows ? w->rows : units ? (uint32_t)units * unit : unit;
 }
 
-static uint32_t parts(const linear *w) { return (w->rows + part_rows(w) - 1) / part_rows(w); }
+typedef struct { const product *products; uint64_t part_bytes; _Atomic int32_t status; } work;
 
-typedef struct { const product *products; _Atomic int32_t status; } work;
+static uint32_t parts(const work *all, const linear *w) {
+    uint32_t rows = part_rows(w, all->part_bytes);
+    return (w->rows + rows - 1) / rows;
+}
 
 static void part(void *context, uint32_t index) {
     work *all = context;
     const product *p = all->products;
-    for (; index >= parts(p->w); p++) index -= parts(p->w);
-    uint32_t first = index * part_rows(p->w), last = first + part_rows(p->w);
+    for (; index >= parts(all, p->w); p++) index -= parts(all, p->w);
+    uint32_t rows = part_rows(p->w, all->part_bytes), first = index * rows, last = first + rows;
     if (last > p->w->rows) last = p->w->rows;
     if (!p->w->bits) {
         dense(p, first, last);
@@ -72,13 +75,15 @@ static void part(void *context, uint32_t index) {
 }
 
 int32_t wb_multiply(wb_pool *pool, product *products, uint32_t count, int32_t *scratch) {
-    work all = {products, WB_OK};
-    uint32_t total = 0;
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
         products[i].sums = scratch;
         scratch += (size_t)products[i].tokens * products[i].w->rows;
-        total += parts(products[i].w);
+        bytes += weight_bytes(products[i].w);
     }
+    work all = {products, bytes / wb_pool_parts(pool, bytes) + 1, WB_OK};
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < count; i++) total += parts(&all, products[i].w);
     wb_pool_run(pool, part, &all, total);
     int32_t status = atomic_load(&all.status);
     return status == WB_OK ? 0 : wb_fail("a kernel failed: %s", wb_message(status));

@@ -16,11 +16,11 @@ struct wb_pool {
     pthread_mutex_t lock;  // of `sleeping`, and of what wakes them
     pthread_cond_t wake;
     uint32_t sleeping;
-    bool stop;  // this and what follows changes before `turn` does, and workers read it after
-    wb_task *task;
+    wb_task *task;  // these change between runs only: whoever has taken a part of a run may read them
     void *context;
     uint32_t parts;
-    _Atomic uint32_t turn, next, working;  // runs so far, the next part, workers that have not ended this run
+    _Atomic uint32_t untaken, unfinished;  // parts of this run
+    atomic_bool stop;
 };
 
 static void pause_briefly(uint32_t spins) {
@@ -32,38 +32,44 @@ static void pause_briefly(uint32_t spins) {
 #endif
 }
 
+// A run waits for parts that were taken, not for threads: one that is descheduled before it takes a part holds up nobody.
 static void take_parts(wb_pool *pool) {
-    for (uint32_t part; (part = atomic_fetch_add(&pool->next, 1)) < pool->parts;) pool->task(pool->context, part);
-}
-
-static void *work(void *argument) {
-    wb_pool *pool = argument;
-    for (uint32_t seen = 0;; seen++) {
-        for (uint32_t spins = 0; spins < SPINS && atomic_load(&pool->turn) == seen; spins++) pause_briefly(spins);
-        if (atomic_load(&pool->turn) == seen) {
-            pthread_mutex_lock(&pool->lock);
-            pool->sleeping++;
-            while (atomic_load(&pool->turn) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
-            pool->sleeping--;
-            pthread_mutex_unlock(&pool->lock);
-        }
-        if (pool->stop) return NULL;
-        take_parts(pool);
-        atomic_fetch_sub(&pool->working, 1);
+    for (uint32_t left = atomic_load(&pool->untaken); left;) {
+        if (!atomic_compare_exchange_weak(&pool->untaken, &left, left - 1)) continue;
+        pool->task(pool->context, pool->parts - left);
+        atomic_fetch_sub(&pool->unfinished, 1);
+        left = atomic_load(&pool->untaken);
     }
 }
 
-// Start all workers' next turn.
-static void begin(wb_pool *pool) {
+static bool idle(wb_pool *pool) { return !atomic_load(&pool->untaken) && !atomic_load(&pool->stop); }
+
+static void *work(void *argument) {
+    wb_pool *pool = argument;
+    while (!atomic_load(&pool->stop)) {
+        for (uint32_t spins = 0; spins < SPINS && idle(pool); spins++) pause_briefly(spins);
+        if (idle(pool)) {
+            pthread_mutex_lock(&pool->lock);
+            pool->sleeping++;
+            while (idle(pool)) pthread_cond_wait(&pool->wake, &pool->lock);
+            pool->sleeping--;
+            pthread_mutex_unlock(&pool->lock);
+        }
+        take_parts(pool);
+    }
+    return NULL;
+}
+
+// Wake those that sleep, after what they wait for was stored.
+static void wake(wb_pool *pool) {
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add(&pool->turn, 1);
     if (pool->sleeping) pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 }
 
 static void end(wb_pool *pool, uint32_t started) {
-    pool->stop = true;
-    begin(pool);
+    atomic_store(&pool->stop, true);
+    wake(pool);
     for (uint32_t i = 0; i < started; i++) pthread_join(pool->workers[i], NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
@@ -89,14 +95,24 @@ void wb_pool_destroy(wb_pool *pool) {
 }
 
 void wb_pool_run(wb_pool *pool, wb_task *task, void *context, uint32_t parts) {
+    if (pool->threads == 1 || parts == 1) {
+        for (uint32_t part = 0; part < parts; part++) task(context, part);
+        return;
+    }
     pool->task = task;
     pool->context = context;
     pool->parts = parts;
-    atomic_store(&pool->next, 0);
-    atomic_store(&pool->working, pool->threads - 1);
-    begin(pool);
+    atomic_store(&pool->unfinished, parts);
+    atomic_store(&pool->untaken, parts);
+    wake(pool);
     take_parts(pool);
-    for (uint32_t spins = 0; atomic_load(&pool->working); spins++) pause_briefly(spins);
+    for (uint32_t spins = 0; atomic_load(&pool->unfinished); spins++) pause_briefly(spins);
+}
+
+uint32_t wb_pool_parts(const wb_pool *pool, uint64_t bytes) {
+    if (!pool || pool->threads == 1) return 1;
+    uint32_t most = pool->threads * PARTS_PER_THREAD;
+    return bytes / PART_BYTES < most ? (uint32_t)(bytes / PART_BYTES) + 1 : most;
 }
 
 typedef struct {
@@ -118,11 +134,9 @@ static void multiply_part(void *context, uint32_t part) {
 
 static int32_t split(wb_pool *pool, const wb_matrix *matrix, const int8_t *x, uint32_t tokens, void *y) {
     multiplication m = {matrix, x, tokens, matrix->rows, y, WB_OK};
-    uint32_t unit = wb_row_unit(matrix->weight_bits), parts = 1;
-    size_t bytes = wb_weight_bytes(matrix);
-    if (pool && pool->threads > 1 && unit) {
-        uint32_t groups = (matrix->rows + unit - 1) / unit, most = pool->threads * PARTS_PER_THREAD;
-        parts = (uint32_t)(bytes / PART_BYTES < most ? bytes / PART_BYTES + 1 : most);
+    uint32_t unit = wb_row_unit(matrix->weight_bits), parts = wb_pool_parts(pool, wb_weight_bytes(matrix));
+    if (parts > 1) {
+        uint32_t groups = (matrix->rows + unit - 1) / unit;
         m.part_rows = (groups + parts - 1) / parts * unit;
         parts = (matrix->rows + m.part_rows - 1) / m.part_rows;
     }

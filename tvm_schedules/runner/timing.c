@@ -5,8 +5,6 @@
 #include <string.h>
 #include <time.h>
 
-enum { PART_BYTES = 64 << 10 };
-
 typedef uint64_t words __attribute__((vector_size(WB_VECTOR_BYTES)));
 
 static double now(void) {
@@ -42,7 +40,7 @@ static void read_part(void *context, uint32_t part) {
 }
 
 void wb_time_read(wb_pool *pool, const uint8_t *data, size_t bytes, uint32_t count, uint32_t calls, double *seconds) {
-    size_t parts = bytes / PART_BYTES + 1;
+    size_t parts = wb_pool_parts(pool, bytes);
     for (uint32_t i = 0; i < calls; i++) {
         reading r = {data + i % count * bytes, bytes, (bytes / parts + 4095) / 4096 * 4096};
         double start = now();
