@@ -1,0 +1,74 @@
+"""A random allocation of the same budget, the control that a method must beat to have decided anything.
+
+Drawn uniformly from all allocations that spend the budget as far as the widths allow. Exact and without a table of
+counts: experts drawn independently with probabilities p_k proportional to exp(t b_k) give every allocation of one sum
+the same probability, so those draws whose sum is the wanted one are uniform. With t at which the mean width is the
+budget's, one draw in about sqrt(2 pi N) standard deviations hits it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattbit.policy.methods.inputs import bits_for, open_widths, recipe
+from wattbit.policy.problem import Floats
+from wattbit.recipe import Budget, Quantizer, Recipe, Subject
+
+BLOCK = 64  # draws at a time
+
+
+@dataclass(frozen=True)
+class Random:
+    quantizer: Quantizer = "gptq"
+    name = "random"
+
+    def decide(self, subject: Subject, budget: Budget, seed: int) -> Recipe:
+        """As `Method.decide`; another seed is another allocation."""
+        experts, widths = subject.experts, open_widths(self.name, budget)
+        drawn = draw(len(experts), widths, bits_for(budget, len(experts)), seed)
+        return recipe(self.name, experts, drawn.tolist(), self.quantizer, budget)
+
+
+def draw(experts: int, widths: Sequence[int], bits: int, seed: int) -> NDArray[np.int64]:
+    """Widths [experts] with the greatest sum that they can have within `bits`, uniform among all that have it."""
+    options = np.array(sorted(widths))
+    total = _reachable(experts, options, bits)
+    probabilities = _tilted(options, total / experts)
+    random = np.random.default_rng(seed)
+    while True:
+        drawn = options[random.choice(len(options), size=(BLOCK, experts), p=probabilities)]
+        hits = np.flatnonzero(drawn.sum(axis=1) == total)
+        if len(hits):
+            first: NDArray[np.int64] = drawn[hits[0]]
+            return first
+
+
+def _reachable(experts: int, options: NDArray[np.int64], bits: int) -> int:
+    """The greatest sum of `experts` widths that is not above `bits`; bit s of `sums` says that s is a sum."""
+    steps = [int(b - options[0]) for b in options]
+    room = bits - experts * steps[0] - experts * int(options[0])
+    mask = (1 << (room + 1)) - 1
+    sums = 1
+    for _ in range(experts):
+        wider = 0
+        for step in steps:
+            wider |= sums << step
+        sums = wider & mask
+    return experts * int(options[0]) + sums.bit_length() - 1
+
+
+def _tilted(options: NDArray[np.int64], mean: float) -> Floats:
+    """Probabilities proportional to exp(t b) with this mean, by bisection on t."""
+
+    def at(tilt: float) -> Floats:
+        raised = tilt * (options - (options[-1] if tilt > 0 else options[0]))
+        weights: Floats = np.exp(raised)
+        return weights / weights.sum()
+
+    low, high = -60.0, 60.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(at(middle) @ options) < mean else (low, middle)
+    return at(high)
