@@ -4,7 +4,7 @@ zero points in float16, low-rank compensators packed likewise, columns kept in f
 Values are packed row by row as one stream of bits, the first value in the lowest bits of the first byte; the last byte
 of a matrix is filled with zeros. `ExpertId.NAME.integers` [bytes] uint8, `.scale` and `.zero` [N, G] float16; the
 compensators are `.u` (U transposed, [r, N]) and `.v` [r, K] with tensors of their own; `.columns` [C] int32, `.kept`
-[N, C] float16. Widths, shapes and group sizes are JSON in the file's metadata under `experts`.
+[N, C] float16. Widths, shapes and group sizes are JSON in the file's metadata, see `to_tensors`.
 """
 
 import json
@@ -24,7 +24,8 @@ from wattbit.models.quantizers.grid import Quantized
 from wattbit.plan import ExpertId
 from wattbit.recipe import Quantizer
 
-FORMAT = "wattbit experts 1"
+METADATA = "wattbit_experts"  # one entry, for safetensors writes several in any order
+FORMAT = 1
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
@@ -45,6 +46,11 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         whole |= padded[:, i] << (8 * i)
     found = torch.stack([(whole >> (bits * i)) & (2**bits - 1) for i in range(8)], dim=1)
     return found.byte().flatten()[:count]
+
+
+def packed_bytes(rows: int, columns: int, bits: int, group: int, zero: bool) -> int:
+    """Bytes of a packed matrix: integers, and a scale (and a zero point) in float16 for each group of a row."""
+    return -(-rows * columns * bits // 8) + rows * -(-columns // group) * 2 * (1 + zero)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,21 +176,21 @@ class PackedExpert:
 def to_tensors(experts: Mapping[ExpertId, PackedExpert]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name and the metadata that a safetensors file needs to read them back."""
     tensors = {
-        f"{identity}.{name}": tensor.contiguous()
+        f"{identity}.{name}": tensor.clone(memory_format=torch.contiguous_format)  # matrices may share their columns
         for identity, expert in experts.items()
         for name, tensor in expert.tensors().items()
     }
     header = {str(identity): expert.header() for identity, expert in experts.items()}
-    return tensors, {"format": FORMAT, "experts": json.dumps(header, separators=(",", ":"))}
+    return tensors, {METADATA: json.dumps({"format": FORMAT, "experts": header}, separators=(",", ":"))}
 
 
 def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[ExpertId, PackedExpert]:
     """What `to_tensors` took apart; other tensors and metadata may stand beside it."""
-    if metadata.get("format") != FORMAT:
-        raise WattbitError(f"the file's format is {metadata.get('format')!r}, not {FORMAT!r}; save the experts again")
-    header = json.loads(metadata["experts"])
+    about = json.loads(metadata.get(METADATA, "{}"))
+    if about.get("format") != FORMAT:
+        raise WattbitError(f"the file's experts are of format {about.get('format')}, not {FORMAT}; save them again")
     try:
-        return {ExpertId.parse(name): PackedExpert.read(about, tensors, name) for name, about in header.items()}
+        return {ExpertId.parse(name): PackedExpert.read(e, tensors, name) for name, e in about["experts"].items()}
     except KeyError as error:
         raise WattbitError(f"the file has no {error}, which its header names; save the experts again") from None
 

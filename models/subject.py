@@ -11,7 +11,7 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.models.expert_model import ExpertModel, LayerTrace, Matrices
 from wattbit.models.packed import PackedExpert
-from wattbit.models.quantizers.apply import ExpertRecipe, quantize_expert
+from wattbit.models.quantizers.apply import ExpertRecipe, expert_bytes, quantize_expert
 from wattbit.plan import ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
 from wattbit.recipe import Pruning, Recipe
@@ -70,13 +70,12 @@ class ModelSubject:
         return tuple((t.gates[:, 1] / t.gates[:, 0]).median().item() for t in self._trace())
 
     def channel_activity(self) -> Mapping[ExpertId, tuple[float, ...]]:
-        """The mean is over all tokens of the layer, with gate 0 for those that went elsewhere; the norm over all
-        matrices that read the input. Summed over an expert's columns it is proportional to that sum over its tokens."""
+        """The mean is over the tokens that the expert saw, 0 where there were none; the norm over all matrices that
+        read the input."""
         found = {}
         for expert in self.experts:
-            layer = self._trace()[expert.layer]
-            tokens, gates = layer.rows(expert.expert)
-            mean = (layer.inputs[tokens].float().abs() * gates[:, None].float()).sum(dim=0) / len(layer.inputs)  # [D]
+            inputs, gates = self._inputs(expert)
+            mean = (inputs.abs() * gates[:, None]).sum(dim=0) / max(1, len(inputs))  # [D]
             first = torch.cat([self._float[expert][name].float() for name in self.model.first])
             found[expert] = tuple((mean * first.norm(dim=0)).tolist())
         return found
@@ -92,7 +91,8 @@ class ModelSubject:
     def memory_bytes(self, recipe: Recipe | None) -> int:
         if recipe is None:
             return sum(FLOAT_BYTES * w.numel() for matrices in self._float.values() for w in matrices.values())
-        return sum(packed.bytes for packed in self.quantize(recipe).values())
+        sizes = {e: {name: (len(w), w.shape[1]) for name, w in matrices.items()} for e, matrices in self._float.items()}
+        return sum(expert_bytes(self.model, sizes[e], ExpertRecipe.of(recipe, e)) for e in self.experts)
 
     def quantize(self, recipe: Recipe) -> dict[ExpertId, PackedExpert]:
         """Every expert as the recipe says, and which quantizer it got; see `apply.fallen_back`."""

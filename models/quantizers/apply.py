@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from wattbit.models.expert_model import Matrices
-from wattbit.models.packed import PackedExpert, PackedMatrix, PackedWeight, other_columns
+from wattbit.models.packed import PackedExpert, PackedMatrix, PackedWeight, other_columns, packed_bytes
 from wattbit.models.quantizers import gptq, hqq, rtn
-from wattbit.models.quantizers.grid import Quantized
+from wattbit.models.quantizers.grid import Quantized, group_columns
 from wattbit.models.quantizers.low_rank import compensate
 from wattbit.plan import ExpertId
 from wattbit.recipe import Quantizer, Recipe
@@ -72,6 +72,21 @@ def quantize_expert(kind: Expert, matrices: Matrices, how: ExpertRecipe, inputs:
         second = gptq.hessian(kind.hidden({**matrices, **quantized}, inputs.float()))
     found[kind.last] = _weight(matrices[kind.last], how, quantizer, second, None)
     return PackedExpert({name: found[name] for name in matrices}, quantizer, len(inputs))
+
+
+def expert_bytes(kind: Expert, shapes: Mapping[str, tuple[int, int]], how: ExpertRecipe) -> int:
+    """`PackedExpert.bytes` of an expert with matrices of these shapes [out, in], without quantizing it."""
+    total = 0
+    for name, (rows, all_columns) in shapes.items():
+        kept = len(how.float_columns) if name in kind.first else 0
+        total += kept * (4 + 2 * rows)  # its number, and float16
+        columns = all_columns - kept
+        total += packed_bytes(rows, columns, how.bits, group_columns(columns, how.group_size), zero=True)
+        rank = min(how.rank, rows, columns)
+        for side in (rows, columns) if rank else ():
+            group = group_columns(side, COMPENSATOR_GROUP)
+            total += packed_bytes(rank, side, how.compensator_bits, group, zero=False)
+    return total
 
 
 def fallen_back(recipe: Recipe, experts: Mapping[ExpertId, PackedExpert]) -> tuple[ExpertId, ...]:
