@@ -1,0 +1,1 @@
+"""Families of Mixture-of-Experts models with public checkpoints, through Hugging Face transformers' own classes."""
