@@ -13,6 +13,7 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_bytes
 from wattbit.models.config import ModelConfig, TrainConfig
+from wattbit.models.distributed import choose_device
 from wattbit.models.expert import BrevitasExpert
 from wattbit.models.network import Experts, Transformer
 from wattbit.models.quant import LayerQuantizer, brevitas_experts
@@ -34,7 +35,8 @@ class MoELearner:
     is used at a precision. Those that fine-tuning ran with stay with the weights, unless the weights outgrew what
     float32 computes exactly: these experts are calibrated anew.
 
-    Evaluation and export run Brevitas modules; fine-tuning runs `wattbit.models.quant`, which equals them.
+    Evaluation and export run Brevitas modules; fine-tuning, and evaluation on a GPU, run `wattbit.models.quant`, which
+    equals them. Scales are computed on the CPU, and single experts are handed out there.
     """
 
     def __init__(
@@ -50,8 +52,12 @@ class MoELearner:
         self._inputs: list[tuple[Tensor, list[int]]] | None = None
 
     @classmethod
-    def open(cls, data: Path, model_dir: Path) -> Self:
-        """The float model in `model_dir` with the tokens in `data`; WattbitError if they do not belong together."""
+    def open(cls, data: Path, model_dir: Path, device: str = "cpu") -> Self:
+        """The float model in `model_dir` with the tokens in `data`; WattbitError if they do not belong together.
+
+        device: cpu, cuda or auto, as `choose_device` takes it. The calibration text is run there, so scales chosen on
+        one device may differ in a last bit from those chosen on another.
+        """
         record = read_json(model_dir / "train.json")
         if record["data"] != read_json(data / "data.json")["digest"]:
             raise WattbitError(f"{model_dir} was trained on other data than {data}; run `wattbit train` again")
@@ -59,7 +65,8 @@ class MoELearner:
         train = TrainConfig.from_json(record["train"])
         torch.set_num_threads(train.threads)
         samples = Samples.load(data, config.context)
-        learner = cls(Transformer(config), samples, train, record["initial_router_norms"])
+        network = Transformer(config).to(choose_device(device))
+        learner = cls(network, samples, train, record["initial_router_norms"])
         learner.load(model_dir / "float.safetensors")
         return learner
 
@@ -86,8 +93,8 @@ class MoELearner:
         return own if len(own) >= MIN_TOKENS else rows
 
     def perplexity(self, allocation: Allocation | None) -> float:
-        """Validation perplexity, through Brevitas, with every expert at its precision; None is the float model."""
-        return perplexity(self.network, self.samples.valid, None if allocation is None else self._brevitas(allocation))
+        """Validation perplexity with every expert at its precision; None is the float model."""
+        return perplexity(self.network, self.samples.valid, None if allocation is None else self._experts(allocation))
 
     def finetune(self, allocation: Allocation, steps: int, seed: int, progress: Progress = silent) -> None:
         """Quantization-aware training of all weights at constant scales, straight through the rounding (STE)."""
@@ -103,6 +110,7 @@ class MoELearner:
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = FINETUNE_RATE * (1 - step / steps)
             contexts = draw(self.samples.train, self.config.context, self.train_config.batch, seed, step)
+            contexts = contexts.to(self.network.device)
             mixtures = [block.mixture for block in self.network.layers]
             layers = zip(quantizers[step % len(quantizers)], mixtures, strict=True)
             experts = [quantizer.experts(mixture.w1, mixture.w2) for quantizer, mixture in layers]
@@ -120,7 +128,7 @@ class MoELearner:
             self.samples.held,
             self.initial_router_norms,
             weight_bits,
-            lambda expert, bits: self.expert(expert, Precision(bits, STATS_ACT_BITS)),
+            lambda expert, bits: self.expert(expert, Precision(bits, STATS_ACT_BITS)).to(self.network.device),
             progress,
         )
 
@@ -162,17 +170,25 @@ class MoELearner:
         self._inputs = None
 
     def _weights(self, expert: ExpertId) -> tuple[Tensor, Tensor]:
+        """On the CPU."""
         mixture = self.network.layers[expert.layer].mixture
-        return mixture.w1[expert.expert].detach(), mixture.w2[expert.expert].detach()
+        return mixture.w1[expert.expert].detach().cpu(), mixture.w2[expert.expert].detach().cpu()
 
     def _quantizers(
         self, allocation: Allocation, scales: Mapping[tuple[ExpertId, Precision], ExpertScales]
     ) -> list[LayerQuantizer]:
         """One a layer, of that layer's experts at the widths of an allocation."""
         layers = [[e for e in self.config.expert_ids if e.layer == i] for i in range(self.config.layers)]
-        return [LayerQuantizer.of([scales[e, allocation.precision(e)] for e in layer]) for layer in layers]
+        device = self.network.device
+        return [LayerQuantizer.of([scales[e, allocation.precision(e)] for e in layer], device) for layer in layers]
 
-    def _brevitas(self, allocation: Allocation) -> list[Experts]:
+    @torch.no_grad()
+    def _experts(self, allocation: Allocation) -> list[Experts]:
+        """Every layer's experts at the widths of an allocation: Brevitas modules, or what equals them on a GPU."""
+        if self.network.device.type != "cpu":
+            used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for p in allocation.placements}
+            mixtures = [block.mixture for block in self.network.layers]
+            return [q.experts(m.w1, m.w2) for q, m in zip(self._quantizers(allocation, used), mixtures, strict=True)]
         modules: list[dict[int, BrevitasExpert]] = [{} for _ in range(self.config.layers)]
         for identity in self.config.expert_ids:
             modules[identity.layer][identity.expert] = self.expert(identity, allocation.precision(identity))
@@ -181,11 +197,11 @@ class MoELearner:
     @torch.no_grad()
     def _trace_inputs(self) -> list[tuple[Tensor, list[int]]]:
         """Each layer's expert inputs [N, D], sorted by expert, on the calibration text, and each expert's rows [E]."""
-        x = self.network.embedding(self.samples.calibration[:, :-1])
+        x = self.network.embedding(self.samples.calibration[:, :-1].to(self.network.device))
         traced = []
         for block in self.network.layers:
             x, inputs = block.attend(x)
             y, routing = block.mixture(inputs)
-            traced.append((inputs.index_select(0, routing.tokens), routing.counts))
+            traced.append((inputs.index_select(0, routing.tokens).cpu(), routing.counts))
             x = x + y.view_as(x)
         return traced

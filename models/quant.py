@@ -22,7 +22,6 @@ from wattbit.models.scales import ExpertScales
 _SIGNED = IntQuant(narrow_range=False, signed=True, input_view_impl=Identity())
 _UNSIGNED = IntQuant(narrow_range=False, signed=False, input_view_impl=Identity())
 _WEIGHT = IntQuant(narrow_range=True, signed=True, input_view_impl=Identity(), tensor_clamp_impl=TensorClampSte())
-_ZERO = torch.tensor(0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +39,17 @@ class LayerQuantizer:
     half2: Tensor  # [E, 1]
 
     @classmethod
-    def of(cls, scales: Sequence[ExpertScales]) -> Self:
+    def of(cls, scales: Sequence[ExpertScales], device: torch.device | str = "cpu") -> Self:
         def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32)[:, None]
+            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
         first, second = zip(*(s.weight_scales() for s in scales), strict=True)
         half1, half2 = zip(*(s.half_units() for s in scales), strict=True)
         return cls(
             weight_bits=column([s.precision.weight_bits for s in scales])[:, :, None],
             act_bits=column([s.precision.act_bits for s in scales]),
-            scale1=torch.stack(first),
-            scale2=torch.stack(second),
+            scale1=torch.stack(first).to(device),
+            scale2=torch.stack(second).to(device),
             x_scale=column([2.0**s.x_exp for s in scales]),
             h_scale=column([2.0**s.h_exp for s in scales]),
             y_scale=column([2.0**s.y_exp for s in scales]),
@@ -60,17 +59,19 @@ class LayerQuantizer:
 
     def experts(self, w1: Tensor, w2: Tensor) -> Experts:
         """The layer's experts with weights w1 [E, H, D], w2 [E, D, H], quantized here, once for all calls."""
-        q1 = _WEIGHT(self.scale1, _ZERO, self.weight_bits, w1)
-        q2 = _WEIGHT(self.scale2, _ZERO, self.weight_bits, w2)
+        zero, out_bits = (torch.tensor(float(value), device=w1.device) for value in (0, OUT_BITS))
+        q1 = _WEIGHT(self.scale1, zero, self.weight_bits, w1)
+        q2 = _WEIGHT(self.scale2, zero, self.weight_bits, w2)
 
         def run(x: Tensor, counts: list[int]) -> Tensor:
-            owner = torch.repeat_interleave(torch.tensor(counts))  # [N] expert of each row
+            rows = torch.tensor(counts, device=x.device)
+            owner = torch.repeat_interleave(rows, output_size=len(x))  # [N] expert of each row
             act_bits = self.act_bits[owner]  # [N, 1]
-            x = _SIGNED(self.x_scale[owner], _ZERO, act_bits, x)
+            x = _SIGNED(self.x_scale[owner], zero, act_bits, x)
             h = grouped(x, counts, q1) + self.half1[owner]  # [N, H]
-            h = _UNSIGNED(self.h_scale[owner], _ZERO, act_bits, h.relu())
+            h = _UNSIGNED(self.h_scale[owner], zero, act_bits, h.relu())
             y = grouped(h, counts, q2) + self.half2[owner]  # [N, D]
-            out: Tensor = _SIGNED(self.y_scale[owner], _ZERO, torch.tensor(float(OUT_BITS)), y)
+            out: Tensor = _SIGNED(self.y_scale[owner], zero, out_bits, y)
             return out
 
         return run
