@@ -99,7 +99,7 @@ class OwnModel:
             raise WattbitError(f"pruning has {len(pruning.ratio)} ratios, the model {len(self.network.layers)} layers")
         x = self.network.embedding(tokens)
         for block, ratio in zip(self.network.layers, pruning.ratio, strict=True):
-            attention = _attention(block, x)
+            attention = attention_weights(block, x)
             x, inputs = block.attend(x)
             mixture = block.mixture
             gates, experts, chance = mixture.choose(inputs)
@@ -110,7 +110,7 @@ class OwnModel:
         return self.network.head(x)
 
 
-def _attention(block: Block, x: Tensor) -> Tensor:
+def attention_weights(block: Block, x: Tensor) -> Tensor:
     """Attention weights [B, heads, S, S] of a block on its stream x [B, S, D]."""
     attention = block.attention
     batch, length, _ = x.shape

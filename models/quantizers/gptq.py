@@ -29,12 +29,14 @@ def loss(weights: Tensor, found: Quantized, hessian: Tensor) -> Tensor:
 
 
 def quantize(weights: Tensor, hessian: Tensor, bits: int, group_size: int | None = None) -> Quantized:
-    """Weights [N, K] for a Hessian [K, K] that is not zero everywhere; bits 2 to 8."""
+    """Weights [N, K] for a Hessian [K, K]; bits 2 to 8. Inputs that are all zero give round to nearest."""
     check_bits(bits)
     columns = weights.shape[1]
     group = group_columns(columns, group_size)
     plain_scale, plain_zero = range_grid(weights, bits, group)  # [N, G]
     plain = rtn.on_grid(weights, plain_scale, plain_zero, bits, group)
+    if not bool(hessian.any()):
+        return plain
     scale, zero = plain_scale.clone(), plain_zero.clone()
     factor = _inverse_factor(hessian)
     rest = weights.float().clone()
