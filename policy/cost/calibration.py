@@ -1,0 +1,213 @@
+"""Calibrates a demand's constants through any meter, and keeps them as data: with what, on what, when, and how well."""
+
+import contextlib
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Self
+
+import numpy as np
+
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.files import read_json, write_json
+from wattbit.plan import Allocation, Cost, Engine, ExpertId, Meter, Provenance, Workload
+from wattbit.policy.cost.fitting import Fitted, fit
+from wattbit.policy.cost.model import STATIC_W, CostModel, Demand, energy_work
+from wattbit.progress import Progress, silent
+
+VERSION = 1
+
+Sample = tuple[Allocation, Workload]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors on held-out prices; inside: the share that the 95 % intervals held."""
+
+    count: int
+    median: float
+    mean: float
+    worst: float
+    inside: float
+
+    @classmethod
+    def of(cls, priced: Sequence[tuple[float, float, float]]) -> Self:
+        """Of (predicted, half its interval relative to it, measured)."""
+        if not priced:
+            raise WattbitError("no held-out allocation could be priced; hold out more")
+        errors = [abs(predicted / measured - 1) for predicted, _, measured in priced]
+        held = [abs(measured - predicted) <= half * predicted for predicted, half, measured in priced]
+        return cls(len(errors), median(errors), fmean(errors), max(errors), fmean(held))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a calibration is of. settings: what the demand is built with again; JSON."""
+
+    kind: str
+    target: str
+    machine: str
+    meter: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants with where they come from. provenance: of the prices that they were fitted to."""
+
+    origin: Origin
+    provenance: Provenance
+    date: str
+    latency: Fitted
+    joules: Fitted | None
+    latency_errors: Errors
+    energy_errors: Errors | None
+
+    def model(self, demand: Demand) -> CostModel:
+        """WattbitError when the demand has other constants than were calibrated."""
+        if demand.names != self.latency.names:
+            raise WattbitError(
+                f"the calibration of {self.origin.target} has the constants {', '.join(self.latency.names)}, not "
+                f"{', '.join(demand.names)}; calibrate again"
+            )
+        return CostModel(demand, self.latency, self.joules)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "origin": asdict(self.origin) | {"settings": dict(self.origin.settings)},
+            "fitted_on": self.provenance,
+            "date": self.date,
+            "latency": self.latency.to_json(),
+            "energy": self.joules.to_json() if self.joules else None,
+            "held_out": {
+                "latency": asdict(self.latency_errors),
+                "energy": asdict(self.energy_errors) if self.energy_errors else None,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        if record.get("version") != VERSION:
+            raise WattbitError(f"the calibration has version {record.get('version')}, not {VERSION}; calibrate again")
+        held, energy = record["held_out"], record["energy"]
+        return cls(
+            Origin(**record["origin"]),
+            record["fitted_on"],
+            record["date"],
+            Fitted.from_json(record["latency"]),
+            Fitted.from_json(energy) if energy else None,
+            Errors(**held["latency"]),
+            Errors(**held["energy"]) if held["energy"] else None,
+        )
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """WattbitError when the file is absent, of another version or of no calibration."""
+        record = read_json(path)
+        try:
+            return cls.from_json(record)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise WattbitError(f"{path} is no calibration ({error}); make one with `wattbit calibrate`") from None
+
+
+def design(
+    experts: Sequence[ExpertId],
+    widths: Sequence[int],
+    workloads: Sequence[Workload],
+    mixtures: int,
+    seed: int,
+    engine: Engine,
+    act_bits: int = 8,
+) -> list[Sample]:
+    """Allocations to calibrate on: uniform ones of every width on every workload, then random mixtures in turn."""
+    uniform = [Allocation.of(dict.fromkeys(experts, bits), act_bits, engine) for bits in widths]
+    found = [(allocation, workload) for workload in workloads for allocation in uniform]
+    return found + mixed(experts, widths, workloads, mixtures, seed, engine, act_bits)
+
+
+def mixed(
+    experts: Sequence[ExpertId],
+    widths: Sequence[int],
+    workloads: Sequence[Workload],
+    count: int,
+    seed: int,
+    engine: Engine,
+    act_bits: int = 8,
+) -> list[Sample]:
+    """Random allocations on the workloads in turn, each with a random preference for the widths."""
+    random = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        preference = random.dirichlet(np.ones(len(widths)))
+        bits = random.choice(np.array(widths), len(experts), p=preference).tolist()
+        allocation = Allocation.of(dict(zip(experts, bits, strict=True)), act_bits, engine)
+        found.append((allocation, workloads[number % len(workloads)]))
+    return found
+
+
+def calibrate(
+    demand: Demand,
+    rounds: Sequence[Meter],
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    origin: Origin,
+    known: Mapping[str, float] | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Price the samples and what is held out through the meter, fit to the samples, and see how well it does.
+
+    rounds: the meter, once for each round; a price is the median of its rounds. Every round is in another random order,
+    so that what drifts or disturbs a while is no allocation's own. What the hardware cannot hold
+    is left out. Energy is fitted where every price has it. A meter that fails ends the
+    calibration; with a `wattbit.policy.recorded.RecordedMeter` the next one goes on from there.
+    """
+    found = prices(rounds, [*samples, *held_out], progress)
+    priced = [one for one in found[: len(samples)] if one is not None]
+    tests = [one for one in found[len(samples) :] if one is not None]
+    sources = {cost.provenance for _, _, cost in (*priced, *tests)}
+    if len(sources) != 1:
+        raise WattbitError(f"prices to calibrate on are {' and '.join(sorted(sources)) or 'none'}; take them from one")
+    works = [demand.work(allocation, workload) for allocation, workload, _ in priced]
+    latency = fit(demand.names, works, [cost.latency_s for *_, cost in priced], known)
+    joules = None
+    energies = [cost.energy_j for *_, cost in priced if cost.energy_j is not None]
+    if len(energies) == len(priced):
+        loads = [energy_work(cost.latency_s, demand.energy(a, w)) for a, w, cost in priced]
+        joules = fit((STATIC_W, *demand.energy_names), loads, energies)
+    model = CostModel(demand, latency, joules)
+    seconds, spent = [], []
+    for allocation, workload, cost in tests:
+        found = model.predict(allocation, workload)
+        seconds.append((found.cost.latency_s, found.latency_relative, cost.latency_s))
+        if found.cost.energy_j is not None and found.energy_relative is not None and cost.energy_j is not None:
+            spent.append((found.cost.energy_j, found.energy_relative, cost.energy_j))
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    of_energy = Errors.of(spent) if spent else None
+    return Calibration(origin, sources.pop(), today, latency, joules, Errors.of(seconds), of_energy)
+
+
+def prices(
+    rounds: Sequence[Meter], samples: Sequence[Sample], progress: Progress = silent
+) -> list[tuple[Allocation, Workload, Cost] | None]:
+    """Medians over the rounds of what the meter says of each sample; None of one that the hardware cannot hold."""
+    found: list[list[Cost]] = [[] for _ in samples]
+    for number, meter in enumerate(rounds):
+        order = np.random.default_rng(number).permutation(len(samples)).tolist()
+        for done, sample in enumerate(order):
+            progress("calibrate", number * len(samples) + done, len(rounds) * len(samples))
+            with contextlib.suppress(InfeasibleError):
+                found[sample].append(meter.cost(*samples[sample]))
+    progress("calibrate", len(rounds) * len(samples), len(rounds) * len(samples))
+    return [(*sample, _median(costs)) if costs else None for sample, costs in zip(samples, found, strict=True)]
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    energies = [cost.energy_j for cost in costs if cost.energy_j is not None]
+    energy = median(energies) if len(energies) == len(costs) else None
+    return replace(costs[0], latency_s=median(cost.latency_s for cost in costs), energy_j=energy)
