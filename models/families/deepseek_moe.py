@@ -16,7 +16,6 @@ from wattbit.errors import WattbitError
 from wattbit.models.checkpoint import Checkpoint
 from wattbit.models.families.family import Family
 
-
 DEEPSEEK_MOE = Family(classes={"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"})
 
 SAME = (  # the names of a configuration that both classes have

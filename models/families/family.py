@@ -86,9 +86,12 @@ class Family:
         return name
 
     def read(self, checkpoint: Checkpoint, names: Sequence[str], shape: tuple[int, ...]) -> Tensor:
-        """A parameter of the network, which has those names (several where it is shared)."""
+        """A parameter of the network, which has those names (several where it is shared).
+
+        It may also be stored under one of these, as `save_pretrained(save_original_format=False)` does.
+        """
         stored = [self.stored(name) for name in names]
-        for name in stored:
+        for name in (*stored, *names):
             if name in checkpoint:
                 return checkpoint.read(name, shape)
         for suffix, parts in FUSED.items():

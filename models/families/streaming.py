@@ -7,7 +7,7 @@ that it will have. Layers whose file exists are only run.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,10 +92,9 @@ class _Stream:
         self.weights = Weights(self.network, partial(self.family.read, checkpoint), device)
         self.recipe, self.device, self.progress = recipe, device, progress
         self.layers = self.family.layers(self.network)
-        found = ((name, self.family.mixture(self.network.get_submodule(name))) for name in self.layers)
-        self.mixtures = {name: mixture for name, mixture in found if mixture is not None}
+        self.mixtures = find_mixtures(self.family, self.network)
         self.numbers = {name: i for i, name in enumerate(self.mixtures)}
-        check_recipe(recipe, {ExpertId(i, e) for i, m in enumerate(self.mixtures.values()) for e in range(m.count)})
+        check_recipe(recipe, set(experts_of(self.mixtures)))
 
     def alone(self, folder: QuantizedFolder) -> None:
         """Quantize experts whose calibration tokens do not matter."""
@@ -169,6 +168,21 @@ class _Stream:
     def _empty(self, expert: ExpertId) -> Iterator[Tensor]:
         name = list(self.numbers)[expert.layer]
         yield from self.mixtures[name].matrices(expert.expert).values()
+
+
+def find_mixtures(family: Family, network: Any) -> dict[str, Mixture]:
+    """Mixture layers by name, in the order that tokens pass them."""
+    found = ((name, family.mixture(network.get_submodule(name))) for name in family.layers(network))
+    return {name: mixture for name, mixture in found if mixture is not None}
+
+
+def experts_of(mixtures: Mapping[str, Mixture]) -> tuple[ExpertId, ...]:
+    return tuple(ExpertId(i, e) for i, mixture in enumerate(mixtures.values()) for e in range(mixture.count))
+
+
+def checkpoint_experts(checkpoint: Checkpoint) -> tuple[ExpertId, ...]:
+    """The experts that a checkpoint's configuration makes, without reading weights."""
+    return experts_of(find_mixtures(*empty_network(checkpoint)))
 
 
 def check_recipe(recipe: Recipe, experts: set[ExpertId]) -> None:

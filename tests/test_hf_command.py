@@ -1,0 +1,85 @@
+"""`wattbit quantize` as users call it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.hf_support import checkpoint, mixed_recipe, save_tokenizer
+from wattbit.cli import main
+from wattbit.files import write_json
+from wattbit.models.families.folder import QuantizedFolder
+from wattbit.models.families.open import open_model, open_tokenizer
+from wattbit.models.families.text import first_contexts
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = checkpoint("mixtral", tmp_path / "model")
+    save_tokenizer(folder)
+    return folder
+
+
+def quantize(*words: object) -> Result:
+    return CliRunner().invoke(main, ["quantize", *map(str, words)])
+
+
+def test_one_width(model: Path, tmp_path: Path) -> None:
+    result = quantize(model, "--bits", 3, "--group-size", 32, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "8 experts at 3.00 bits, 0.1 MB with scales and compensators, 0.3 MB as 16-bit float" in result.output
+    network, tokenizer = open_model(tmp_path / "out")
+    assert len(network.expert_ids) == 8
+    assert tokenizer.decode(tokenizer("the quick fox")["input_ids"]) == "the quick fox"
+    packed = QuantizedFolder.open(tmp_path / "out").read(0)
+    assert {weight.matrix.bits for expert in packed.values() for weight in expert.weights.values()} == {3}
+
+
+def test_a_recipe_and_calibration_text(model: Path, tmp_path: Path) -> None:
+    recipe = mixed_recipe(model, "gptq")
+    write_json(tmp_path / "recipe.json", recipe.to_json())
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "input.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    words = ("--recipe", tmp_path / "recipe.json", "--data", tmp_path / "text", "--contexts", 16, "--length", 40)
+    result = quantize(model, *words, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["experts"] == 8 and record["mean_bits"] == recipe.allocation.mean_bits
+    folder = QuantizedFolder.open(tmp_path / "out")
+    assert folder.recipe.to_json() == recipe.to_json()
+    tokens = sum(expert.tokens for expert in folder.read(0).values())
+    assert tokens == 16 * 40 * 2, "each token reaches two experts"
+
+
+@pytest.mark.parametrize("words", [(), ("--bits", 4, "--recipe", "recipe.json")])
+def test_either_a_recipe_or_a_width(words: tuple[object, ...], model: Path, tmp_path: Path) -> None:
+    if words:
+        write_json(tmp_path / "recipe.json", mixed_recipe(model).to_json())
+        words = (*words[:-1], tmp_path / words[-1])
+    result = quantize(model, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "give either --recipe or --bits" in result.output
+
+
+def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, model: Path) -> None:
+    for source, out in ((tmp_path, "out"), (model, "model")):
+        result = quantize(source, "--bits", 4, "--out", tmp_path / out)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("wattbit: ") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert quantize(model, "--bits", 9, "--out", tmp_path / "out").exit_code == 2
+
+
+def test_too_little_text(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "input.txt").write_text("the quick brown fox\n" * 40)
+    words = ("--quantizer", "gptq", "--data", tmp_path / "text", "--out", tmp_path / "out")
+    result = quantize(model, "--bits", 4, *words)
+    assert result.exit_code == 1 and "65536 are needed" in result.stderr
+
+
+def test_contexts_are_the_first_tokens(model: Path) -> None:
+    tokenizer = open_tokenizer(model)
+    texts = ["the quick", " brown fox", " and more"]
+    ids = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    assert first_contexts(tokenizer, texts, 2, 3).flatten().tolist() == ids[:6]

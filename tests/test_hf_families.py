@@ -1,0 +1,253 @@
+"""Every family through transformers' own classes: the same floats, and what the adapter says of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+
+from tests.hf_support import CONFIGS, FAMILIES, SIZES, checkpoint, contexts, transformers_model
+from wattbit.errors import WattbitError
+from wattbit.files import write_json
+from wattbit.models.expert_model import ExpertModel
+from wattbit.models.families import adapter
+from wattbit.models.families.adapter import FamilyModel
+from wattbit.models.families.open import open_network
+from wattbit.plan import ExpertId
+from wattbit.recipe import Pruning
+
+EXPERTS = {  # of each family's mixture layers, dense ones left out
+    "mixtral": [4, 4],
+    "olmoe": [8, 8],
+    "qwen2_moe": [6, 6],
+    "qwen3_moe": [6, 6],
+    "deepseek_v2": [8, 8],
+    "deepseek_v3": [8, 8],
+    "switch_transformers": [4, 4, 4],
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FamilyModel]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: open_network(checkpoint(name, folder / name)) for name in FAMILIES}
+
+
+def transformers_losses(model_type: str, network: Any, tokens: Tensor) -> Tensor:
+    """What transformers' class computes by itself, with its own loss and choice of kernels."""
+    with torch.no_grad():
+        if model_type == "switch_transformers":
+            half = tokens.shape[1] // 2
+            labels = tokens[:, half:].contiguous()
+            logits = network(input_ids=tokens[:, :half], labels=labels).logits
+        else:
+            labels, logits = tokens[:, 1:], network(tokens).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_losses_are_transformers_own(name: str, models: dict[str, FamilyModel]) -> None:
+    tokens = contexts()
+    network = type(models[name].network).from_pretrained(models[name].folder).eval()
+    expected = transformers_losses(name, network, tokens)
+    torch.testing.assert_close(models[name].losses(tokens), expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_those_that_were_saved(name: str, models: dict[str, FamilyModel]) -> None:
+    saved = transformers_model(name).state_dict()
+    loaded = models[name].network.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_experts_are_found(name: str, models: dict[str, FamilyModel]) -> None:
+    model: ExpertModel = models[name]
+    assert model.expert_ids == tuple(ExpertId(i, e) for i, count in enumerate(EXPERTS[name]) for e in range(count))
+    for expert in model.expert_ids:
+        matrices = model.matrices(expert)
+        assert set(matrices) == {*model.first, model.last}
+        width = matrices[model.first[0]].shape[1]
+        assert matrices[model.last].shape == (width, matrices[model.first[0]].shape[0])
+        assert model.router(expert.layer).shape == (EXPERTS[name][expert.layer], width)
+    assert model.initial_router_norms(0) is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trace_explains_what_its_layer_adds(name: str, models: dict[str, FamilyModel]) -> None:
+    """Gate-weighted outputs of a layer's experts, from the trace, `matrices` and `hidden`, are the layer's own."""
+    model, tokens, outputs = models[name], contexts(), []
+    hooks = [m.experts.register_forward_hook(lambda _, call, output: outputs.append(output)) for m in model.mixtures]
+    traces = model.trace(tokens)
+    for hook in hooks:
+        hook.remove()
+    assert len(traces) == len(EXPERTS[name])
+    for layer, (trace, whole) in enumerate(zip(traces, outputs, strict=True)):
+        assert trace.experts.shape == trace.gates.shape == (len(trace.inputs), model.top_k)
+        expected = torch.zeros_like(trace.inputs)
+        for e in range(EXPERTS[name][layer]):
+            token, gates = trace.rows(e)
+            matrices = model.matrices(ExpertId(layer, e))
+            y = F.linear(model.hidden(matrices, trace.inputs[token]), matrices[model.last])
+            expected.index_add_(0, token, y * gates[:, None])
+        # Switch's tokens over capacity are in no trace, and get nothing
+        output = whole[whole.abs().sum(dim=1) > 0] if name == "switch_transformers" else whole
+        torch.testing.assert_close(expected, output, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_over_a_switchs_capacity_are_left_out(models: dict[str, FamilyModel]) -> None:
+    model, tokens = models["switch_transformers"], contexts(6, 64)
+    capacity = CONFIGS["switch_transformers"]["expert_capacity"]
+    first = model.trace(tokens)[0]
+    assert len(first.inputs) < 6 * 32, "some expert had more than its capacity"
+    assert first.experts.flatten().bincount().max() <= 6 * capacity
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_replacing_an_expert_changes_that_one_alone(name: str, tmp_path: Path) -> None:
+    model, tokens = open_network(checkpoint(name, tmp_path)), contexts()
+    before = model.losses(tokens)
+    busy = int(model.trace(tokens)[0].experts.flatten().bincount().argmax())
+    chosen = ExpertId(0, busy)
+    kept = {expert: model.matrices(expert) for expert in model.expert_ids}
+    model.replace(chosen, {key: -2 * matrix for key, matrix in kept[chosen].items()})
+    for expert in model.expert_ids:
+        factor = -2 if expert == chosen else 1
+        assert all(torch.equal(m, factor * kept[expert][key]) for key, m in model.matrices(expert).items())
+    assert not torch.equal(model.losses(tokens), before)
+    model.replace(chosen, kept[chosen])
+    assert torch.equal(model.losses(tokens), before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_norms_are_autograds(
+    name: str, models: dict[str, FamilyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = models[name], contexts(5)
+    network = transformers_model(name)
+    if name == "switch_transformers":
+        half = tokens.shape[1] // 2
+        network(input_ids=tokens[:, :half], labels=tokens[:, half:].contiguous()).loss.backward()
+    else:
+        network(tokens, labels=tokens).loss.backward()
+    gradients = {key: p.grad for key, p in network.named_parameters() if p.grad is not None}
+    monkeypatch.setattr(adapter, "BATCH_TOKENS", 70)  # two contexts at a time, then one
+    found = model.gradient_norms(tokens)
+    for expert in model.expert_ids:
+        parts = expert_gradients(name, model, gradients, expert)
+        expected = torch.cat([part.flatten() for part in parts]).norm().item() if parts else 0.0
+        assert found[expert] == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert not any(p.requires_grad or p.grad is not None for p in model.network.parameters())
+
+
+def expert_gradients(name: str, model: FamilyModel, gradients: dict[str, Tensor], expert: ExpertId) -> list[Tensor]:
+    layers = [
+        path
+        for path in model.family.layers(model.network)
+        if any(f"{path}." in k and ".experts." in k for k in gradients)
+    ]
+    prefix = layers[expert.layer]
+    if name == "switch_transformers":
+        return [g for key, g in gradients.items() if key.startswith(prefix) and f"expert_{expert.expert}." in key]
+    return [g[expert.expert] for key, g in gradients.items() if key.startswith(f"{prefix}.mlp.experts.")]
+
+
+def test_losses_do_not_depend_on_the_batch(models: dict[str, FamilyModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = models["mixtral"], contexts(7)
+    together = model.losses(tokens)
+    monkeypatch.setattr(adapter, "BATCH_TOKENS", 40)
+    torch.testing.assert_close(model.losses(tokens), together, rtol=1e-5, atol=1e-5)
+    assert len(model.trace(tokens)[0].inputs) == tokens.numel()
+
+
+def test_pruning_every_second_expert_is_the_model_with_one(models: dict[str, FamilyModel], tmp_path: Path) -> None:
+    """Mixtral's gates sum to one, so a token whose second expert goes has the first at gate one."""
+    tokens = contexts()
+    one = open_network(checkpoint("mixtral", tmp_path, num_experts_per_tok=1)).losses(tokens)
+    pruned = models["mixtral"].losses(tokens, Pruning((2.0, 2.0), protected=0.0))
+    torch.testing.assert_close(pruned, one, rtol=0, atol=5e-6)
+    assert (pruned - models["mixtral"].losses(tokens)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("pruning", [Pruning((0.0, 0.0)), Pruning((2.0, 2.0), protected=1.0)])
+def test_pruning_nothing_changes_nothing(pruning: Pruning, models: dict[str, FamilyModel]) -> None:
+    model, tokens = models["mixtral"], contexts()
+    before = model.losses(tokens)
+    torch.testing.assert_close(model.losses(tokens, pruning), before, rtol=0, atol=5e-6)
+    assert torch.equal(model.losses(tokens), before), "no hook stays"
+
+
+def test_pruning_protects_more_tokens_with_a_larger_share(models: dict[str, FamilyModel]) -> None:
+    model, tokens = models["mixtral"], contexts(20)
+    before = model.losses(tokens)
+    change = [
+        (model.losses(tokens, Pruning((2.0, 2.0), protected=share)) - before).abs().mean() for share in (0.0, 0.3, 0.9)
+    ]
+    assert change[0] > change[1] > change[2] > 0
+
+
+def test_pruning_that_does_not_fit(models: dict[str, FamilyModel]) -> None:
+    with pytest.raises(WattbitError, match="one expert"):
+        models["switch_transformers"].losses(contexts(), Pruning((0.5, 0.5, 0.5)))
+    with pytest.raises(WattbitError, match="3 ratios, the model 2 mixture layers"):
+        models["mixtral"].losses(contexts(), Pruning((0.5, 0.5, 0.5)))
+
+
+def test_deepseek_moe_16b_is_llama_with_deepseeks_mixtures(tmp_path: Path) -> None:
+    """Its checkpoint is opened as a Qwen2-MoE; the reference is put together from Llama's and DeepSeek-V2's classes."""
+    sizes = SIZES | {"num_key_value_heads": 4, "num_hidden_layers": 3, "intermediate_size": 80, "rms_norm_eps": 1e-6}
+    experts = {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    torch.manual_seed(0)
+    reference: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+    config = transformers.DeepseekV2Config(**sizes, **experts, kv_lora_rank=8, q_lora_rank=None)
+    config._experts_implementation = "eager"
+    for layer in reference.model.layers[1:]:
+        layer.mlp = DeepseekV2Moe(config)
+        for parameter in layer.mlp.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_file(separate_experts(reference.state_dict()), tmp_path / "model.safetensors")
+    write_json(
+        tmp_path / "config.json",
+        sizes
+        | experts
+        | {"model_type": "deepseek", "first_k_dense_replace": 1, "norm_topk_prob": False, "hidden_act": "silu"},
+    )
+    model, tokens = open_network(tmp_path), contexts()
+    assert len(model.expert_ids) == 16
+    torch.testing.assert_close(model.losses(tokens), transformers_losses("", reference, tokens), rtol=0, atol=5e-6)
+
+
+def separate_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As DeepSeek's checkpoints have them."""
+    found = {}
+    for name, tensor in state.items():
+        if name.endswith(".experts.gate_up_proj"):
+            for e, both in enumerate(tensor):
+                for part, matrix in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
+                    found[name.replace("gate_up_proj", f"{e}.{part}.weight")] = matrix.clone()
+        elif name.endswith(".experts.down_proj"):
+            found |= {name.replace("down_proj", f"{e}.down_proj.weight"): m.clone() for e, m in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def test_fused_experts_on_disk_are_read_too(tmp_path: Path, models: dict[str, FamilyModel]) -> None:
+    network = transformers_model("mixtral")
+    network.save_pretrained(tmp_path, save_original_format=False)
+    tokens = contexts()
+    assert torch.equal(open_network(tmp_path).losses(tokens), models["mixtral"].losses(tokens))
+
+
+def test_half_precision_stays(tmp_path: Path) -> None:
+    network = transformers_model("olmoe").to(torch.bfloat16)
+    network.save_pretrained(tmp_path)
+    model = open_network(tmp_path)
+    assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
+    assert model.losses(contexts()).dtype == torch.float32

@@ -1,0 +1,118 @@
+"""`wattbit quantize`: a Hugging Face checkpoint with its experts packed at the widths of a recipe."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wattbit.display import Display
+from wattbit.files import read_json
+from wattbit.perform import json_option
+from wattbit.recipe import QUANTIZERS, Quantizer, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wattbit.models.checkpoint import Checkpoint
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON file of a recipe: every expert's width, quantizer, group size, compensators.",
+)
+@click.option("--bits", type=click.IntRange(2, 8), help="Without a recipe: one width for all experts.")
+@click.option(
+    "--quantizer",
+    type=click.Choice(QUANTIZERS),
+    default="rtn",
+    show_default=True,
+    help="With --bits: round to nearest, GPTQ or HQQ.",
+)
+@click.option(
+    "--group-size",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="With --bits: columns of a row that share a scale.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the quantized model."
+)
+@click.option("--data", help="GPTQ's calibration text: a folder, wikitext-103, c4; by default Python's sources.")
+@click.option("--contexts", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration contexts.")
+@click.option("--length", default=512, show_default=True, type=click.IntRange(min=2), help="Tokens of each of them.")
+@click.option("--device", default="cpu", show_default=True, help="Where layers are computed: cpu, cuda.")
+@json_option
+def command(
+    model: str,
+    recipe_file: Path | None,
+    bits: int | None,
+    quantizer: Quantizer,
+    group_size: int,
+    out: Path,
+    data: str | None,
+    contexts: int,
+    length: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Quantize the experts of MODEL, a folder or hub id with safetensors, one layer in memory at a time.
+
+    Mixtral, Switch Transformer, OLMoE, Qwen-MoE and DeepSeek-MoE are known. An interrupted run goes on where it was.
+    The folder holds the whole model: what is not an expert's stays as it was.
+    """
+    if (recipe_file is None) == (bits is None):
+        raise click.UsageError("give either --recipe or --bits")
+    from wattbit.models.checkpoint import Checkpoint
+    from wattbit.models.families.streaming import quantize_checkpoint
+
+    with Display() as display:
+        display.begin("open", f"checkpoint {model}")
+        checkpoint = Checkpoint.open(model)
+        recipe = read_recipe(recipe_file) if recipe_file else uniform(checkpoint, bits or 0, quantizer, group_size)
+        calibration = None
+        if recipe.quantizer == "gptq":
+            display.begin("text", f"{contexts} contexts of {length} tokens")
+            calibration = read_contexts(checkpoint, data, contexts, length)
+        display.begin("quantize", recipe.method)
+        result = quantize_checkpoint(checkpoint, recipe, out, calibration, device, display)
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "recipe": recipe.method, **result}, indent=1))
+    else:
+        click.echo(summary(out, result))
+
+
+def read_recipe(path: Path) -> Recipe:
+    return Recipe.from_json(read_json(path))
+
+
+def uniform(checkpoint: "Checkpoint", bits: int, quantizer: Quantizer, group_size: int) -> Recipe:
+    from wattbit.models.families.streaming import checkpoint_experts
+    from wattbit.plan import Allocation
+
+    allocation = Allocation.of(dict.fromkeys(checkpoint_experts(checkpoint), bits), engine="arm")
+    return Recipe(f"uniform {bits}", allocation, quantizer, group_size)
+
+
+def read_contexts(checkpoint: "Checkpoint", data: str | None, count: int, length: int) -> "Tensor":
+    from wattbit.models.corpus import read_corpus
+    from wattbit.models.families.open import open_tokenizer
+    from wattbit.models.families.text import first_contexts
+
+    return first_contexts(open_tokenizer(checkpoint.folder), read_corpus(data).train, count, length)
+
+
+def summary(out: Path, result: dict[str, Any]) -> str:
+    stored, before = result["expert_bytes"] / 1e6, result["float_expert_bytes"] / 1e6
+    lines = [
+        f"{out}: {result['experts']} experts at {result['mean_bits']:.2f} bits, {stored:.1f} MB with scales and "
+        f"compensators, {before:.1f} MB as 16-bit float"
+    ]
+    if fallen := result["rounded_to_nearest"]:
+        lines.append(f"rounded to nearest, for too few calibration tokens: {', '.join(fallen)}")
+    return "\n".join(lines)
