@@ -1,7 +1,9 @@
 """The price of an allocation by the planner's model, thousands of times a second."""
 
+from collections import Counter
+
 from wattbit.errors import InfeasibleError
-from wattbit.hls.planner import plan
+from wattbit.hls.planner import cycles, plan
 from wattbit.plan import Allocation, Cost, ExpertShape, Precision, Target, Workload
 
 
@@ -18,14 +20,15 @@ class ModelledMeter:
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         """Modelled cost. Raises InfeasibleError when even the smallest engines do not fit the target."""
-        planned = plan(allocation, self.shape, self.target, workload)
-        if not planned.fits:
+        expected = cycles(allocation, self.shape, self.target, workload)
+        if expected is None:
+            short = ", ".join(plan(allocation, self.shape, self.target, workload).excess)
             raise InfeasibleError(
-                f"{self.target.name} cannot hold the allocation ({', '.join(planned.excess)}); "
-                "use fewer bits or another target"
+                f"{self.target.name} cannot hold the allocation ({short}); use fewer bits or another target"
             )
-        memory = sum(memory_bytes(placement.precision, self.shape) for placement in allocation.placements)
-        return Cost(planned.latency_s, None, memory, "modelled")
+        widths = Counter(placement.precision for placement in allocation.placements)
+        memory = sum(number * memory_bytes(precision, self.shape) for precision, number in widths.items())
+        return Cost(expected / ((self.target.clock_mhz or 0.0) * 1e6), None, memory, "modelled")
 
 
 def memory_bytes(precision: Precision, shape: ExpertShape) -> int:

@@ -13,11 +13,11 @@ through a memory port of its own; a width may have both kinds, its hot experts o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import combinations, islice, product
 from math import inf
-from operator import gt, le
+from operator import gt, le, mul
 from typing import Any
 
 import numpy as np
@@ -45,15 +45,22 @@ def plan(allocation: Allocation, shape: ExpertShape, target: Target, workload: W
     A plan that does not fit even with the smallest engines has `fits` False. Raises WattbitError when the target has
     no FPGA, or the allocation places nothing on it.
     """
-    if target.part is None or target.clock_mhz is None:
-        raise WattbitError(f"target {target.name} has no FPGA; use another, or place the experts on arm")
-    search = _Search(_chip(shape, target), traffic(workload))
+    search = _search(shape, target, workload)
+    return search.plan(search.best(_classes(allocation, search.traffic)), workload)
+
+
+def cycles(allocation: Allocation, shape: ExpertShape, target: Target, workload: Workload) -> float | None:
+    """`plan(...).cycles` of the same engines, for less time; None where the plan does not fit. Raises as `plan`."""
+    search = _search(shape, target, workload)
     parts = search.best(_classes(allocation, search.traffic))
-    return search.plan(parts, target.part, target.clock_mhz, workload)
+    return search.cycles(parts) * workload.tokens / workload.batch if search.holds(parts) else None
 
 
 Counts = tuple[int, int, int, int]
 """LUTs, flip-flops, DSPs, RAMB18."""
+
+Shares = tuple[tuple[tuple[int, ...], int], ...]
+"""Experts of each engine and its level."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,10 @@ class _Part:
     cycles: float
 
 
+_Outline = tuple[Precision, Home, tuple[int, ...], int]
+"""Of an engine in the making: its experts and the level of its datapath."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Pool:
     """Experts of the widths that may stream, the least wasteful first. bits: of them and those before."""
@@ -94,6 +105,8 @@ class _Pool:
     width: Any  # index into `chosen`
     bits: Any
     busy: Any  # cycles a batch
+    total: int  # bits of all experts, streamed or not
+    slots: tuple[int, ...]  # BRAM18 of a stream of each chosen width
 
 
 @cache
@@ -115,12 +128,9 @@ class _Chip:
         self.chains: dict[tuple[Precision, Home, int], tuple[_Option, ...]] = {}
         self.shells: dict[tuple[int, int], Counts] = {}
 
-    def holds(self, parts: Sequence[_Part]) -> bool:
-        """Whether the target holds the engines and their shell."""
-        streams = sum(part.home == "stream" for part in parts)
-        return streams <= self.streams and all(
-            map(le, self.need([p.option.counts for p in parts], streams), self.limits)
-        )
+    def holds(self, engines: Sequence[Counts], streams: int) -> bool:
+        """Whether the target holds the engines, so many of which stream, and their shell."""
+        return streams <= self.streams and all(map(le, self.need(engines, streams), self.limits))
 
     def need(self, engines: Sequence[Counts], streams: int) -> list[int]:
         """LUT, FF, DSP and BRAM18 of engines and shell."""
@@ -161,9 +171,37 @@ class _Chip:
         return resources.share(self.target), _Option(pe, simd, timing.per_vector, load, start, resources.counts)
 
 
+def _divide(
+    experts: tuple[int, ...], times: Sequence[Sequence[float]], levels: tuple[int, ...]
+) -> tuple[Shares, float]:
+    """Experts of each engine, and the cycles of the slowest. times: every expert's on each engine."""
+    if len(levels) == 1:
+        return ((experts, levels[0]),), sum(map(times[0].__getitem__, experts))
+    ids: list[list[int]] = [[] for _ in levels]
+    load = [0.0] * len(levels)
+    roomy = list(enumerate(times))
+    for expert in experts:
+        first, at = inf, 0
+        for i, time in roomy:
+            end = load[i] + time[expert]
+            if end < first:
+                first, at = end, i
+        ids[at].append(expert)
+        load[at] = first
+        if len(ids[at]) == SETS_MAX:
+            roomy = [(i, time) for i, time in roomy if i != at]
+    return tuple((tuple(own), level) for own, level in zip(ids, levels, strict=True) if own), max(load)
+
+
 @lru_cache(maxsize=16)
 def _chip(shape: ExpertShape, target: Target) -> _Chip:
     return _Chip(shape, target)
+
+
+def _search(shape: ExpertShape, target: Target, workload: Workload) -> "_Search":
+    if target.part is None or target.clock_mhz is None:
+        raise WattbitError(f"target {target.name} has no FPGA; use another, or place the experts on arm")
+    return _Search(_chip(shape, target), traffic(workload))
 
 
 def _classes(allocation: Allocation, loads: Traffic) -> dict[Precision, tuple[int, ...]]:
@@ -181,8 +219,16 @@ def _classes(allocation: Allocation, loads: Traffic) -> dict[Precision, tuple[in
 
 @dataclass(frozen=True, eq=False)
 class _Search:
+    """The search for one allocation's engines; what it has tried it remembers, for growing plans try much again."""
+
     chip: _Chip
     traffic: Traffic
+    made: dict[tuple[Precision, Home, tuple[int, ...], int], _Part] = field(default_factory=dict)
+    divided: dict[tuple[Precision, Home, tuple[int, ...], tuple[int, ...]], tuple[Shares, float]] = field(
+        default_factory=dict
+    )
+
+    totals: dict[tuple[tuple[int, ...], int, float], float] = field(default_factory=dict)
 
     @property
     def order(self) -> list[int]:
@@ -192,20 +238,27 @@ class _Search:
     def best(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[_Part]:
         """The fastest engines found; they do not fit if none does."""
         everything = [part for precision, experts in classes.items() for part in self.on_chip(precision, experts)]
-        if self.chip.holds(everything):
+        if self.holds(everything):
             return self.grow(everything)
         tried = [self.grow(parts) for parts in self.mixtures(classes)]
         return min((self.grow(self.fill(parts)) for parts in tried), key=self.cycles, default=everything)
 
+    def holds(self, parts: Sequence[_Part]) -> bool:
+        """Whether the target holds the engines and their shell."""
+        return self.chip.holds([part.option.counts for part in parts], sum(part.home == "stream" for part in parts))
+
     def part(self, precision: Precision, home: Home, experts: tuple[int, ...], level: int) -> _Part:
-        option = self.chip.chain(precision, home, len(experts))[level]
-        busy = self.traffic.busy(experts, option.cycles, option.load, option.start, SEARCH_BATCHES)
-        return _Part(precision, home, experts, level, option, busy, float(busy.sum()) / len(busy))
+        key = (precision, home, experts, level)
+        if key not in self.made:
+            option = self.chip.chain(precision, home, len(experts))[level]
+            busy = self.traffic.busy(experts, option.cycles, option.load, option.start, SEARCH_BATCHES)
+            self.made[key] = _Part(precision, home, experts, level, option, busy, float(busy.sum()) / busy.shape[1])
+        return self.made[key]
 
     def on_chip(self, precision: Precision, experts: Sequence[int]) -> list[_Part]:
         """Experts on the chip, on as few engines as can hold them, with their smallest datapaths."""
-        levels = [0] * -(-len(experts) // SETS_MAX)
-        shares = self.shares(precision, "chip", experts, levels, inf) or []
+        levels = (0,) * -(-len(experts) // SETS_MAX)
+        shares = self.shares(precision, "chip", tuple(experts), levels, inf) or ()
         return [self.part(precision, "chip", ids, level) for ids, level in shares]
 
     def mixtures(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[list[_Part]]:
@@ -215,16 +268,19 @@ class _Search:
         the bits it saves, until the others fit; its promise is the time of its busiest stream.
         """
         rates = {precision: self.rates(precision, experts) for precision, experts in classes.items()}
+        weights = self.chip.shape.weights
+        everything = sum(weights * precision.weight_bits * len(experts) for precision, experts in classes.items())
         found = []
         for chosen in (some for n in range(1, self.chip.streams + 1) for some in combinations(classes, n)):
             ids = np.concatenate([classes[precision] for precision in chosen])
             width = np.repeat(np.arange(len(chosen)), [len(classes[precision]) for precision in chosen])
-            bits = np.array([self.chip.shape.weights * precision.weight_bits for precision in chosen])[width]
+            bits = np.array([weights * precision.weight_bits for precision in chosen])[width]
             waste, busy = (np.concatenate([rates[precision][k] for precision in chosen]) for k in (0, 1))
             order = np.argsort(waste / bits, kind="stable")
-            pool = _Pool(chosen, ids[order], width[order], bits[order].cumsum(), busy[order])
+            slots = tuple(self.chip.chain(precision, "stream", 1)[-1].counts[3] for precision in chosen)
+            pool = _Pool(chosen, ids[order], width[order], bits[order].cumsum(), busy[order], everything, slots)
             for streams in _shares(len(chosen), self.chip.streams):
-                count = self.streamed(classes, pool, streams, 0)
+                count = self.streamed(pool, streams, 0)
                 total = np.bincount(pool.width[:count], pool.busy[:count], len(chosen))
                 found.append(((total / streams).max(), count > len(ids), pool, streams))
         found.sort(key=lambda one: (one[1], one[0]))
@@ -240,57 +296,86 @@ class _Search:
         busy = self.traffic.times(fastest.cycles, fastest.load)[1][list(experts)]
         return busy - self.traffic.times(fastest.cycles, 0)[1][list(experts)], busy
 
-    def streamed(
-        self, classes: Mapping[Precision, tuple[int, ...]], pool: "_Pool", streams: tuple[int, ...], more: int
-    ) -> int:
+    def streamed(self, pool: _Pool, streams: tuple[int, ...], more: int) -> int:
         """How many of the pool must be streamed: so many that the rest and the streams' slots leave `more` BRAM18."""
-        total = sum(self.chip.shape.weights * p.weight_bits * len(experts) for p, experts in classes.items())
-        slots = [self.chip.chain(precision, "stream", 1)[-1].counts[3] for precision in pool.chosen]
-        room = self.chip.limits[3] * CHIP_SHARE - sum(n * slot for n, slot in zip(streams, slots, strict=True)) - more
-        return int(np.searchsorted(pool.bits, total - room * BRAM18_BITS)) + 1
+        room = self.chip.limits[3] * CHIP_SHARE - sum(map(mul, streams, pool.slots)) - more
+        return int(pool.bits.searchsorted(pool.total - room * BRAM18_BITS)) + 1
 
     def fitting(
-        self, classes: Mapping[Precision, tuple[int, ...]], pool: "_Pool", streams: tuple[int, ...]
+        self, classes: Mapping[Precision, tuple[int, ...]], pool: _Pool, streams: tuple[int, ...]
     ) -> list[_Part]:
         """The choice's engines with as many experts streamed as it takes to fit; none if all are too few."""
         more = 0
         for _ in range(4):
-            count = self.streamed(classes, pool, streams, more)
-            taken = set(pool.ids[:count].tolist())
-            parts = []
-            for precision, experts in classes.items():
-                chip = tuple(i for i in experts if i not in taken)
-                away = [i for i in experts if i in taken]
-                if chip:
-                    parts += self.on_chip(precision, chip)
-                if away:
-                    engines = min(streams[pool.chosen.index(precision)], len(away))
-                    shares = self.shares(precision, "stream", away, [0] * engines, inf)
-                    if shares is None:  # more experts than the streams can tell apart
-                        return []
-                    parts += [self.part(precision, "stream", ids, level) for ids, level in shares]
+            count = self.streamed(pool, streams, more)
+            outline: list[_Outline] | None = None
+            sizes = self.sizes(classes, pool, streams, count)
+            if sizes is None:
+                outline = self.outline(classes, pool, streams, count)
+                if outline is None:  # more experts than the streams can tell apart
+                    return []
+                sizes = [(precision, home, len(ids)) for precision, home, ids, _ in outline]
+            chains = [self.chip.chain(*size) for size in sizes]
             # block RAM at the fastest datapaths, which take a little more of it
-            top = [self.chip.chain(p.precision, p.home, len(p.experts))[-1].counts for p in parts]
-            short = self.chip.need(top, sum(streams))[3] - self.chip.limits[3]
-            if short <= 0 and self.chip.holds(parts):
-                return parts
+            short = self.chip.need([chain[-1].counts for chain in chains], sum(streams))[3] - self.chip.limits[3]
+            number = sum(home == "stream" for _, home, _ in sizes)
+            if short <= 0 and self.chip.holds([chain[0].counts for chain in chains], number):
+                outline = outline or self.outline(classes, pool, streams, count) or []
+                return [self.part(*engine) for engine in outline]
             if count > len(pool.ids):
                 break
             more += max(1, short)
         return []
 
+    def sizes(
+        self, classes: Mapping[Precision, tuple[int, ...]], pool: _Pool, streams: tuple[int, ...], count: int
+    ) -> list[tuple[Precision, Home, int]] | None:
+        """Of each engine of `outline` what its size depends on, where that follows from numbers alone."""
+        if not pool.busy[:count].all():  # an engine may get no expert, if no token wants them
+            return None
+        away = dict(zip(pool.chosen, np.bincount(pool.width[:count], minlength=len(streams)).tolist(), strict=True))
+        engines = dict(zip(pool.chosen, streams, strict=True))
+        found: list[tuple[Precision, Home, int]] = []
+        for precision, experts in classes.items():
+            gone = away.get(precision, 0)
+            if len(experts) - gone > SETS_MAX or gone > SETS_MAX * engines.get(precision, 0):
+                return None
+            if gone < len(experts):
+                found.append((precision, "chip", len(experts) - gone))
+            found += [(precision, "stream", 1)] * min(engines.get(precision, 0), gone)
+        return found
+
+    def outline(
+        self, classes: Mapping[Precision, tuple[int, ...]], pool: _Pool, streams: tuple[int, ...], count: int
+    ) -> list[_Outline] | None:
+        """The engines with their smallest datapaths, `count` of the pool streamed; None if the streams cannot tell them
+        apart."""
+        taken = set(pool.ids[:count].tolist())
+        found: list[_Outline] = []
+        for precision, experts in classes.items():
+            chip = [i for i in experts if i not in taken]
+            away = [i for i in experts if i in taken]
+            engines = min(streams[pool.chosen.index(precision)], len(away)) if away else 0
+            for home, ids, number in (("chip", chip, -(-len(chip) // SETS_MAX)), ("stream", away, engines)):
+                shares = self.shares(precision, home, tuple(ids), (0,) * number, inf) if ids else ()
+                if shares is None:
+                    return None
+                found += [(precision, home, own, level) for own, level in shares]
+        return found
+
     def grow(self, parts: list[_Part]) -> list[_Part]:
         """Let engines take steps, first those that alone hold up the launches most, while that is possible."""
         while True:
-            busy = np.stack([part.busy for part in parts])  # [P, S, layers]
+            busy = np.stack([part.busy.ravel() for part in parts])  # [P, layers * S]
+            slowest = busy.argmax(axis=0)
             top = busy.max(axis=0)
             if not top.any():
                 return parts  # no token wants these experts
             # how much sooner launches would be done without each engine
             alone = top - np.partition(busy, -2, axis=0)[-2] if len(parts) > 1 else top
-            costs = np.array([alone[mine == top].sum() for mine in busy]) / top.sum()
+            costs = np.bincount(slowest, alone, len(parts)) / top.sum(dtype=np.float64)
             steps = (step for i in np.argsort(-costs) if costs[i] >= MATTERS for step in self.steps(parts, parts[i]))
-            chosen = next((candidate for candidate in steps if self.chip.holds(candidate)), None)
+            chosen = next((candidate for candidate in steps if self.holds(candidate)), None)
             if chosen is None:
                 return parts
             parts = chosen
@@ -309,23 +394,28 @@ class _Search:
         if sum(len(part.experts) for part in group) <= len(group):
             return
         rest = [part for part in parts if part not in group]
+        around = [part.option.counts for part in rest]
+        beside = sum(part.home == "stream" for part in rest)
         used = self.chip.need([part.option.counts for part in parts], sum(part.home == "stream" for part in parts))
         spare = [there - taken for there, taken in zip(self.chip.limits, used, strict=True)][:3]
-        experts = sorted((i for part in group for i in part.experts), key=self.order.__getitem__)
+        experts = tuple(sorted((i for part in group for i in part.experts), key=self.order.__getitem__))
         wanted = COPY_GAIN * max(part.cycles for part in group)
         for level in range(len(chain) - 1, -1, -1):
             if any(map(gt, chain[level].counts, spare)):
                 continue
-            shares = self.shares(precision, home, experts, [*(part.level for part in group), level], wanted)
+            shares = self.shares(precision, home, experts, (*(part.level for part in group), level), wanted)
             if shares is None:
                 return  # a smaller one is no better
+            counts = [self.chip.chain(precision, home, len(ids))[own].counts for ids, own in shares]
+            if not self.chip.holds([*around, *counts], beside + (home == "stream") * len(counts)):
+                continue
             made = [self.part(precision, home, ids, own) for ids, own in shares]
             if max(part.cycles for part in made) <= wanted:
                 yield [*rest, *made]
 
     def shares(
-        self, precision: Precision, home: Home, experts: Sequence[int], levels: Sequence[int], wanted: float
-    ) -> list[tuple[tuple[int, ...], int]] | None:
+        self, precision: Precision, home: Home, experts: tuple[int, ...], levels: tuple[int, ...], wanted: float
+    ) -> Shares | None:
         """Experts for engines at `levels`, those without any left out; None if these cannot hold the experts or the
         slowest would take more cycles a batch than wanted.
 
@@ -333,25 +423,23 @@ class _Search:
         """
         if len(experts) > SETS_MAX * len(levels):
             return None
-        options = [self.chip.chain(precision, home, 1)[level] for level in levels]
-        times = [self.traffic.mean(option.cycles, option.load) for option in options]
-        totals = [sum(map(time.__getitem__, experts)) for time in times]
-        if all(totals) and 1 / sum(1 / total for total in totals) > wanted:
-            return None
-        ids: list[list[int]] = [[] for _ in levels]
-        load = [0.0] * len(levels)
-        for expert in experts:
-            ends = [
-                busy + time[expert] if len(own) < SETS_MAX else inf
-                for busy, time, own in zip(load, times, ids, strict=True)
-            ]
-            first = min(ends)
-            i = ends.index(first)
-            ids[i].append(expert)
-            load[i] = first
-        if max(load) > wanted:
-            return None
-        return [(tuple(own), level) for own, level in zip(ids, levels, strict=True) if own]
+        key = (precision, home, experts, levels)
+        if key not in self.divided:
+            chain = self.chip.chain(precision, home, 1)
+            options = [(chain[level].cycles, chain[level].load) for level in levels]
+            totals = [self.total(experts, option) for option in options]
+            if all(totals) and 1 / sum(1 / total for total in totals) > wanted:
+                return None
+            self.divided[key] = _divide(experts, [self.traffic.mean(*option) for option in options], levels)
+        shares, longest = self.divided[key]
+        return None if longest > wanted else shares
+
+    def total(self, experts: tuple[int, ...], option: tuple[int, float]) -> float:
+        """Cycles a batch that these experts keep an engine of so many cycles a vector and a load busy."""
+        key = (experts, *option)
+        if key not in self.totals:
+            self.totals[key] = sum(map(self.traffic.mean(*option).__getitem__, experts))
+        return self.totals[key]
 
     def fill(self, parts: list[_Part]) -> list[_Part]:
         """Move experts from streams to the chip, the most wasteful first, while they fit and make no plan slower."""
@@ -367,7 +455,7 @@ class _Search:
                     self.part(home.precision, "chip", (*home.experts, *stream.experts[:number]), home.level),
                 ]
                 candidate = [*(p for p in parts if p is not stream and p is not home), *moved]
-                if moved[1].cycles <= max(p.cycles for p in parts) and self.chip.holds(candidate):
+                if moved[1].cycles <= max(p.cycles for p in parts) and self.holds(candidate):
                     parts = candidate
                     break
                 number //= 2
@@ -377,7 +465,7 @@ class _Search:
         """Expected cycles of a batch through all layers: the mean over the sampled batches of the slowest engine's."""
         words = self.chip.shape.d_model // 8
         launch = np.max(
-            [self.traffic.busy(p.experts, p.option.cycles, p.option.load, p.option.start) for p in parts], 0
+            [self.traffic.busy(p.experts, p.option.cycles, p.option.load, p.option.start) for p in parts], axis=0
         )
         fetched = sum(self.traffic.busy(p.experts, 0, p.option.load, 0.0) for p in parts if p.option.load)
         vectors = self.traffic.counts.sum(axis=1)[0] / self.traffic.layers
@@ -385,10 +473,10 @@ class _Search:
         target = self.chip.target
         per_cycle = target.ddr_bytes_per_s / ((target.clock_mhz or 1.0) * 1e6)
         ddr = (8 * fetched + vectors * 8 * (2 * words + 1)) / per_cycle
-        total = float(np.maximum(np.maximum(launch, ports), ddr).mean(axis=0).sum())
+        total = float(np.maximum(np.maximum(launch, ports), ddr).mean(axis=1, dtype=np.float64).sum())
         return total + self.traffic.layers * overhead(words, self.chip.port)
 
-    def plan(self, parts: list[_Part], name: str, clock_mhz: float, workload: Workload) -> EnginePlan:
+    def plan(self, parts: list[_Part], workload: Workload) -> EnginePlan:
         parts = sorted(parts, key=lambda part: (part.precision, part.home, part.experts))
         classes: list[EngineClass] = []
         for part in parts:
@@ -404,8 +492,8 @@ class _Search:
             excess.append(f"memory_ports: {streams + 1} of {self.chip.streams + 1}")
         share = workload.tokens / workload.batch
         return EnginePlan(
-            name,
-            clock_mhz,
+            self.chip.target.part or "",
+            self.chip.target.clock_mhz or 0.0,
             self.chip.shape,
             tuple(classes),
             resources,

@@ -13,71 +13,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.hls.cycles import QUEUED
+from wattbit.hls.shell import QUEUE_VECTORS
 from wattbit.plan import ExpertId, Workload
 
 TOKENS = 16384  # drawn for a layer in all
 BATCHES = (32, 1024)  # fewest and most
 SEED = 20
-MEMBERS_MAX = 10_000  # sets of experts that are remembered
-LEAD = QUEUED + 1  # the queue and the vector that the engine is at
+REMEMBERED = 2**23  # numbers of `Traffic.brought` that are kept, 32 MB
+LEAD = QUEUE_VECTORS + 1  # the queue and the vector that the engine is at
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(eq=False)
 class Traffic:
-    """counts [S, N]: vectors of each sampled batch for each expert. layer [N]: of each expert, from 0."""
+    """counts [S, N]: vectors of each sampled batch for each expert. layer [N]: of each expert, from 0, ascending."""
 
     experts: tuple[ExpertId, ...]
     layer: NDArray[np.int64]
     counts: Floats
+    rows: Floats = field(init=False)  # [N, S], the counts by expert
     index: dict[ExpertId, int] = field(init=False)
     vectors: Floats = field(init=False)  # [N], mean a batch
     place: list[int] = field(init=False)  # [N], of each expert when the busiest are first
-    member: Floats = field(init=False)  # [N, layers], 1 where the expert is of the layer
     _times: dict[tuple[int, float], tuple[Floats, NDArray[np.float64]]] = field(init=False, default_factory=dict)
-
-    _members: dict[tuple[int, ...], Floats] = field(init=False, default_factory=dict)
     _means: dict[tuple[int, float], list[float]] = field(init=False, default_factory=dict)
+    _brought: dict[tuple[int, ...], Floats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.index = {expert: i for i, expert in enumerate(self.experts)}
+        self.rows = np.ascontiguousarray(self.counts.T)
         self.vectors = self.counts.mean(axis=0)
         self.place = np.argsort(np.argsort(-self.vectors, kind="stable")).tolist()
-        self.member = (self.layer[:, None] == np.arange(self.layers)).astype(np.float32)
 
     @property
     def layers(self) -> int:
-        return int(self.layer.max()) + 1
+        return int(self.layer[-1]) + 1
 
     def busy(
         self, experts: tuple[int, ...], per_vector: int, load: float, start: float, batches: int | None = None
     ) -> Floats:
-        """Cycles [S, layers] of one engine in the launches of the first `batches`; `start` counts where it has work."""
-        if len(self._members) > MEMBERS_MAX:
-            self._members.clear()
-        if experts not in self._members:
-            own = np.zeros_like(self.member)
-            own[list(experts)] = self.member[list(experts)]
-            self._members[experts] = own
-        total: Floats = self.times(per_vector, load)[0][:batches] @ self._members[experts]
-        total += (total > 0) * np.float32(start)
+        """Cycles [layers, S] of one engine in the launches of the first `batches`; `start` counts where it has work."""
+        if load:
+            total = self._by_layer(self.times(per_vector, load)[0][:, :batches], experts)
+        else:  # an engine's cycles are its vectors', whichever expert they are for
+            total = self.brought(experts)[:, :batches] * np.float32(per_vector)
+        if start:
+            total += (total > 0) * np.float32(start)
+        return total
+
+    def brought(self, experts: tuple[int, ...]) -> Floats:
+        """Vectors [layers, S] that the sampled batches bring to these experts."""
+        if len(self._brought) * self.layers * len(self.counts) > REMEMBERED:
+            self._brought.clear()
+        if experts not in self._brought:
+            self._brought[experts] = self._by_layer(self.rows, experts)
+        return self._brought[experts]
+
+    def _by_layer(self, rows: Floats, experts: tuple[int, ...]) -> Floats:
+        """The sum [layers, S] of some experts' rows of [N, S], layer by layer."""
+        if self.layers == 1:
+            return rows[list(experts)].sum(axis=0, keepdims=True)
+        ids = np.sort(experts)
+        layer = self.layer[ids]
+        starts = np.concatenate(([0], np.flatnonzero(layer[1:] != layer[:-1]) + 1))
+        total = np.zeros((self.layers, rows.shape[1]), np.float32)
+        total[layer[starts]] = np.add.reduceat(rows[ids], starts, axis=0)
         return total
 
     def times(self, per_vector: int, load: float) -> tuple[Floats, NDArray[np.float64]]:
-        """Cycles that each expert keeps an engine busy: in each batch [S, N], and on average [N].
+        """Cycles that each expert keeps an engine busy: in each batch [N, S], and on average [N].
 
         The next expert is fetched while vectors of the one before are computed, but no sooner than its first vector
         is in the engine's queue, LEAD vectors ahead.
         """
         key = (per_vector, load)
         if key not in self._times:
-            busy = self.counts * np.float32(per_vector)
+            busy = self.rows * np.float32(per_vector)
             if load:
-                ahead = np.minimum(self.counts, LEAD) * np.float32(per_vector)
-                busy += (self.counts > 0) * np.maximum(np.float32(load) - ahead, 0)
-            self._times[key] = (busy, busy.mean(axis=0, dtype=np.float64))
+                ahead = np.minimum(self.rows, LEAD) * np.float32(per_vector)
+                busy += (self.rows > 0) * np.maximum(np.float32(load) - ahead, 0)
+            self._times[key] = (busy, busy.mean(axis=1, dtype=np.float64))
         return self._times[key]
 
     def mean(self, per_vector: int, load: float) -> list[float]:

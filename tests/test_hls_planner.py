@@ -9,18 +9,26 @@ import pytest
 
 from tests.hls_engine_support import PART, Z2, engine_class, random_ints
 from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.files import digest_json
 from wattbit.hls.block_ram import Mapping, constant, writable
 from wattbit.hls.engine import write_engine
 from wattbit.hls.engine_class import SETS_MAX, EngineClass
 from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.meter import ModelledMeter, memory_bytes
-from wattbit.hls.planner import plan
+from wattbit.hls.planner import cycles, plan
 from wattbit.hls.resources import Resources, Scales, dsp_lanes, model
 from wattbit.hls.synthesis import count, synthesise
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Placement, Precision, Workload
 
 SHAPE = ExpertShape(64, 128)
 EXPERTS = [ExpertId(layer, expert) for layer in range(2) for expert in range(16)]
+
+
+RECORDED = (
+    ("z2", 256, "5d0140b8cededee8"),
+    ("small", 256, "9a577e423102dc7d"),
+    ("small", 8, "5388f60469b1a627"),
+)
 
 
 def workload(seed: int = 0) -> Workload:
@@ -155,6 +163,24 @@ def test_meter_prices_memory_and_slower_chips() -> None:
     assert memory_bytes(Precision(3), SHAPE) == 2 * 64 * 128 * 3 // 8 + 4 * (64 + 128)
     half = ModelledMeter(SHAPE, replace(Z2, dsp=110)).cost(Allocation.of(dict.fromkeys(EXPERTS, 4)), workload())
     assert half.latency_s > cost.latency_s
+
+
+def test_plans_are_those_of_the_search_without_memory_or_shortcuts() -> None:
+    """Recorded with the planner that built and weighed every candidate in full (commit 0a6277a)."""
+    small = replace(Z2, bram18=140, memory_ports=4)
+    for target, batch, digest in RECORDED:
+        load = replace(workload(1), batch=batch)
+        chip = small if target == "small" else Z2
+        plans = [plan(mixed(seed, widths), SHAPE, chip, load) for seed in range(8) for widths in ((2, 4, 8), (3, 6))]
+        assert digest_json([[c.to_json() for c in planned.classes] for planned in plans])[:16] == digest
+
+
+def test_the_meters_time_is_the_plans() -> None:
+    small = replace(Z2, bram18=140, memory_ports=3)
+    for seed in range(8):
+        planned = plan(mixed(seed), SHAPE, small, workload(seed))
+        found = cycles(mixed(seed), SHAPE, small, workload(seed))
+        assert found == (planned.cycles if planned.fits else None)
 
 
 def test_meter_is_fast_enough_for_reinforcement_learning() -> None:
