@@ -1,6 +1,7 @@
 """A trained model that can be priced, adapted and put back: what the policy knows as `wattbit.plan.Learner`."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +21,7 @@ from wattbit.models.quant import LayerQuantizer, brevitas_experts
 from wattbit.models.sample import Samples, draw
 from wattbit.models.scales import MIN_TOKENS, ExpertScales, calibrate
 from wattbit.models.statistics import expert_stats
-from wattbit.models.train import make_optimizer, perplexity, train_step
+from wattbit.models.train import Teacher, make_optimizer, perplexity, train_step
 from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
 
@@ -37,12 +38,20 @@ class MoELearner:
 
     Evaluation and export run Brevitas modules; fine-tuning, and evaluation on a GPU, run `wattbit.models.quant`, which
     equals them. Scales are computed on the CPU, and single experts are handed out there.
+
+    teacher: a model that fine-tuning follows, None for none.
     """
 
     def __init__(
-        self, network: Transformer, samples: Samples, train: TrainConfig, initial_router_norms: list[list[float]]
+        self,
+        network: Transformer,
+        samples: Samples,
+        train: TrainConfig,
+        initial_router_norms: list[list[float]],
+        teacher: Teacher | None = None,
     ) -> None:
         self.network = network
+        self.teacher = teacher
         self.config: ModelConfig = network.config
         self.samples = samples
         self.train_config = train
@@ -52,11 +61,12 @@ class MoELearner:
         self._inputs: list[tuple[Tensor, list[int]]] | None = None
 
     @classmethod
-    def open(cls, data: Path, model_dir: Path, device: str = "cpu") -> Self:
+    def open(cls, data: Path, model_dir: Path, device: str = "cpu", distillation: float = 0.0) -> Self:
         """The float model in `model_dir` with the tokens in `data`; WattbitError if they do not belong together.
 
         device: cpu, cuda or auto, as `choose_device` takes it. The calibration text is run there, so scales chosen on
-        one device may differ in a last bit from those chosen on another.
+        one device may differ in a last bit from those chosen on another. distillation: weight of the float model as the
+        teacher of fine-tuning.
         """
         record = read_json(model_dir / "train.json")
         if record["data"] != read_json(data / "data.json")["digest"]:
@@ -68,6 +78,8 @@ class MoELearner:
         network = Transformer(config).to(choose_device(device))
         learner = cls(network, samples, train, record["initial_router_norms"])
         learner.load(model_dir / "float.safetensors")
+        if distillation:
+            learner.teacher = Teacher(deepcopy(network).requires_grad_(False), distillation)
         return learner
 
     def scales(self, expert: ExpertId, precision: Precision) -> ExpertScales:
@@ -114,7 +126,7 @@ class MoELearner:
             mixtures = [block.mixture for block in self.network.layers]
             layers = zip(quantizers[step % len(quantizers)], mixtures, strict=True)
             experts = [quantizer.experts(mixture.w1, mixture.w2) for quantizer, mixture in layers]
-            train_step(self.network, optimizer, contexts, self.train_config.balance, experts)
+            train_step(self.network, optimizer, contexts, self.train_config.balance, experts, self.teacher)
             progress("finetune", step + 1, steps)
         exact = {key: s for key, s in used.items() if s.still_exact(*(w.numpy() for w in self._weights(key[0])))}
         self._take(exact)

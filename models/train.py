@@ -7,10 +7,12 @@ resumed in between. On a GPU attention's backward pass sums in no fixed order, s
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
@@ -112,11 +114,13 @@ def train_step(
     contexts: Tensor,
     balance: float,
     experts: Sequence[Experts] | None = None,
+    teacher: "Teacher | None" = None,
 ) -> float:
     """One optimizer step on contexts [B, S + 1]; returns the cross-entropy in nats a token, which must be finite."""
     logits, routings = network(contexts[:, :-1], experts)
     loss = token_losses(logits, contexts[:, 1:]).mean()
-    total = loss + balance * torch.stack([routing.balance for routing in routings]).sum()
+    goal = loss if teacher is None else torch.lerp(loss, teacher.divergence(contexts, logits), teacher.weight)
+    total = goal + balance * torch.stack([routing.balance for routing in routings]).sum()
     optimizer.zero_grad()
     total.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -124,6 +128,23 @@ def train_step(
     if not math.isfinite(loss.item()):
         raise WattbitError(f"the loss became {loss.item()}; lower the learning rate")
     return loss.item()
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A float model whose predictions a step follows (distillation, arXiv 1503.02531, at temperature 1).
+
+    weight: share of the divergence from it in the loss, the rest is the cross-entropy.
+    """
+
+    network: Transformer
+    weight: float
+
+    def divergence(self, contexts: Tensor, logits: Tensor) -> Tensor:
+        """Mean over tokens of KL(teacher || student) in nats; contexts [B, S + 1], the student's logits [B, S, V]."""
+        with torch.no_grad():
+            wanted = self.network(contexts[:, :-1])[0].log_softmax(dim=-1)
+        return F.kl_div(logits.log_softmax(dim=-1), wanted, reduction="none", log_target=True).sum(dim=-1).mean()
 
 
 @torch.no_grad()
