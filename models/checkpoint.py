@@ -1,8 +1,9 @@
 """Hugging Face checkpoints: a folder or a hub id, read tensor by tensor across its safetensors shards."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # a revision may follow
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model")  # weights, configuration, vocabulary
 
 
@@ -36,7 +37,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> Self:
-        """A checkpoint folder, or the hub's repository of that id, which is downloaded once.
+        """A checkpoint folder, or the hub's repository of that id (NAME or NAME@REVISION), which is downloaded once.
 
         Raises WattbitError for a folder that is no checkpoint, pickled weights, shards that are missing or broken, and
         an index that does not agree with them.
@@ -120,25 +121,27 @@ def refuse_pickles(where: str, names: list[str]) -> None:
     if pickles := [name for name in names if name.endswith(PICKLES)]:
         raise WattbitError(
             f"{where} holds pickled weights ({pickles[0]}), which can run code when they are read; convert them to "
-            "safetensors (Hugging Face's `convert` space does) or take a revision that has safetensors"
+            "safetensors (Hugging Face's `convert` space does) or take a revision that has them: NAME@refs/pr/1"
         )
 
 
 def _download(source: str) -> Path:
     """The folder of a hub's repository, safetensors only."""
-    if not HUB_ID.fullmatch(source):
+    if not (match := HUB_ID.fullmatch(source)):
         raise WattbitError(f"{source} is neither a folder nor a hub id like mistralai/Mixtral-8x7B-v0.1")
+    name, revision = match.groups()
+    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=list(WANTED))
     try:
-        refuse_pickles(source, HfApi().list_repo_files(source))
-        return Path(snapshot_download(source, allow_patterns=list(WANTED)))
+        refuse_pickles(source, HfApi().list_repo_files(name, revision=revision))
+        return Path(fetch())
     except RepositoryNotFoundError:
         raise WattbitError(f"the hub has no model {source}, or it asks for a login: `hf auth login`") from None
     except (HTTPError, OSError) as error:
-        return _downloaded_before(source, error)
+        return _downloaded_before(source, fetch, error)
 
 
-def _downloaded_before(source: str, error: Exception) -> Path:
+def _downloaded_before(source: str, fetch: Callable[..., str], error: Exception) -> Path:
     try:
-        return Path(snapshot_download(source, allow_patterns=list(WANTED), local_files_only=True))
+        return Path(fetch(local_files_only=True))
     except OSError:
         raise WattbitError(f"{source} cannot be downloaded ({error}); connect, or give a folder") from None

@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
+from wattbit.files import write_json
 from wattbit.models.checkpoint import Checkpoint
 from wattbit.models.families.open import load_network
 from wattbit.plan import Allocation, ExpertId
@@ -81,11 +85,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "decoder_start_token_id": 0,
     },
 }
-FAMILIES = sorted(CONFIGS)
+DEEPSEEK_16B = SIZES | {  # its own configuration; transformers has no class of it
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "intermediate_size": 80,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+}
+FAMILIES = sorted([*CONFIGS, "deepseek"])
 
 
 def transformers_model(model_type: str, **changed: Any) -> Any:
     """A network with random weights, its router too, so that routing is uneven."""
+    if model_type == "deepseek":
+        return deepseek_16b(**changed)
     config = transformers.AutoConfig.for_model(model_type, **CONFIGS[model_type] | changed)
     kind = (
         transformers.AutoModelForSeq2SeqLM if model_type == "switch_transformers" else transformers.AutoModelForCausalLM
@@ -94,14 +111,49 @@ def transformers_model(model_type: str, **changed: Any) -> Any:
     return kind.from_config(config).eval()
 
 
-def save(network: Any, folder: Path, shard_size: str = "60KB") -> Path:
-    network.save_pretrained(folder, max_shard_size=shard_size)
-    return folder
+def deepseek_16b(first_k_dense_replace: int = 1) -> Any:
+    """DeepSeek-MoE 16B put together from Llama's classes and DeepSeek-V2's mixtures."""
+    torch.manual_seed(0)
+    network: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**DEEPSEEK_16B)).eval()
+    config = transformers.DeepseekV2Config(**DEEPSEEK_16B, kv_lora_rank=8, q_lora_rank=None)
+    config._experts_implementation = "eager"
+    for layer in network.model.layers[first_k_dense_replace:]:
+        layer.mlp = DeepseekV2Moe(config)
+        for parameter in layer.mlp.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
 
 
 def checkpoint(model_type: str, folder: Path, **changed: Any) -> Path:
-    """A checkpoint in several shards."""
-    return save(transformers_model(model_type, **changed), folder)
+    """A checkpoint in several shards; DeepSeek-MoE 16B's in one."""
+    network = transformers_model(model_type, **changed)
+    if model_type != "deepseek":
+        network.save_pretrained(folder, max_shard_size="60KB")
+        return folder
+    about = {
+        "model_type": "deepseek",
+        "norm_topk_prob": False,
+        "first_k_dense_replace": 1,
+        "auto_map": {"AutoModel": "m.M"},
+    }
+    write_json(folder / "config.json", DEEPSEEK_16B | about | changed)
+    save_file(separate_experts(network.state_dict()), folder / "model.safetensors")
+    return folder
+
+
+def separate_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A tensor for each matrix of each expert, as checkpoints have them."""
+    found = {}
+    for name, tensor in state.items():
+        if name.endswith(".experts.gate_up_proj"):
+            for e, both in enumerate(tensor):
+                for part, matrix in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
+                    found[name.replace("gate_up_proj", f"{e}.{part}.weight")] = matrix.clone()
+        elif name.endswith(".experts.down_proj"):
+            found |= {name.replace("down_proj", f"{e}.down_proj.weight"): m.clone() for e, m in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
 
 
 def save_tokenizer(folder: Path) -> None:

@@ -138,23 +138,25 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_pickles_of_the_hub_are_refused_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["config.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
-    monkeypatch.setattr("wattbit.models.checkpoint.HfApi.list_repo_files", lambda *_: names)
+    monkeypatch.setattr("wattbit.models.checkpoint.HfApi.list_repo_files", lambda *_, **__: names)
     monkeypatch.setattr("wattbit.models.checkpoint.snapshot_download", pytest.fail)
     refuse("google/switch-base-8", "google/switch-base-8 holds pickled weights", "convert")
 
 
 def test_a_hub_id_is_downloaded_without_anything_that_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    asked: dict[tuple[str, str | None], list[str]] = {}
 
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked[name, revision] = allow_patterns
         return str(folder)
 
-    names = [path.name for path in folder.iterdir()]
-    monkeypatch.setattr("wattbit.models.checkpoint.HfApi.list_repo_files", lambda *_: [*names, "modeling.py", "x.bin"])
+    names = [*(path.name for path in folder.iterdir()), "modeling.py", "x.bin"]
+    monkeypatch.setattr("wattbit.models.checkpoint.HfApi.list_repo_files", lambda *_, **__: names)
     monkeypatch.setattr("wattbit.models.checkpoint.snapshot_download", download)
     assert Checkpoint.open("someone/some-model").folder == folder
-    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in asked["someone/some-model"])
+    assert Checkpoint.open("someone/some-model@refs/pr/4").folder == folder
+    assert asked.keys() == {("someone/some-model", None), ("someone/some-model", "refs/pr/4")}
+    assert not any(pattern.endswith((".py", ".bin", "*")) for patterns in asked.values() for pattern in patterns)
 
 
 def test_an_unknown_architecture(folder: Path) -> None:

@@ -78,6 +78,14 @@ def test_too_little_text(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "65536 are needed" in result.stderr
 
 
+def test_a_tokenizer_beside_code_of_its_own(tmp_path: Path) -> None:
+    """DeepSeek-MoE 16B names classes of its repository, which are not run."""
+    folder = checkpoint("deepseek", tmp_path)
+    save_tokenizer(folder)
+    network, tokenizer = open_model(folder)
+    assert len(network.expert_ids) == 16 and tokenizer.decode(tokenizer("the fox")["input_ids"]) == "the fox"
+
+
 def test_contexts_are_the_first_tokens(model: Path) -> None:
     tokenizer = open_tokenizer(model)
     texts = ["the quick", " brown fox", " and more"]

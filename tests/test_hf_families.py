@@ -1,31 +1,31 @@
 """Every family through transformers' own classes: the same floats, and what the adapter says of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
-from tests.hf_support import CONFIGS, FAMILIES, SIZES, checkpoint, contexts, transformers_model
+from tests.hf_support import CONFIGS, FAMILIES, checkpoint, contexts, transformers_model
 from wattbit.errors import WattbitError
-from wattbit.files import write_json
+from wattbit.files import read_json, write_json
 from wattbit.models.expert_model import ExpertModel
 from wattbit.models.families import adapter
 from wattbit.models.families.adapter import FamilyModel
 from wattbit.models.families.open import open_network
-from wattbit.plan import ExpertId
-from wattbit.recipe import Pruning
+from wattbit.models.subject import ModelSubject
+from wattbit.plan import Allocation, ExpertId
+from wattbit.recipe import Pruning, Recipe
 
 EXPERTS = {  # of each family's mixture layers, dense ones left out
     "mixtral": [4, 4],
     "olmoe": [8, 8],
     "qwen2_moe": [6, 6],
     "qwen3_moe": [6, 6],
+    "deepseek": [8, 8],
     "deepseek_v2": [8, 8],
     "deepseek_v3": [8, 8],
     "switch_transformers": [4, 4, 4],
@@ -53,12 +53,15 @@ def transformers_losses(model_type: str, network: Any, tokens: Tensor) -> Tensor
 @pytest.mark.parametrize("name", FAMILIES)
 def test_losses_are_transformers_own(name: str, models: dict[str, FamilyModel]) -> None:
     tokens = contexts()
-    network = type(models[name].network).from_pretrained(models[name].folder).eval()
+    if name == "deepseek":
+        network = transformers_model(name)
+    else:
+        network = type(models[name].network).from_pretrained(models[name].folder).eval()
     expected = transformers_losses(name, network, tokens)
     torch.testing.assert_close(models[name].losses(tokens), expected, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_those_that_were_saved(name: str, models: dict[str, FamilyModel]) -> None:
     saved = transformers_model(name).state_dict()
     loaded = models[name].network.state_dict()
@@ -199,43 +202,13 @@ def test_pruning_that_does_not_fit(models: dict[str, FamilyModel]) -> None:
         models["mixtral"].losses(contexts(), Pruning((0.5, 0.5, 0.5)))
 
 
-def test_deepseek_moe_16b_is_llama_with_deepseeks_mixtures(tmp_path: Path) -> None:
-    """Its checkpoint is opened as a Qwen2-MoE; the reference is put together from Llama's and DeepSeek-V2's classes."""
-    sizes = SIZES | {"num_key_value_heads": 4, "num_hidden_layers": 3, "intermediate_size": 80, "rms_norm_eps": 1e-6}
-    experts = {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-    torch.manual_seed(0)
-    reference: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
-    config = transformers.DeepseekV2Config(**sizes, **experts, kv_lora_rank=8, q_lora_rank=None)
-    config._experts_implementation = "eager"
-    for layer in reference.model.layers[1:]:
-        layer.mlp = DeepseekV2Moe(config)
-        for parameter in layer.mlp.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-    save_file(separate_experts(reference.state_dict()), tmp_path / "model.safetensors")
-    write_json(
-        tmp_path / "config.json",
-        sizes
-        | experts
-        | {"model_type": "deepseek", "first_k_dense_replace": 1, "norm_topk_prob": False, "hidden_act": "silu"},
-    )
-    model, tokens = open_network(tmp_path), contexts()
-    assert len(model.expert_ids) == 16
-    torch.testing.assert_close(model.losses(tokens), transformers_losses("", reference, tokens), rtol=0, atol=5e-6)
-
-
-def separate_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As DeepSeek's checkpoints have them."""
-    found = {}
-    for name, tensor in state.items():
-        if name.endswith(".experts.gate_up_proj"):
-            for e, both in enumerate(tensor):
-                for part, matrix in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
-                    found[name.replace("gate_up_proj", f"{e}.{part}.weight")] = matrix.clone()
-        elif name.endswith(".experts.down_proj"):
-            found |= {name.replace("down_proj", f"{e}.down_proj.weight"): m.clone() for e, m in enumerate(tensor)}
-        else:
-            found[name] = tensor
-    return found
+def test_deepseek_moe_16b_of_other_kinds_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint("deepseek", tmp_path)
+    config = read_json(folder / "config.json")
+    for strange in ({"rope_scaling": {"type": "linear"}}, {"scoring_func": "sigmoid"}, {"attention_bias": True}):
+        write_json(folder / "config.json", config | strange)
+        with pytest.raises(WattbitError, match="wattbit knows a DeepSeek-MoE without"):
+            open_network(folder)
 
 
 def test_fused_experts_on_disk_are_read_too(tmp_path: Path, models: dict[str, FamilyModel]) -> None:
@@ -251,3 +224,23 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     model = open_network(tmp_path)
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     assert model.losses(contexts()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mixtral", "switch_transformers", "deepseek"])
+def test_methods_see_a_family_as_any_model(name: str, models: dict[str, FamilyModel]) -> None:
+    """Statistics, perplexity and bytes through `ModelSubject`, and the float model back after it."""
+    model = models[name]
+    before = model.losses(contexts())
+    subject = ModelSubject(model, contexts(12, 33, seed=3), contexts())
+    stats = subject.stats((2, 8))
+    for layer, count in enumerate(EXPERTS[name]):
+        assert sum(s.frequency for s in stats if s.expert.layer == layer) == pytest.approx(1)
+        assert len([s for s in stats if s.expert.layer == layer]) == count
+    assert sum(abs(s.damage_at(2)) for s in stats) > sum(abs(s.damage_at(8)) for s in stats)
+    recipe = Recipe("uniform", Allocation.of(dict.fromkeys(model.expert_ids, 3), engine="arm"), "rtn", 16)
+    assert subject.perplexity(recipe) != subject.perplexity(None) == pytest.approx(before.double().mean().exp().item())
+    assert subject.memory_bytes(recipe) < subject.memory_bytes(None)
+    assert len(subject.channel_activity()) == len(model.expert_ids)
+    if model.top_k == 2:
+        assert subject.perplexity(replace(recipe, pruning=Pruning(subject.gate_ratios()))) > 1
+    assert torch.equal(model.losses(contexts()), before)

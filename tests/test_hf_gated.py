@@ -24,6 +24,7 @@ CHANGED: dict[str, dict[str, Any]] = {  # besides the tests' own sizes
     "olmoe": {"norm_topk_prob": True},
     "qwen2_moe": {"mlp_only_layers": []},
     "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": False},
+    "deepseek": {"first_k_dense_replace": 0},
 }
 EXPECTED = {
     "mixtral": GatedConfig(300, 64, 96, 2, 4, 2, 16, 4, 2, 128, rope_theta=500.0, norm_eps=1e-3),
@@ -34,6 +35,7 @@ EXPECTED = {
     "qwen3_moe": GatedConfig(
         *(300, 64, 32, 3, 4, 2, 24, 6, 3, 128), renormalize=False, qk_norm="head", tied_head=True, norm_eps=1e-6
     ),
+    "deepseek": GatedConfig(*(300, 64, 32, 3, 4, 4, 16, 8, 3, 128), renormalize=False, shared_hidden=64, norm_eps=1e-6),
 }
 
 

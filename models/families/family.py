@@ -38,7 +38,7 @@ class Family:
 
     def config(self, checkpoint: Checkpoint) -> Any:
         """The configuration of transformers' class."""
-        return transformers.AutoConfig.from_pretrained(checkpoint.folder)
+        return transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
 
     def network(self, config: Any, model_type: str) -> nn.Module:
         """The network without weights: its parameters are on the meta device."""

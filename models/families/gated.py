@@ -69,7 +69,7 @@ def gated_config(checkpoint: Checkpoint, family: Family, network: Any, context: 
     layers = [network.get_submodule(name) for name in family.layers(network)]
     mixtures = [family.mixture(layer) for layer in layers]
     rope = getattr(c, "rope_parameters", None) or {}
-    attention = family.attention(layers[0]) if hasattr(layers[0], "self_attn") else None
+    attention: Any = family.attention(layers[0]) if hasattr(layers[0], "self_attn") else None
     for wrong, what in (
         (not hasattr(attention, "k_proj"), "attention other than grouped queries"),
         (None in mixtures, "dense layers among its mixtures"),
@@ -86,7 +86,6 @@ def gated_config(checkpoint: Checkpoint, family: Family, network: Any, context: 
     first = mixtures[0]
     assert first is not None and attention is not None
     block: Any = family.block(layers[0])
-    head_width = attention.head_dim
     shared = hasattr(block, "shared_expert")
     return GatedConfig(
         vocab_size=c.vocab_size,
@@ -95,12 +94,12 @@ def gated_config(checkpoint: Checkpoint, family: Family, network: Any, context: 
         layers=len(layers),
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
-        head_width=head_width,
+        head_width=attention.head_dim,
         experts=first.count,
         top_k=family.top_k(c),
         context=context or c.max_position_embeddings,
         renormalize=getattr(c, "norm_topk_prob", True),
-        qk_norm=qk_norm(attention, head_width),
+        qk_norm=qk_norm(attention),
         qkv_bias=attention.k_proj.bias is not None,
         shared_hidden=block.shared_expert.up_proj.weight.shape[0] if shared else 0,
         tied_head=c.tie_word_embeddings,
@@ -109,7 +108,7 @@ def gated_config(checkpoint: Checkpoint, family: Family, network: Any, context: 
     )
 
 
-def qk_norm(attention: Any, head_width: int) -> str:
+def qk_norm(attention: Any) -> str:
     if not hasattr(attention, "q_norm"):
         return "none"
-    return "head" if len(attention.q_norm.weight) == head_width else "whole"
+    return "head" if len(attention.q_norm.weight) == attention.head_dim else "whole"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wattbit.errors import WattbitError
+from wattbit.files import read_json
 from wattbit.models.checkpoint import CONFIG, Checkpoint
 from wattbit.models.families.adapter import FamilyModel
 from wattbit.models.families.deepseek_moe import DEEPSEEK_MOE, DEEPSEEK_MOE_16B
@@ -83,10 +84,13 @@ def _open_quantized(folder: QuantizedFolder, device: str) -> FamilyModel:
 
 
 def open_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
+    """The folder's own; code that it may bring is not run."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        if read_json(folder / CONFIG)["model_type"] == "deepseek":  # which transformers does not know
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise WattbitError(
