@@ -36,21 +36,24 @@ def linear_in_frequency(problem: Problem) -> Choice:
 
 def _step_each(problem: Problem, choice: Choice, order: Choice, sign: int) -> bool:
     """Move experts one width in place, in this order: down until the choice fits, or up where it still fits."""
+    ladder = np.unique(problem.widths, return_index=True)[1].tolist()  # the first action of each width
     moved = False
     for i in order:
         if sign < 0 and problem.fits(choice):
             break
-        stepped = choice.copy()
-        stepped[i] += sign
-        if 0 <= stepped[i] < len(problem.widths) and (sign < 0 or problem.fits(stepped)):
-            choice[i] = stepped[i]
-            moved = True
+        rung = ladder.index(choice[i]) + sign
+        if 0 <= rung < len(ladder):
+            stepped = choice.copy()
+            stepped[i] = ladder[rung]
+            if sign < 0 or problem.fits(stepped):
+                choice[i] = stepped[i]
+                moved = True
     return moved
 
 
 def greedy(problem: Problem) -> Choice:
     """From the narrowest widths up: whichever wider width lowers damage most per bit is taken while it fits."""
-    experts, widths = problem.size
+    experts, _ = problem.size
     choice = np.zeros(experts, dtype=np.int64)
     left = problem.budget - int(problem.bits(choice))
     if left < 0:
@@ -59,7 +62,7 @@ def greedy(problem: Problem) -> Choice:
 
     def offer(i: int) -> None:
         here = int(choice[i])
-        for k in range(here + 1, widths):
+        for k in np.flatnonzero(problem.widths > problem.widths[here]).tolist():
             gain = (problem.damage[i, here] - problem.damage[i, k]) / int(problem.widths[k] - problem.widths[here])
             if gain > 0:
                 heapq.heappush(gains, (-float(gain), i, here, k))

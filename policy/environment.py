@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wattbit.policy.problem import Choice, Floats, Problem
 
-Observation = NDArray[np.float32]  # [N, 3 F + 1]
+Observation = NDArray[np.float32]  # [N, 3 F + 1 + K]
 Reset = tuple[Observation, dict[str, Any]]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
@@ -48,21 +48,23 @@ class AllocationEnv(gymnasium.Env[Observation, Choice]):
 
 
 def observe(problem: Problem) -> Observation:
-    """Features [N, 3 F + 1] of every expert: own [F], layer mean [F], global mean [F], budget [1].
+    """Features [N, 3 F + 1 + K] of every expert: own [F], layer mean [F], global mean [F], budget [1], hardware [K].
 
     Own features are logarithms where a quantity spans magnitudes, each column standardised over the experts, so that
     they mean the same for 8 and for 512 experts. Damage is taken as asinh(d / median |d|) at every width, and by how
     much it falls from each width to the next on the same scale. The layer and global pools are of the unstandardised
-    columns. The budget is (budget - narrowest) / (widest - narrowest).
+    columns. The budget is (budget - narrowest) / (widest - narrowest), hardware the latency of all experts at each
+    action, relative to uniform 8 bit's.
     """
     raw = _own_features(problem)  # [N, F]
     own = (raw - raw.mean(axis=0)) / (raw.std(axis=0) + 1e-6)
-    layer_pool = np.stack([own[problem.layer == layer].mean(axis=0) for layer in problem.layer])
+    _, place = np.unique(problem.layer, return_inverse=True)
+    layer_pool = np.stack([own[place == layer].mean(axis=0) for layer in range(place.max() + 1)])[place]
     global_pool = np.broadcast_to(np.tanh(raw.mean(axis=0)), own.shape)
     narrowest, widest = int(problem.widths[0]), int(problem.widths[-1])
     budget = (problem.budget_bits - narrowest) / max(widest - narrowest, 1)
-    column = np.full((len(own), 1), budget)
-    return np.concatenate([own, layer_pool, global_pool, column], axis=1).astype(np.float32)
+    shared = np.broadcast_to([budget, *problem.uniform_latency()], (len(own), 1 + problem.size[1]))
+    return np.concatenate([own, layer_pool, global_pool, shared], axis=1).astype(np.float32)
 
 
 def _own_features(problem: Problem) -> Floats:
@@ -72,8 +74,9 @@ def _own_features(problem: Problem) -> Floats:
     columns = [_log([s.frequency for s in experts]), _log([s.contribution for s in experts])]
     columns += [_log([s.gradient_norm for s in experts]), _log([s.max_variance for s in experts])]
     columns += [np.array([s.router_change for s in experts]), np.array([s.kurtosis for s in experts])]
-    damage = np.arcsinh(problem.damage / scale)  # [N, K]
-    fall = np.arcsinh(-np.diff(problem.damage, axis=1) / np.diff(problem.widths) / scale)  # [N, K - 1]
+    widths, first = np.unique(problem.widths, return_index=True)  # W of them, whatever runs them
+    damage = np.arcsinh(problem.damage[:, first] / scale)  # [N, W]
+    fall = np.arcsinh(-np.diff(problem.damage[:, first], axis=1) / np.diff(widths) / scale)  # [N, W - 1]
     return np.concatenate([np.stack(columns, axis=1), damage, fall], axis=1)
 
 

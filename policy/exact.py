@@ -3,7 +3,9 @@
 min sum_i d_i(a_i) subject to sum_i b(a_i) <= B, one width an expert. Widths are integers, so the table over the bits
 spent is exact: O(N B K). It ignores the meter: latency and energy are not additive over experts. `solve_shared` is
 the strongest that a table can do about them: what the experts share is mostly which widths have hardware at all, so it
-solves the table for every set of widths, 2^K - 1 of them, and lets the meter price each solution.
+solves the table for every set of widths (with one engine each, where there are several), 2^K - 1 of them for one engine,
+and lets the meter price each solution. Where O(N B K) is too much, for it is quadratic in the experts, the sets are
+solved by Lagrange's multiplier, off by less than one expert's step.
 """
 
 from itertools import combinations
@@ -13,6 +15,9 @@ from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
 from wattbit.policy.problem import Choice, Problem
+
+
+EXACT_STATES = 2**20  # experts times bits of the budget that the exact solution of every set of widths may take
 
 
 def solve(problem: Problem, opened: NDArray[np.bool_] | None = None) -> Choice:
@@ -48,12 +53,21 @@ def solve(problem: Problem, opened: NDArray[np.bool_] | None = None) -> Choice:
 
 def solve_shared(problem: Problem) -> Choice:
     """Of the least-damage choices of every set of widths, the one [N] with the highest reward."""
-    experts, widths = problem.size
-    sets = [list(one) for size in range(1, widths + 1) for one in combinations(range(widths), size)]
+    experts, actions = problem.size
+    solver = solve if experts * problem.budget <= EXACT_STATES else relaxed
     found: dict[bytes, Choice] = {}
-    for one in sets:
-        opened = np.isin(np.arange(widths), one)
-        if int(problem.widths[opened].min()) * experts <= problem.budget:
-            choice = solve(problem, opened)
+    for one in (one for size in range(1, actions + 1) for one in combinations(range(actions), size)):
+        opened = np.isin(np.arange(actions), one)
+        widths = problem.widths[opened]
+        if len(np.unique(widths)) == len(widths) and int(widths[0]) * experts <= problem.budget:
+            choice = solver(problem, opened)
             found[choice.tobytes()] = choice
     return max(found.values(), key=problem.reward)
+
+
+def relaxed(problem: Problem, opened: NDArray[np.bool_]) -> Choice:
+    """Nearly `solve` in O(N K): every expert's best under the price of a bit, then what is left of the budget spent."""
+    allowed = np.flatnonzero(opened)
+    price = problem.price(opened)
+    choice: Choice = allowed[(problem.damage[:, allowed] + price * problem.widths[allowed]).argmin(axis=1)]
+    return problem.fit(choice)

@@ -1,6 +1,7 @@
 """What is optimised: experts, widths, their damage table, the memory budget, and the reward, which is stated here only.
 
-A choice a gives every expert i one of K weight widths b(a_i). Its reward, in nats a token, is
+A choice a gives every expert i one of K actions, a weight width b(a_i) and, where the target has several engines, the
+engine that runs it. Its reward, in nats a token, is
 
     R(a) = - sum_i d_i(a_i)                                      damage: rise of the validation loss
            - p max(0, sum_i b(a_i) / B - 1)                      memory: B is the budget in bits, see below
@@ -18,7 +19,8 @@ hold (`InfeasibleError`) loses, instead of what the hardware would cost, latency
 by: it is worse than any that fits the budget and is as fast as uniform 8 bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -26,20 +28,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.plan import WEIGHT_BITS, Allocation, Cost, ExpertId, ExpertStats, Meter, Placement, Precision, Workload
+from wattbit.plan import (
+    WEIGHT_BITS,
+    Allocation,
+    Cost,
+    Engine,
+    ExpertId,
+    ExpertStats,
+    Meter,
+    Placement,
+    Precision,
+    Workload,
+)
 
 Floats = NDArray[np.float64]
-Choice = NDArray[np.int64]  # [N], index of a width for every expert
+Choice = NDArray[np.int64]  # [N], index of an action for every expert
+
+
+def _actions(bits: Sequence[int], engines: Mapping[Engine, Sequence[int]]) -> list[tuple[int, Engine]]:
+    """Widths with the engines that run them, narrowest first; raises WattbitError for one that none runs."""
+    actions = [(b, engine) for b in bits for engine, runs in engines.items() if b in runs]
+    missing = sorted(set(bits) - {b for b, _ in actions})
+    if missing:
+        able = "; ".join(f"{engine}: {', '.join(map(str, runs)) or 'none'}" for engine, runs in engines.items())
+        raise WattbitError(f"the target cannot run {missing[0]} bits ({able}); drop that width or take another target")
+    return actions
 
 
 @dataclass(eq=False)
 class Problem:
-    """N experts with K widths each. Remembers the price of every choice it was asked for.
+    """N experts with K actions each. Remembers the price of every choice it was asked for.
 
     stats: one an expert, of one or more layers, in any order. weight_bits: widths to choose from, each with its damage
     in the stats. act_bits: activation width of every expert. budget_bits: greatest mean weight width.
-    latency_nats, energy_nats: see the module. Raises WattbitError on a width without damage and on a budget below the
-    narrowest width.
+    latency_nats, energy_nats: see the module. engines: the widths that each engine of the target can run; by default
+    all are the FPGA's. Raises WattbitError on a width without damage or that no engine runs, on a budget below the
+    narrowest width, and on statistics of other experts than the workload's.
     """
 
     stats: Sequence[ExpertStats]
@@ -50,7 +74,9 @@ class Problem:
     act_bits: int = 8
     latency_nats: float = 0.02
     energy_nats: float = 0.0
-    widths: NDArray[np.int64] = field(init=False)  # [K], ascending
+    engines: Mapping[Engine, Sequence[int]] | None = None
+    widths: NDArray[np.int64] = field(init=False)  # [K], bits of each action, ascending
+    placed: tuple[Engine, ...] = field(init=False)  # [K], engine of each action
     experts: tuple[ExpertId, ...] = field(init=False)
     layer: NDArray[np.int64] = field(init=False)  # [N]
     frequency: Floats = field(init=False)  # [N]
@@ -65,7 +91,9 @@ class Problem:
         if not bits or not set(bits) <= set(WEIGHT_BITS):
             raise WattbitError(f"weight_bits must be a choice of {', '.join(map(str, WEIGHT_BITS))}, not {bits}")
         if not bits[0] <= self.budget_bits:
-            raise WattbitError(f"a budget of {self.budget_bits} bits is below the narrowest width, {bits[0]}; raise it")
+            raise WattbitError(
+                f"a budget of {self.budget_bits} bits is below the narrowest width, {bits[0]}; raise it to at least that"
+            )
         if self.latency_nats < 0 or self.energy_nats < 0:
             raise WattbitError(
                 f"latency_nats {self.latency_nats} and energy_nats {self.energy_nats} must not be below 0"
@@ -74,16 +102,26 @@ class Problem:
         self.experts = tuple(s.expert for s in self.stats)
         self.layer = np.array([e.layer for e in self.experts])
         self.frequency = np.array([s.frequency for s in self.stats])
-        self.widths = np.array(bits)
-        self.damage = np.array([[s.damage_at(b) for b in bits] for s in self.stats])
+        strange = set(self.experts) ^ {expert for expert, _ in self.workload.frequency}
+        if strange:
+            raise WattbitError(
+                f"the statistics are of another model than the workload: only one of them has {min(strange)}; "
+                "run stats again"
+            )
+        actions = _actions(bits, self.engines or {"fpga": bits})
+        self.widths = np.array([b for b, _ in actions])
+        self.placed = tuple(engine for _, engine in actions)
+        self.damage = np.array([[s.damage_at(b) for b, _ in actions] for s in self.stats])
         if not np.isfinite(self.damage).all():
             raise WattbitError("a damage in the expert statistics is not a finite number; run stats again")
         self.budget = int(self.budget_bits * len(self.experts) + 1e-9)
-        self.penalty = 2 * self.price(np.ones(len(bits), dtype=np.bool_)) * self.budget
-        self._placements = [[Placement(e, "fpga", Precision(b, self.act_bits)) for b in bits] for e in self.experts]
+        self.penalty = 2 * self.price(np.ones(len(actions), dtype=np.bool_)) * self.budget
+        self._placements = [
+            [Placement(e, engine, Precision(b, self.act_bits)) for b, engine in actions] for e in self.experts
+        ]
         self._costs: dict[bytes, Cost | InfeasibleError] = {}
         self._choices: dict[bytes, Choice] = {}
-        self.reference = self.meter.cost(Allocation.of(dict.fromkeys(self.experts, 8), self.act_bits), self.workload)
+        self.reference = self._static()
         if self.energy_nats and self.reference.energy_j is None:
             raise WattbitError(
                 "energy_nats is above 0 but the meter prices no energy; set it to 0 or take another meter"
@@ -95,9 +133,27 @@ class Problem:
         other.latency_nats, other.energy_nats = latency_nats, energy_nats
         return other
 
+    def _static(self) -> Cost:
+        """The price of uniform 8 bit on the first engine that holds it."""
+        for engine in dict.fromkeys(self.placed):
+            uniform = Allocation.of(dict.fromkeys(self.experts, 8), self.act_bits, engine)
+            try:
+                return self.meter.cost(uniform, self.workload)
+            except InfeasibleError as error:
+                refused = error
+        raise refused
+
+    def uniform_latency(self) -> Floats:
+        """Latency [K] of all experts at each action, as a share of uniform 8 bit's; 2 where the hardware cannot."""
+        shares = np.full(len(self.widths), 2.0)
+        for k in range(len(shares)):
+            with suppress(InfeasibleError):
+                shares[k] = self.cost(np.full(len(self.experts), k)).latency_s / self.reference.latency_s
+        return shares
+
     @property
     def size(self) -> tuple[int, int]:
-        """N experts and K widths."""
+        """N experts and K actions."""
         experts, widths = self.damage.shape
         return experts, widths
 
@@ -110,12 +166,15 @@ class Problem:
         return Allocation(tuple(row[k] for row, k in zip(self._placements, choice.tolist(), strict=True)))
 
     def choice(self, allocation: Allocation) -> Choice:
-        """The inverse of `allocation`; raises WattbitError on an expert or width that the problem does not have."""
-        index = {int(b): k for k, b in enumerate(self.widths)}
-        bits = [allocation.precision(e).weight_bits for e in self.experts]
-        if not set(bits) <= set(index):
-            raise WattbitError(f"the allocation uses widths {sorted(set(bits))}, the search {sorted(index)}; add them")
-        return np.array([index[b] for b in bits])
+        """The inverse of `allocation`; raises WattbitError on an expert or action that the problem does not have."""
+        index = {(int(b), engine): k for k, (b, engine) in enumerate(zip(self.widths, self.placed, strict=True))}
+        found = {p.expert: (p.precision.weight_bits, p.engine) for p in allocation.placements}
+        if set(found) != set(self.experts):
+            raise WattbitError("the allocation is of another model than the statistics; take that model's")
+        if not set(found.values()) <= set(index):
+            used, known = (sorted({bits for bits, _ in of}) for of in (found.values(), index))
+            raise WattbitError(f"the allocation uses widths {used}, the search {known}; add them")
+        return np.array([index[found[e]] for e in self.experts])
 
     def uniform(self, bits: int) -> Choice:
         """Every expert at one width."""
