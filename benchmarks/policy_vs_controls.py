@@ -1,84 +1,170 @@
 """The policy against every control at equal budgets, on real experts: the reward of what each finds.
 
-    python benchmarks/policy_vs_controls.py [--quick] [--json FILE] [--data FOLDER]
+    python benchmarks/policy_vs_controls.py [--quick] [--json FILE] [--runs FOLDER] [--preset NAME] [--jobs N]
 
-Statistics come from models with 16 and 64 experts a layer, one run in runs/ for each training seed (a finished one is
-not redone). Two rewards: additive, which is the damage table alone, where the exact optimum cannot be beaten; and
-coupled, where the planner's time on the board counts (latency_nats below), which no table sees. `shared` is the exact
-optimum of the best set of widths, priced by the meter; annealing gets as many evaluations as the policy. A ratio is
-exp(difference of the rewards), that is of perplexities with the hardware's price included: above 1 where the policy is
-better. p is of a paired t-test over training seeds times policy seeds.
+Statistics come from models with 16 and 64 experts in each of two layers, one run in the runs folder for each training
+seed; a run that has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls. Two
+rewards: additive, which is the damage table alone, where the exact optimum cannot be beaten; and coupled, where the
+planner's time on the board counts (latency_nats below), which no table sees.
+
+`shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
+does, and gets as many evaluations as the policy. At ABLATED bits: A2C, a cold start, the widths 2, 4 and 8 alone, and a
+search whose hardware cost is the bits that pass, in place of the planner's time. A ratio is exp(difference of the
+rewards), that is of perplexities with the hardware's price included: above 1 where the policy is better. p is of a
+paired t-test over training seeds times policy seeds. "after N evaluations" is the best reward among the first N
+allocations priced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import click
 import numpy as np
 from rows import Row, show, write
 from scipy.stats import ttest_rel
 
+from wattbit.files import digest_json, read_json, write_json
 from wattbit.perform import RUNS, perform
 from wattbit.pipeline import expert_stats, meter, workload
+from wattbit.plan import Allocation, Cost, Meter, Workload
 from wattbit.policy.a2c import A2C
 from wattbit.policy.agent import AgentSettings, train
 from wattbit.policy.annealing import anneal
 from wattbit.policy.controls import greedy, linear_in_frequency, random_allocation
 from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.exact import solve, solve_shared
+from wattbit.policy.ppo import PPO
 from wattbit.policy.problem import Choice, Problem
 from wattbit.policy.smoothing import smoothed
 from wattbit.presets import run_config
 from wattbit.run import Run
 
 SEEDS = (0, 1, 2)
-BUDGETS = (2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
+BUDGETS = {"demo": (2.25, 2.5, 2.75, 3.0, 3.5, 4.0), "e64": (2.25, 2.75, 3.0, 4.0), "tiny": (3.0, 4.0)}
+EXPERTS = {"demo": 16, "e64": 64, "tiny": 4}
+FEW_WIDTHS = (2, 4, 8)
+ABLATED = 3.0  # bits
 COUPLED_NATS = 0.1
+MARKS = (100, 300, 1000)  # evaluations
 OURS = "dmpq (PPO)"
 GOAL = "exact"  # of the coupled reward: to be beaten with p < 0.05
 
 Solver = Callable[[Problem, int], Choice]
 
 
-def solvers(iterations: int) -> dict[str, Solver]:
-    """Every method by name: the choice that it makes for a problem with a seed."""
-    settings = AgentSettings(iterations=iterations)
-    evaluations = iterations * settings.gate_draws * settings.choice_draws
+@dataclass(frozen=True)
+class Cell:
+    """One problem of the table: a trained model, a budget and a price of time."""
 
-    def agent(settings: AgentSettings) -> Solver:
+    preset: str
+    training_seed: int
+    budget: float
+    nats: float
+    iterations: int
+    gate_draws: int
+    choice_draws: int
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("iterations", "gate_draws", "choice_draws")}
+
+
+class Free:
+    """Prices nothing: the additive reward has no hardware."""
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        return Cost(1.0, None, 0, "modelled")
+
+
+class Bits:
+    """Time proportional to the weight bits that pass: what a search without a model of the board could assume."""
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        share = dict(workload.frequency)
+        passing = sum(share[p.expert] * p.precision.weight_bits for p in allocation.placements)
+        return Cost(passing, None, 0, "modelled")
+
+
+def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
+    """Every method by name: the choice that it makes for a problem with a seed."""
+    evaluations = cell.iterations * cell.gate_draws * cell.choice_draws
+
+    def agent(**more: Any) -> Solver:
+        settings = AgentSettings(**cell.settings, **more)
         return lambda problem, seed: train(AllocationEnv(problem), seed, settings).choice
 
-    return {
-        OURS: agent(settings),
-        "A2C": agent(AgentSettings(algorithm=A2C(), iterations=iterations)),
-        "PPO, cold start": agent(AgentSettings(iterations=iterations, warm=False)),
-        "annealing": lambda problem, seed: anneal(problem, solve(problem), evaluations, seed),
+    found: dict[str, Solver] = {
+        OURS: agent(algorithm=PPO()),
+        "annealing": lambda problem, seed: anneal(problem, solve_shared(problem), evaluations, seed),
         "exact": lambda problem, _: solve(problem),
         "shared": lambda problem, _: solve_shared(problem),
         "greedy": lambda problem, _: greedy(problem),
         "linear": lambda problem, _: linear_in_frequency(problem),
         "random": random_allocation,
     }
-
-
-def rewards(runs: list[Run], budget: float, nats: float, iterations: int) -> dict[str, list[float]]:
-    """Each method's rewards, training seed by training seed and policy seed by policy seed."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        stats, price, load = smoothed(expert_stats(run)), meter(run), workload(run)
-        widths = run.config.settings["cotrain"]["search"]["weight_bits"]
-        for name, solver in solvers(iterations).items():
-            problem = Problem(stats, price, load, widths, budget_bits=budget, latency_nats=nats)
-            found.setdefault(name, []).extend(problem.reward(solver(problem, seed)) for seed in SEEDS)
+    if cell.budget == ABLATED and cell.nats:
+        found |= {"A2C": agent(algorithm=A2C()), "PPO, cold start": agent(warm=False)}
+    if cell.budget in widths:
+        found["uniform"] = lambda problem, _: problem.uniform(int(cell.budget))
     return found
 
 
-def compare(case: str, metric: str, found: dict[str, list[float]], goal: bool) -> list[Row]:
+def work(cell: Cell, root: str) -> dict[str, Any]:
+    """Rewards by method, and the policy's at MARKS, a list over SEEDS each; kept in a file of the runs folder."""
+    path = Path(root) / "policy_vs_controls" / f"{digest_json(asdict(cell))}.json"
+    if path.exists():
+        return dict(read_json(path))
+    run = run_of(cell.preset, cell.training_seed, Path(root))
+    stats, load = smoothed(expert_stats(run)), workload(run)
+    board: Meter = meter(run) if cell.nats else Free()
+
+    every = tuple(bits for bits, _ in stats[0].damage)
+
+    def problem(widths: Sequence[int] = every, price: Meter = board) -> Problem:
+        return Problem(stats, price, load, widths, budget_bits=cell.budget, latency_nats=cell.nats)
+
+    rewards: dict[str, list[float]] = {}
+    marks: dict[str, list[list[float]]] = {}
+    for name, solver in solvers(cell, every).items():
+        for seed in SEEDS:
+            fresh = problem()
+            rewards.setdefault(name, []).append(fresh.reward(solver(fresh, seed)))
+            if cell.nats and name in (OURS, "annealing", "A2C", "PPO, cold start"):
+                marks.setdefault(name, []).append(progress(fresh))
+    if cell.budget == ABLATED and cell.nats:
+        judge, ours = problem(), solvers(cell, every)[OURS]
+        for name, other in (("widths 2, 4, 8", problem(FEW_WIDTHS)), ("cost by bits", problem(every, Bits()))):
+            chosen = [other.allocation(ours(other, seed)) for seed in SEEDS]
+            rewards[name] = [judge.reward(judge.choice(allocation)) for allocation in chosen]
+    write_json(path, {"cell": asdict(cell), "rewards": rewards, "marks": marks})
+    return dict(read_json(path))
+
+
+def progress(problem: Problem) -> list[float]:
+    """The best reward within the budget among the first allocations priced, at each of MARKS."""
+    rewards = [problem.reward(choice) if problem.fits(choice) else -np.inf for choice in problem.priced]
+    return [float(max(rewards[:mark], default=-np.inf)) for mark in MARKS]
+
+
+def run_of(preset: str, seed: int, root: Path) -> Run:
+    """The run of a training seed, with its statistics."""
+    run = Run.create(root, run_config(preset, None, "virtual-z2", seed))
+    if not run.path("stages", "stats.json").exists():
+        perform(run, "stats", as_json=False)
+    return run
+
+
+def compare(case: str, metric: str, found: Mapping[str, Sequence[float]], goal: bool) -> list[Row]:
     rows = []
     ours = found[OURS]
-    for peer in [name for name in found if name != OURS]:
-        theirs = found[peer]
+    for peer, theirs in found.items():
+        if peer == OURS:
+            continue
         same = np.allclose(ours, theirs, rtol=0, atol=1e-12)
         rows.append(
             Row(
@@ -99,24 +185,87 @@ def compare(case: str, metric: str, found: dict[str, list[float]], goal: bool) -
     return rows
 
 
+def sample_efficiency(case: str, found: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The policy against annealing and its other forms after the same number of allocations priced."""
+    rows = []
+    for at, mark in enumerate(MARKS):
+        after = {
+            name: [values[at] for one in found for values in one["marks"][name]]
+            for name in (OURS, "annealing", "A2C", "PPO, cold start")
+            if all(name in one["marks"] for one in found)
+        }
+        if all(np.isfinite(values).all() for values in after.values()):
+            rows += compare(case, f"coupled reward after {mark} evaluations, nats", after, goal=False)
+    return rows
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Ratio of every control to the policy over the budget, coupled reward, one panel a model."""
+    import matplotlib.pyplot as plt
+
+    from wattbit.plots import COLOURS, save
+
+    shown = [row for row in rows if row.metric == "coupled reward, nats"]
+    models = sorted({row.case.split(",")[0] for row in shown}, key=lambda name: int(name[2:]))
+    figure, panels = plt.subplots(1, len(models), figsize=(5.2 * len(models), 3.6), squeeze=False)
+    for panel, model in zip(panels[0], models, strict=True):
+        for colour, peer in zip(COLOURS, ("exact", "shared", "annealing", "greedy", "linear", "random"), strict=False):
+            points = [
+                (float(row.case.split(" ")[1]), 100 * np.log(row.ratio))
+                for row in shown
+                if row.peer_name == peer and row.case.startswith(f"{model},")
+            ]
+            panel.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=peer, color=colour)
+        panel.set_title(model)
+        panel.set_xlabel("budget, mean bits")
+        panel.set_yscale("symlog", linthresh=0.1)
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("policy's reward over the control's, 0.01 nats")
+    panels[0][0].legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="The tiny preset, two budgets: figures that mean nothing.")
-@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
-@click.option("--data", default=None, help="Corpus, as `wattbit demo --data` takes it.")
-def main(quick: bool, path: Path | None, data: str | None) -> None:
-    presets = {"tiny": 4} if quick else {"demo": 16, "e64": 64}
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write rows here, a plot beside.")
+@click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of cells done.")
+@click.option("--preset", "presets", multiple=True, help="demo (E=16) or e64; by default both.")
+@click.option("--jobs", default=1, show_default=True, help="Processes side by side.")
+def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], jobs: int) -> None:
+    efforts = {"tiny": (5, 4, 4), "demo": (60, 6, 8), "e64": (60, 4, 6)}
+    names = ("tiny",) if quick else presets or ("demo", "e64")
+    for name in names:
+        for seed in SEEDS:
+            run_of(name, seed, root)
+    cells = [
+        Cell(name, seed, budget, nats, *efforts[name])
+        for name in names
+        for budget in BUDGETS[name]
+        for nats in (0.0, COUPLED_NATS)
+        for seed in SEEDS
+    ]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        futures = {pool.submit(work, cell, str(root)): cell for cell in cells}
+        for number, done in enumerate(as_completed(futures)):
+            click.echo(f"{number + 1} of {len(cells)}: {futures[done]}", err=True)
+        found = {cell: future.result() for future, cell in futures.items()}
     rows: list[Row] = []
-    for preset, experts in presets.items():
-        runs = [Run.create(RUNS, run_config(preset, data, "virtual-z2", seed)) for seed in SEEDS]
-        for run in runs:
-            perform(run, "stats", as_json=False)
-        for budget in (3.0, 4.0) if quick else BUDGETS:
+    for name in names:
+        for budget in BUDGETS[name]:
             for metric, nats in (("additive reward, nats", 0.0), ("coupled reward, nats", COUPLED_NATS)):
-                found = rewards(runs, budget, nats, 10 if quick else AgentSettings().iterations)
-                rows += compare(f"E={experts}, {budget} bits", metric, found, goal=nats > 0)
-                show(rows[-(len(found) - 1) :])
+                here = [
+                    one for cell, one in found.items() if (cell.preset, cell.budget, cell.nats) == (name, budget, nats)
+                ]
+                methods = {m: [v for one in here for v in one["rewards"][m]] for m in here[0]["rewards"]}
+                case = f"E={EXPERTS[name]}, {budget} bits"
+                added = compare(case, metric, methods, goal=nats > 0)
+                if nats and budget == ABLATED:
+                    added += sample_efficiency(case, here)
+                show(added)
+                rows += added
     if path:
         write(rows, path)
+        plot(rows, path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,8 @@ def _train(envs: Sequence[AllocationEnv], seed: int, settings: AgentSettings, pr
     net = PolicyNet(observations[0].shape[1], envs[0].problem.size[1], settings.hidden)
     net.start(generator)
     bests = [Best(env.problem) for env in envs]
+    for best in bests:
+        best.offer_uniform()
     prices = [Prices(env.problem, settings.price_rate) for env in envs]
     curves: list[list[float]] = [[] for _ in envs]
     if settings.warm:

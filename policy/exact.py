@@ -3,9 +3,9 @@
 min sum_i d_i(a_i) subject to sum_i b(a_i) <= B, one width an expert. Widths are integers, so the table over the bits
 spent is exact: O(N B K). It ignores the meter: latency and energy are not additive over experts. `solve_shared` is
 the strongest that a table can do about them: what the experts share is mostly which widths have hardware at all, so it
-solves the table for every set of widths (with one engine each, where there are several), 2^K - 1 of them for one engine,
-and lets the meter price each solution. Where O(N B K) is too much, for it is quadratic in the experts, the sets are
-solved by Lagrange's multiplier, off by less than one expert's step.
+solves the table for every set of widths (2^K - 1 of them, or more where widths have a choice of engines) and lets the
+meter price each solution. Where O(N B K) is too much, for it is quadratic in the experts, the sets are solved by
+Lagrange's multiplier, off by less than one expert's step.
 """
 
 from itertools import combinations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
 from wattbit.policy.problem import Choice, Problem
-
 
 EXACT_STATES = 2**20  # experts times bits of the budget that the exact solution of every set of widths may take
 

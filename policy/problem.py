@@ -92,7 +92,7 @@ class Problem:
             raise WattbitError(f"weight_bits must be a choice of {', '.join(map(str, WEIGHT_BITS))}, not {bits}")
         if not bits[0] <= self.budget_bits:
             raise WattbitError(
-                f"a budget of {self.budget_bits} bits is below the narrowest width, {bits[0]}; raise it to at least that"
+                f"a budget of {self.budget_bits} bits is below the narrowest width, {bits[0]}, the smallest feasible"
             )
         if self.latency_nats < 0 or self.energy_nats < 0:
             raise WattbitError(

@@ -59,6 +59,14 @@ class Best:
         self.choice: Choice = np.zeros(0, dtype=np.int64)
         self.reward = -np.inf
 
+    def offer_uniform(self) -> None:
+        """Every action alone, which the observation has had priced."""
+        experts, actions = self.problem.size
+        for k in range(actions):
+            choice = np.full(experts, k)
+            if self.problem.fits(choice):
+                self.offer(choice)
+
     def offer(self, choice: Choice) -> None:
         for repaired in (self.problem.fit(choice), self.problem.shrink(choice)):
             reward = self.problem.reward(repaired)
