@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.board_support import cache_or_skip
 from tests.tvm_support import WIDTHS, runnable
-from wattbit.tvm_schedules.cores import CORES, Tiling
+from wattbit.board.virtual import VirtualBoard
+from wattbit.commands import tune as command
+from wattbit.errors import WattbitError
+from wattbit.tvm_schedules import tuning
+from wattbit.tvm_schedules.cores import CORES, Tiling, find_core, host_core
 from wattbit.tvm_schedules.cycles import cycles_per_mac
 from wattbit.tvm_schedules.toolchain import Kernel, emit_objects
 from wattbit.tvm_schedules.tuning import GRID, as_toml, best, tune
@@ -50,3 +55,41 @@ def test_cycles_are_modelled(tmp_path: Path) -> None:
     emit_objects((kernel,), core, tmp_path)
     cycles, instructions = cycles_per_mac(core, tmp_path, kernel.name)
     assert 1 / 32 <= cycles < 1 and 1 / 16 < instructions < 1, "a core with two pipes of sdot, 16 products each"
+
+
+def test_a_boards_tilings_take_the_place_of_the_cores_own(tmp_path: Path) -> None:
+    core, wanted = CORES["cortex-a53"], Tiling(1, 1)
+    costs = {bits: {wanted: [1.0], Tiling(4, 16): [2.0]} for bits in WIDTHS}
+    (tmp_path / "board.toml").write_text(as_toml(core, "made up", costs))
+    tuned = find_core(core.name, tmp_path / "board.toml")
+    assert {tuned.tiling(bits) for bits in WIDTHS} == {wanted} and tuned.layout_word != core.layout_word
+    with pytest.raises(WattbitError, match=r"board.toml has the tilings of cortex-a53, not of cortex-a9"):
+        find_core("cortex-a9", tmp_path / "board.toml")
+    (tmp_path / "board.toml").write_text("core = 'cortex-a53'")
+    with pytest.raises(WattbitError, match=r"board.toml holds no tilings \('widths'\); run `wattbit tune` again"):
+        find_core(core.name, tmp_path / "board.toml")
+
+
+def test_this_machine_is_tuned_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken(monkeypatch)
+    costs = tuning.time_products(host_core(), tuning.run_here)
+    assert list(costs) == [2, 8] and all(len(found) == 3 and min(found) > 0 for found in costs.values())
+    assert costs[8][1] > costs[8][0], "a larger product takes longer"
+
+
+@pytest.mark.slow
+def test_a_board_is_tuned_over_ssh_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken(monkeypatch)
+    with VirtualBoard(cache_or_skip()) as board, board.connection() as connection:
+        before = connection.run(["ls", "-a", "/tmp"])
+        costs = tuning.tune(CORES["cortex-a53"], lambda core: tuning.time_products(core, command.over(connection)))
+        assert connection.run(["ls", "-a", "/tmp"]) == before
+    assert all(min(found) > 0 for tried in costs.values() for found in tried.values())
+    assert set(costs[8]) == set(tuning.GRID)
+
+
+def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two widths, two tilings, few calls."""
+    changes = {"WIDTHS": (2, 8), "GRID": GRID[:2], "CALLS": 5, "REPEATS": 2, "COLD_BYTES": 1 << 20}
+    for name, value in changes.items():
+        monkeypatch.setattr(tuning, name, value)

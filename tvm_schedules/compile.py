@@ -20,15 +20,22 @@ LIBRARY = "libwattbit_kernels.so"
 DECODER = "decoder.safetensors"
 
 
-def build(export: Path, allocation: Allocation, core: str, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def build(
+    export: Path,
+    allocation: Allocation,
+    core: str,
+    out: Path,
+    progress: Progress = silent,
+    tilings: Path | None = None,
+) -> dict[str, Any]:
     """Build every expert of `allocation` for `core` (a name of cores.CORES) from `export`/L0E3.npz, ... into `out`.
 
     Writes out/libwattbit_kernels.so, out/weights/L0E3.bin, ... and, last, out/kernels.json, whose content it returns;
     then, of an export with a decoder, the whole model in out/decoder (see wattbit.tvm_schedules.model.pack). The same
-    input gives the same bytes. Raises WattbitError when an export does not fit the allocation or the core's compiler is
-    absent, ToolError when TVM or the compiler fails.
+    input gives the same bytes. tilings: a file that `wattbit tune` wrote for the board. Raises WattbitError when an
+    export does not fit the allocation or the core's compiler is absent, ToolError when TVM or the compiler fails.
     """
-    chosen = find_core(core)
+    chosen = find_core(core, tilings)
     experts = [_load(export, allocation, index) for index in range(len(allocation.placements))]
     shape = experts[0].shape
     strange = next((ints for ints in experts if ints.shape != shape), None)
@@ -62,7 +69,7 @@ def build(export: Path, allocation: Allocation, core: str, out: Path, progress: 
     record["digest"] = digest_json(record)
     write_json(record_path, record)
     if (export / DECODER).is_file():
-        build_decoder(SourceFile(export / DECODER), core, out / "decoder")
+        build_decoder(SourceFile(export / DECODER), core, out / "decoder", tilings=tilings)
     progress(f"kernels for {core}", steps, steps)
     return record
 

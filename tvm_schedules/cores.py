@@ -3,7 +3,7 @@
 import platform
 import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class Core:
 
     cpu, features: LLVM's names. vector_bytes: width of the vectors. multiply: the instruction that it multiplies with,
     see wattbit.tvm_schedules.multiply. registers: its vector registers. required: the features that a CPU must have to
-    run its kernels, as runner/features.c asks for them. tilings: by weight width, where another than `tuned` is wanted.
+    run its kernels, as runner/features.c asks for them. tilings: by weight width, where others than `tuned` are wanted.
     """
 
     name: str
@@ -112,15 +112,27 @@ CORES = {
 @cache
 def tuned(name: str) -> dict[int, Tiling]:
     """The tilings that tuning chose for a core, by weight width."""
-    with (TUNED / f"{name}.toml").open("rb") as stream:
-        entries = tomllib.load(stream)
-    return {int(bits): Tiling(entry["group_vectors"], entry["run_chunks"]) for bits, entry in entries["widths"].items()}
+    return _read_tilings(TUNED / f"{name}.toml", name)
 
 
-def find_core(name: str) -> Core:
+def _read_tilings(path: Path, name: str) -> dict[int, Tiling]:
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        core, widths = record["core"], record["widths"]
+        tilings = {int(bits): Tiling(each["group_vectors"], each["run_chunks"]) for bits, each in widths.items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise WattbitError(f"{path} holds no tilings ({error}); run `wattbit tune` again") from None
+    if core != name:
+        raise WattbitError(f"{path} has the tilings of {core}, not of {name}; run `wattbit tune` again")
+    return tilings
+
+
+def find_core(name: str, tilings: Path | None = None) -> Core:
+    """A core of the table, with the tilings of a file that tuning wrote for a board where one is named."""
     if name not in CORES:
         raise WattbitError(f"core must be one of {', '.join(CORES)}, not {name!r}")
-    return CORES[name]
+    core = CORES[name]
+    return core if tilings is None else replace(core, tilings=tuple(_read_tilings(tilings, name).items()))
 
 
 def host_core(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str = platform.machine()) -> Core:

@@ -8,15 +8,17 @@ memory's bandwidth is the board's own.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import Any, Protocol
+
+import numpy as np
 
 from wattbit.errors import WattbitError
 from wattbit.plan import Provenance
 from wattbit.tvm_schedules.cores import Core
 from wattbit.tvm_schedules.timing import Product
 
-CALIBRATION = ((1024, 1024), (2048, 4096), (8192, 4096))  # rows, depth
+CALIBRATION = ((1024, 1024), (2048, 2048), (2048, 4096), (8192, 4096))  # rows, depth
 IN_CACHE = (512, 1024)
 CALL = (8, 8)  # a product that takes no time but its call's
 CALL_BYTES = 40_000_000  # what the calls of one repeat read, about
@@ -87,13 +89,16 @@ class Calibration:
                 self._seconds.setdefault((bits, shape), []).extend(timer.products(product, calls))
 
     def table(self) -> CostTable:
+        """The call's time, which all widths share, and each width's rate are those of the least relative squares."""
         times = {key: median(seconds) for key, seconds in self._seconds.items()}
-        call = median(times[bits, CALL] for bits in self._widths)
+        points = [(i, bits, shape) for i, bits in enumerate(self._widths) for shape in CALIBRATION]
+        system = np.zeros((len(points), 1 + len(self._widths)))
+        for row, (i, bits, shape) in enumerate(points):
+            system[row, 0], system[row, 1 + i] = 1, self._cold.weight_bytes(Product(bits, *shape))
+            system[row] /= times[bits, shape]
+        call, *seconds_per_byte = np.linalg.lstsq(system, np.ones(len(points)), rcond=None)[0].tolist()
         widths = {}
-        for bits in self._widths:
-            compute = (times[bits, IN_CACHE] - call) / (IN_CACHE[0] * IN_CACHE[1])
-            rates = [
-                self._cold.weight_bytes(Product(bits, *shape)) / (times[bits, shape] - call) for shape in CALIBRATION
-            ]
-            widths[bits] = WidthCost(compute, fmean(rates))
+        for bits, each in zip(self._widths, seconds_per_byte, strict=True):
+            compute = (times[bits, IN_CACHE] - times[bits, CALL]) / (IN_CACHE[0] * IN_CACHE[1])
+            widths[bits] = WidthCost(compute, 1 / each)
         return CostTable(self._core, self._threads, call, widths, "measured")

@@ -1,40 +1,40 @@
-"""Chooses the tilings of a core's kernels from a small grid: `python -m wattbit.tvm_schedules.tuning CORE [FILE]`.
+"""Chooses the tilings of a core's kernels from a small grid; `wattbit tune` is its command.
 
-A core that this machine is, is ranked by measured time with the weights in the cache (where they are not, the memory
-sets the time of all), any other by the instructions that qemu counts. The result is a file of data, by default
-tuned/CORE.toml, which cores.tuned reads: a board's own file replaces it.
+Where the core is there, on this machine or on a board, tilings are ranked by measured time: with the weights in the
+cache, where the arithmetic sets it, and without, where how the memory is read does. Where it is not, they are ranked by
+the instructions that qemu counts. The result is a file of data that cores.find_core reads: tuned/CORE.toml for every
+machine of that core, or one of a board's own.
 """
 
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
 
-import click
-
-from wattbit.errors import WattbitError
-from wattbit.files import write_text
+from wattbit.errors import ToolError
+from wattbit.processes import execute
 from wattbit.progress import Progress, silent
-from wattbit.tvm_schedules.cores import TUNED, Core, Tiling, find_core, host_core
+from wattbit.tvm_schedules.cores import Core, Tiling
 from wattbit.tvm_schedules.instructions import instructions
-from wattbit.tvm_schedules.timing import Product, Timer
-from wattbit.tvm_schedules.toolchain import Kernel, emit_objects, link_library
+from wattbit.tvm_schedules.toolchain import RUNNER, Kernel, emit_objects, link_program
 
 WIDTHS = range(2, 9)
 GRID = tuple(Tiling(*point) for point in product((1, 2, 4), (1, 8, 16)))
 SHAPES = ((128, 64), (256, 1024))  # rows, depth: a small expert's layer, and a piece of a large one's
-CALLS, REPEATS = 300, 5
+COLD_SHAPE, COLD_BYTES = (1024, 2048), 64 << 20  # a layer that is read from copies which no cache holds
+CALLS, REPEATS = 100, 5
 
-Costs = dict[int, list[float]]  # by weight width, for each of SHAPES
+Costs = dict[int, list[float]]  # by weight width, for each shape
+Run = Callable[[Path, Sequence[str]], str]
+"""Runs the program at a path, where the core is, with these arguments; what it writes to stdout."""
 
 
 def tune(
     core: Core, measure: Callable[[Core], Costs], progress: Progress = silent
 ) -> dict[int, dict[Tiling, list[float]]]:
-    """What each tiling of the grid costs at each of SHAPES, by weight width."""
+    """What each tiling of the grid costs at each shape, by weight width."""
     costs: dict[int, dict[Tiling, list[float]]] = {bits: {} for bits in WIDTHS}
     for done, tiling in enumerate(GRID):
         progress(f"tiling of {core.name}", done, len(GRID))
@@ -58,46 +58,43 @@ def count_instructions(core: Core) -> Costs:
     return {bits: [float(count) for count in counts] for bits, counts in instructions(core, WIDTHS, SHAPES).items()}
 
 
-def time_in_cache(core: Core) -> Costs:
-    """Seconds of a product on one thread; the least of the repeats' medians."""
+def time_products(core: Core, run: Run) -> Costs:
+    """Seconds of a product on one thread, at SHAPES in the cache and at COLD_SHAPE; the least of the repeats' medians.
+
+    Raises WattbitError or ToolError when the program that takes them cannot be built or `run`.
+    """
     kernels = tuple(Kernel(bits, 1, False) for bits in WIDTHS)
+    shapes = (*((*shape, 0) for shape in SHAPES), (*COLD_SHAPE, COLD_BYTES))
+    wanted = [(bits, *shape) for bits in WIDTHS for shape in shapes]
+    words = [str(number) for each in wanted for number in each]
     with tempfile.TemporaryDirectory() as name:
-        library = Path(name) / "kernels.so"
+        program = Path(name) / "times"
         emit_objects(kernels, core, Path(name))
-        link_library(kernels, core, Path(name), library)
-        with Timer(library, core.name, threads=1, cold_bytes=0) as timer:
-            return {
-                bits: [
-                    min(median(timer.products(Product(bits, *shape), CALLS)) for _ in range(REPEATS))
-                    for shape in SHAPES
-                ]
-                for bits in WIDTHS
-            }
+        link_program(kernels, core, Path(name), RUNNER / "times.c", program)
+        lines = run(program, [str(CALLS), *(words * REPEATS)]).splitlines()
+    medians = [median(float(word) for word in line.split()) for line in lines]
+    least = [min(medians[i :: len(wanted)]) for i in range(len(wanted))]
+    costs: Costs = {bits: [] for bits in WIDTHS}
+    for (bits, *_), seconds in zip(wanted, least, strict=True):
+        costs[bits].append(seconds)
+    return costs
+
+
+def run_here(program: Path, arguments: Sequence[str]) -> str:
+    """Run a program of time_products on this machine."""
+    command = [str(program), *arguments]
+    done = execute(command)
+    if done.returncode:
+        raise ToolError(command, done.returncode, done.stderr)
+    return done.stdout
 
 
 def as_toml(core: Core, how: str, costs: dict[int, dict[Tiling, list[float]]]) -> str:
-    lines = [f"# By wattbit.tvm_schedules.tuning for {core.name}: {how}, rows x depth {SHAPES}.", ""]
+    """The file of a core's tilings, each width's candidates beside the one that was chosen."""
+    lines = [f"# By `wattbit tune` for {core.name}: {how}", f'core = "{core.name}"', ""]
     for bits, found in costs.items():
         chosen = best(found)
         lines += [f"[widths.{bits}]", *(f"{key} = {value}" for key, value in asdict(chosen).items())]
         lines += [f"# {t.group_vectors}, {t.run_chunks}: {', '.join(f'{c:.4g}' for c in found[t])}" for t in found]
         lines.append("")
     return "\n".join(lines)
-
-
-@click.command(help=__doc__)
-@click.argument("name", metavar="CORE")
-@click.argument("out", metavar="[FILE]", required=False, type=click.Path(path_type=Path, dir_okay=False))
-def main(name: str, out: Path | None) -> None:
-    try:
-        core = find_core(name)
-    except WattbitError as error:
-        raise click.ClickException(str(error)) from None
-    here = core == host_core() or (core.arch == "x86_64" and host_core().arch == "x86_64")
-    how, measure = ("seconds in cache", time_in_cache) if here else ("instructions under qemu", count_instructions)
-    path = out or TUNED / f"{core.name}.toml"
-    write_text(path, as_toml(core, how, tune(core, measure, lambda *words: print(*words, file=sys.stderr))))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Precision, Target, Workload
 from wattbit.processes import workers
 from wattbit.progress import Progress
-from wattbit.run import Pipeline, Run, Stage, cache_folder
+from wattbit.run import Pipeline, Run, Stage, cache_folder, tilings_file
 
 if TYPE_CHECKING:
     from wattbit.hls.meter import ModelledMeter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wattbit.models.learner import MoELearner
 
 WORKLOAD_TOKENS = 1000
+THIS_MACHINE = "localhost"
 
 
 def model_config(run: Run) -> "ModelConfig":
@@ -136,6 +137,11 @@ def export(run: Run, progress: Progress) -> dict[str, Any]:
     return export_experts(model, final_allocation(run), run.path("export"), progress)
 
 
+def tilings(run: Run) -> tuple[Path, ...]:
+    """Of the boards that are built for, those that were tuned."""
+    return tuple(path for board in (target(run).name, THIS_MACHINE) if (path := tilings_file(board)).is_file())
+
+
 def build(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.hls.build import build as build_engines
     from wattbit.hls.planner import plan
@@ -143,13 +149,15 @@ def build(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.tvm_schedules.cores import host_core
     from wattbit.tvm_schedules.verify import verify
 
-    allocation = final_allocation(run)
-    kernels = build_kernels(run.path("export"), allocation, target(run).core, run.path("build", "arm"), progress)
-    build_kernels(run.path("export"), allocation, host_core().name, run.path("build", "host"), progress)
+    allocation, kernels = final_allocation(run), {}
+    for folder, core, board in (("arm", target(run).core, target(run).name), ("host", host_core().name, THIS_MACHINE)):
+        built_for = tilings_file(board) if tilings_file(board).is_file() else None
+        out = run.path("build", folder)
+        kernels[folder] = build_kernels(run.path("export"), allocation, core, out, progress, built_for)
     verify(run.path("build", "host"), run.path("export", "vectors.npz"))
     planned = plan(allocation, model_config(run).shape, target(run), workload(run))
     built = build_engines(run.path("export"), planned, run.path("build", "hls"), progress)
-    return {"design": built["digest"], "simulation": built["simulation"], "kernels": kernels["digest"]}
+    return {"design": built["digest"], "simulation": built["simulation"], "kernels": kernels["arm"]["digest"]}
 
 
 def controls(run: Run, progress: Progress) -> dict[str, Any]:
@@ -240,7 +248,16 @@ PIPELINE = Pipeline(
         ),
         Stage("cotrain", "co-training", ("search",), ("policy", "models"), ("cotrain",), ("cotrain",), cotrain),
         Stage("export", "QONNX and integers", ("cotrain",), ("models",), (), ("export",), export),
-        Stage("build", "engines and kernels", ("export",), ("hls", "tvm_schedules"), ("target",), ("build",), build),
+        Stage(
+            "build",
+            "engines and kernels",
+            ("export",),
+            ("hls", "tvm_schedules"),
+            ("target",),
+            ("build",),
+            build,
+            tilings,
+        ),
         Stage("deploy", "bundle to the board", ("build",), ("board",), ("board",), ("bundle",), deploy),
         Stage("bench", "run, compare, weigh", ("deploy",), ("board",), ("board",), ("bench",), bench),
         Stage(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from wattbit.errors import WattbitError
-from wattbit.files import digest_json, read_json, write_json, write_text
+from wattbit.files import digest_json, read_json, sha256_file, write_json, write_text
 from wattbit.progress import Progress
 
 PACKAGE = Path(__file__).resolve().parent
@@ -31,6 +31,11 @@ def cache_folder() -> Path:
     named = os.environ.get("WATTBIT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(named).resolve() if named else Path(base) / "wattbit"
+
+
+def tilings_file(board: str) -> Path:
+    """Where `wattbit tune` keeps a board's tilings; "localhost" is this machine."""
+    return cache_folder() / "tuned" / f"{board}.toml"
 
 
 @cache
@@ -127,6 +132,7 @@ class Stage:
     outputs: its folders in the run, which no other stage writes to; what another configuration or other code left there
     is removed.
     work: takes the run and a progress callback, returns a JSON object that its record keeps.
+    reads: the files outside of the run that it depends on, where there are any.
     """
 
     name: str
@@ -136,6 +142,7 @@ class Stage:
     settings: tuple[str, ...]
     outputs: tuple[str, ...]
     work: Callable[[Run, Progress], dict[str, Any]]
+    reads: Callable[[Run], tuple[Path, ...]] = lambda run: ()
 
 
 class Pipeline:
@@ -147,14 +154,15 @@ class Pipeline:
     def key(self, name: str, run: Run) -> str:
         stage = self.stages[name]
         known = asdict(run.config) | dict(run.config.settings)
-        return digest_json(
-            {
-                "stage": name,
-                "settings": {setting: known[setting] for setting in stage.settings},
-                "code": [code_digest(part) for part in stage.code],
-                "needs": [self.key(need, run) for need in stage.needs],
-            }
-        )
+        parts: dict[str, Any] = {
+            "stage": name,
+            "settings": {setting: known[setting] for setting in stage.settings},
+            "code": [code_digest(part) for part in stage.code],
+            "needs": [self.key(need, run) for need in stage.needs],
+        }
+        if read := [sha256_file(path) for path in stage.reads(run)]:
+            parts["reads"] = read
+        return digest_json(parts)
 
     def done(self, name: str, run: Run) -> bool:
         """Whether the stage has ended with the key that it would get now, and its files are as it left them."""

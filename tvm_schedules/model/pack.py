@@ -23,12 +23,15 @@ PARTS = ("session.c", "attention.c", "mixture.c", "sample.c", "weights.c", "mult
 LIBRARY, WEIGHTS, RECORD = "libwattbit_model.so", "model.wattbit", "model.json"
 
 
-def build(source: Source, core: str, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def build(
+    source: Source, core: str, out: Path, progress: Progress = silent, tilings: Path | None = None
+) -> dict[str, Any]:
     """Write out/libwattbit_model.so, out/model.wattbit and, last, out/model.json, whose content it returns.
 
-    Raises WattbitError for an unknown core, ToolError when its compiler fails.
+    tilings: a file that `wattbit tune` wrote. Raises WattbitError for an unknown core, ToolError when its compiler
+    fails.
     """
-    chosen = find_core(core)
+    chosen = find_core(core, tilings)
     record_path = out / RECORD
     record_path.unlink(missing_ok=True)  # a folder without it is not a build
     progress(f"runtime for {core}", 0, 2)
