@@ -12,7 +12,14 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.models.packed import load_experts, pack, save_experts, to_tensors, unpack
 from wattbit.models.quantizers import rtn
-from wattbit.models.quantizers.apply import MIN_TOKENS, ExpertRecipe, expert_bytes, fallen_back, quantize_expert
+from wattbit.models.quantizers.apply import (
+    MIN_TOKENS,
+    ExpertRecipe,
+    expert_bytes,
+    fallen_back,
+    quantize_expert,
+    tokens_needed,
+)
 from wattbit.plan import Allocation, ExpertId
 from wattbit.recipe import QUANTIZERS, Recipe
 
@@ -113,6 +120,8 @@ def test_stored_compensators_bring_the_expert_closer():
 
 
 def test_gptq_without_enough_tokens_is_round_to_nearest_by_name():
+    assert tokens_needed(matrices()) == MIN_TOKENS
+    assert tokens_needed({"w1": torch.zeros(2, 99), "w2": torch.zeros(99, 2)}) == 99
     few = quantize_expert(Gated(), matrices(), ExpertRecipe(3, "gptq"), calibration(MIN_TOKENS - 1))
     none = quantize_expert(Gated(), matrices(), ExpertRecipe(3, "gptq"), calibration(0))
     plain = quantize_expert(Gated(), matrices(), ExpertRecipe(3, "rtn"), calibration(0))
