@@ -1,6 +1,7 @@
 """Cost models find the law they were sampled from, say how sure they are, and never claim to have measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ FREQUENCY = make_workload(STATS).frequency
 LOADS = [Workload(1000, 2, FREQUENCY, batch) for batch in (1, 4, 16)]
 SHAPE = ExpertShape(64, 128)
 CORES = CoresDemand(SHAPE, {bits: SHAPE.weights * bits // 8 for bits in WIDTHS}, routing)
+HOST = replace(CORES, engine="host")
 ORIGIN = Origin("cores", "test", "a fake", "a fake", {})
 LAW = np.array([2e-6, 1e-11, *(1e-12 * (3 + k % 5) for k in range(2 * len(WIDTHS)))])
 
@@ -221,7 +223,7 @@ class TestSharedMemory:
 
     def model(self, ddr_bytes_per_s: float) -> CostModel:
         engines = FpgaDemand(lambda a, w: EngineWork(4000.0, 2, self.bytes_read, 1e5, 1e6), lambda p: p.weight_bits)
-        demand = SharedDemand(engines, CORES)
+        demand = SharedDemand(engines, HOST)
         theta = np.array([1e-8, 1e-6, *LAW, 1 / ddr_bytes_per_s])
         return CostModel(demand, Fitted(demand.names, theta, np.zeros((len(theta),) * 2), 0.02, 50))
 
@@ -232,7 +234,7 @@ class TestSharedMemory:
 
     def test_a_layer_takes_as_long_as_the_slower(self) -> None:
         model = self.model(1e15)
-        cores_alone = CostModel(CORES, Fitted(CORES.names, LAW, np.zeros((len(LAW),) * 2), 0.02, 50))
+        cores_alone = CostModel(HOST, Fitted(CORES.names, LAW, np.zeros((len(LAW),) * 2), 0.02, 50))
         both, load = self.split(8), LOADS[2]
         seconds = model.cost(both, load).latency_s
         engines = (1e-8 * 4000 + 2e-6) * load.tokens / load.batch

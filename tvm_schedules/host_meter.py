@@ -99,22 +99,22 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class CoresMeter:
-    """`wattbit.plan.Meter` of the experts that an allocation places on `engine`, the others take no time.
+    """`wattbit.plan.Meter` of the experts that an allocation places on `engine`: those elsewhere take no time.
 
-    provenance: what the runner's times are: `simulated` on an emulated board. energy_j: of the packages that have a
-    counter, what they take idle included, or None.
+    engine: None is all experts, wherever they are placed. provenance: what the runner's times are, `simulated` on an
+    emulated board. energy_j: of the packages that have a counter, what they take idle included, or None.
     """
 
     shape: ExpertShape
     core: Core
     runner: Runner
-    engine: Engine = "host"
+    engine: Engine | None = None
     provenance: Provenance = "measured"
     least_s: float = LEAST_S
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         """Raises WattbitError for an expert without a frequency, and when nothing is placed on the engine."""
-        bits = {p.expert: p.precision.weight_bits for p in allocation.placements if p.engine == self.engine}
+        bits = {p.expert: p.precision.weight_bits for p in allocation.placements if self.engine in (None, p.engine)}
         found = routing(workload)
         strange = set(bits) - set(found.experts)
         if strange:
@@ -123,7 +123,9 @@ class CoresMeter:
         number = {expert: k for k, expert in enumerate(here)}
         visits = [(number[expert], tokens) for expert, tokens in visits_of(found) if expert in number]
         if not visits:
-            raise WattbitError(f"no token of the workload wants an expert on {self.engine}; place some there")
+            raise WattbitError(
+                f"no token of the workload wants an expert on {self.engine or 'any engine'}; place some there"
+            )
         widths = [bits[found.experts[i]] for i in here]
         seconds, joules = self.runner.times(widths, self.shape.d_model, self.shape.d_hidden, visits, self.least_s)
         batches = workload.tokens / workload.batch / len(found.counts)

@@ -183,10 +183,10 @@ def calibrate(
     model = CostModel(demand, latency, joules)
     seconds, spent = [], []
     for allocation, workload, cost in tests:
-        found = model.predict(allocation, workload)
-        seconds.append((found.cost.latency_s, found.latency_relative, cost.latency_s))
-        if found.cost.energy_j is not None and found.energy_relative is not None and cost.energy_j is not None:
-            spent.append((found.cost.energy_j, found.energy_relative, cost.energy_j))
+        said = model.predict(allocation, workload)
+        seconds.append((said.cost.latency_s, said.latency_relative, cost.latency_s))
+        if said.cost.energy_j is not None and said.energy_relative is not None and cost.energy_j is not None:
+            spent.append((said.cost.energy_j, said.energy_relative, cost.energy_j))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     of_energy = Errors.of(spent) if spent else None
     return Calibration(origin, sources.pop(), today, latency, joules, Errors.of(seconds), of_energy)

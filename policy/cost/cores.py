@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from wattbit.errors import WattbitError
-from wattbit.plan import Allocation, Engine, ExpertId, ExpertShape, Workload
+from wattbit.plan import Allocation, Engine, ExpertId, ExpertShape, Placement, Workload
 from wattbit.policy.cost.fitting import Floats, Work
 
 TILE = 4  # tokens that one kernel call multiplies, see wattbit.tvm_schedules.toolchain
@@ -45,13 +45,13 @@ class CoresDemand:
     """`wattbit.policy.cost.model.Demand` of cores.
 
     weight_bytes: those of an expert at each width, as they lie in memory. route: the meter's own draw of batches, so
-    that model and meter price the same routing. engine: the placements that it prices.
+    that model and meter price the same routing. engine: the placements that it prices, None for all, wherever they are.
     """
 
     shape: ExpertShape
     weight_bytes: Mapping[int, int]
     route: Route
-    engine: Engine = "host"
+    engine: Engine | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -87,17 +87,19 @@ class CoresDemand:
         return np.asarray(moved * workload.tokens / workload.batch)
 
     def memory_bytes(self, allocation: Allocation) -> int:
-        mine = [p for p in allocation.placements if p.engine == self.engine]
-        return sum(self.weight_bytes[p.precision.weight_bits] for p in mine)
+        return sum(self.weight_bytes[p.precision.weight_bits] for p in allocation.placements if self._mine(p))
 
     def visits(self, workload: Workload) -> "Visits":
         return _visits(self.route, workload)
+
+    def _mine(self, placement: Placement) -> bool:
+        return self.engine in (None, placement.engine)
 
     def _bits(self, allocation: Allocation, visits: "Visits") -> Floats:
         """Width [N] of each expert that is here, 0 of the others."""
         found = np.zeros(len(visits.index))
         for placement in allocation.placements:
-            if placement.engine != self.engine:
+            if not self._mine(placement):
                 continue
             bits = placement.precision.weight_bits
             if bits not in self.weight_bytes:

@@ -22,12 +22,12 @@ LAUNCH = "launch, s"
 class EngineWork:
     """A batch through all layers on the engines that an allocation gets.
 
-    cycles: expected clock cycles. launches: how many, one a layer. read_bytes: streamed weights. products: multiplied;
-    bit_products: the same, times weight and activation bits.
+    cycles: expected clock cycles. launches: how many, one a layer that has work. read_bytes: streamed weights.
+    products: multiplied; bit_products: the same, times weight and activation bits.
     """
 
     cycles: float
-    launches: int
+    launches: float
     read_bytes: float
     products: float
     bit_products: float
