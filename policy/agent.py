@@ -70,9 +70,18 @@ class Policy:
     """A trained network; it chooses for any number of experts and layers, and any budget, of the same widths."""
 
     net: PolicyNet
+    actions: tuple[str, ...]
 
     def choose(self, problem: Problem, draws: int = 0, seed: int = 0) -> Choice:
-        """The best of the likeliest choice and of `draws` drawn ones, repaired to the budget [N], without learning."""
+        """The best of the likeliest choice and of `draws` drawn ones, repaired to the budget [N], without learning.
+
+        Raises WattbitError for a problem of other actions.
+        """
+        if problem.actions != self.actions:
+            raise WattbitError(
+                f"the policy chooses among {', '.join(self.actions)}, the search among {', '.join(problem.actions)}; "
+                "search among the policy's, or train another one"
+            )
         best = Best(problem)
         best.offer(self.net.mode(torch.from_numpy(observe(problem))))
         for choice in self.sample(problem, draws, seed):
@@ -93,20 +102,21 @@ class Policy:
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, atomically."""
         with atomic(path) as partial:
-            save_file(self.net.state_dict(), partial)
+            save_file(self.net.state_dict(), partial, {"actions": ", ".join(self.actions)})
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; WattbitError when the file is none."""
         try:
             with safe_open(path, "pt") as archive:
+                actions = tuple(archive.metadata()["actions"].split(", "))
                 state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118, no mapping
             hidden, features = state["gate.0.weight"].shape
             net = PolicyNet(features, len(state["gate.2.bias"]), hidden)
             net.load_state_dict(state)
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WattbitError(f"{path} holds no policy ({error}); train one with `wattbit search`") from None
-        return cls(net)
+        return cls(net, actions)
 
 
 @dataclass(frozen=True)
@@ -124,24 +134,46 @@ class Trained:
     policy: Policy
 
 
-def train(env: AllocationEnv, seed: int, settings: AgentSettings, progress: Progress = silent) -> Trained:
-    """Learn a policy for one environment's problem. Deterministic in the seed; a few seconds for 32 experts."""
-    return train_on([env], seed, settings, progress)[0]
+def train(
+    env: AllocationEnv,
+    seed: int,
+    settings: AgentSettings,
+    progress: Progress = silent,
+    start: Choice | None = None,
+) -> Trained:
+    """Learn a policy for one environment's problem. Deterministic in the seed; a few seconds for 32 experts.
+
+    start: the choice [N], within the budget, that a warm policy starts from; by default the table's exact solution.
+    """
+    return train_on([env], seed, settings, progress, [start])[0]
 
 
 def train_on(
-    envs: Sequence[AllocationEnv], seed: int, settings: AgentSettings, progress: Progress = silent
+    envs: Sequence[AllocationEnv],
+    seed: int,
+    settings: AgentSettings,
+    progress: Progress = silent,
+    starts: Sequence[Choice | None] = (),
 ) -> list[Trained]:
-    """Learn one policy on several problems of the same widths in turn: what each of them got from it."""
+    """Learn one policy on several problems of the same actions in turn: what each of them got from it.
+
+    Raises WattbitError, with the iteration, when a reward is no number or the meter fails.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on tensors this small more threads only wait for each other
     try:
-        return _train(envs, seed, settings, progress)
+        return _train(envs, seed, settings, progress, starts or [None] * len(envs))
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(envs: Sequence[AllocationEnv], seed: int, settings: AgentSettings, progress: Progress) -> list[Trained]:
+def _train(
+    envs: Sequence[AllocationEnv],
+    seed: int,
+    settings: AgentSettings,
+    progress: Progress,
+    given: Sequence[Choice | None],
+) -> list[Trained]:
     generator = torch.Generator().manual_seed(seed)
     observations = [torch.from_numpy(env.reset(seed=seed)[0]) for env in envs]
     net = PolicyNet(observations[0].shape[1], envs[0].problem.size[1], settings.hidden)
@@ -152,7 +184,7 @@ def _train(envs: Sequence[AllocationEnv], seed: int, settings: AgentSettings, pr
     prices = [Prices(env.problem, settings.price_rate) for env in envs]
     curves: list[list[float]] = [[] for _ in envs]
     if settings.warm:
-        starts = [solve_shared(env.problem) for env in envs]
+        starts = [solve_shared(env.problem) if start is None else start for env, start in zip(envs, given, strict=True)]
         for best, start in zip(bests, starts, strict=True):
             best.offer(start)
         _warm(net, observations, starts)
@@ -161,8 +193,11 @@ def _train(envs: Sequence[AllocationEnv], seed: int, settings: AgentSettings, pr
         left = 1 - iteration / settings.iterations
         turn = iteration % len(envs)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * max(left, 0.1)
-        batch = draw(net, envs[turn], prices[turn], settings.gate_draws, settings.choice_draws, generator)
-        bests[turn].offer(batch.choices[np.unravel_index(batch.rewards.argmax(), batch.rewards.shape)])
+        try:
+            batch = draw(net, envs[turn], prices[turn], settings.gate_draws, settings.choice_draws, generator)
+            bests[turn].offer(batch.choices[np.unravel_index(batch.rewards.argmax(), batch.rewards.shape)])
+        except WattbitError as error:
+            raise WattbitError(f"policy seed {seed}, iteration {iteration + 1}: {error}") from error
         curves[turn].append(float(batch.rewards.mean()))
         for _ in range(settings.algorithm.epochs):
             gates = iteration * 2 >= settings.iterations
@@ -176,7 +211,7 @@ def _train(envs: Sequence[AllocationEnv], seed: int, settings: AgentSettings, pr
     for best, mode in zip(bests, modes, strict=True):
         best.offer(mode)
     return [
-        Trained(best.choice, best.reward, mode, tuple(curve), Policy(net))
+        Trained(best.choice, best.reward, mode, tuple(curve), Policy(net, best.problem.actions))
         for best, mode, curve in zip(bests, modes, curves, strict=True)
     ]
 

@@ -78,11 +78,11 @@ def best(
     settings = settings or AgentSettings(iterations=60)
     for turn in range(rounds):
         priced = problem.repriced(prices["latency"], prices["energy"])
-        found = _weigh(problem, train(AllocationEnv(priced), seed + turn, settings).choice)
+        found = weigh(problem, train(AllocationEnv(priced), seed + turn, settings).choice)
         for name in counts:
             prices[name] *= _pull(name, found, objective, limits)
         progress("constrained search", turn + 1, rounds)
-    seen = [_weigh(problem, choice) for choice in problem.priced if problem.fits(choice)]
+    seen = [weigh(problem, choice) for choice in problem.priced if problem.fits(choice)]
     inside = [one for one in seen if all(value <= 1 + 1e-12 for value in _shares(one, limits).values())]
     if not inside:
         closest = min(seen, key=lambda one: max(_shares(one, limits).values()))
@@ -94,7 +94,8 @@ def best(
     return min(inside, key=lambda one: getattr(one, objective))
 
 
-def _weigh(problem: Problem, choice: Choice) -> Constrained:
+def weigh(problem: Problem, choice: Choice) -> Constrained:
+    """A choice with what limits are about; raises InfeasibleError when the hardware cannot hold it."""
     cost, reference = problem.cost(choice), problem.reference
     energy = cost.energy_j / reference.energy_j if cost.energy_j is not None and reference.energy_j else None
     return Constrained(choice, float(problem.damages(choice).sum()), cost.latency_s / reference.latency_s, energy)

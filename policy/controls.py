@@ -4,9 +4,11 @@ import heapq
 import random
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.policy.problem import Choice, Problem
+from wattbit.policy.exact import EXACT_STATES
+from wattbit.policy.problem import Choice, Floats, Problem
 
 
 def linear_in_frequency(problem: Problem) -> Choice:
@@ -83,9 +85,13 @@ def random_allocation(problem: Problem, seed: int) -> Choice:
     """A choice drawn uniformly from all choices that spend the budget as far as widths allow.
 
     Exact: ways[n][b] counts the choices of the first n experts that take b bits, in unbounded integers; experts are
-    then drawn from the last to the first, each width with the share of the choices that it leaves.
+    then drawn from the last to the first, each width with the share of the choices that it leaves. Where that is too
+    much (`exact.EXACT_STATES`), every expert is drawn alone with probabilities exp(-t bits) whose mean is the budget,
+    which is nearly the same for many experts, and random experts take a step until the budget is spent.
     """
     experts, _ = problem.size
+    if experts * problem.budget > EXACT_STATES:
+        return _nearly_random(problem, np.random.default_rng(seed))
     widths = [int(b) for b in problem.widths]
     ways = [np.zeros(problem.budget + 1, dtype=object)]
     ways[0][0] = 1
@@ -105,3 +111,32 @@ def random_allocation(problem: Problem, seed: int) -> Choice:
             choice[i] += 1
         left -= widths[choice[i]]
     return choice
+
+
+def _nearly_random(problem: Problem, draw: np.random.Generator) -> Choice:
+    experts, actions = problem.size
+    bits = problem.widths.astype(float)
+
+    def shares(tilt: float) -> Floats:
+        odds = np.exp(-tilt * (bits - bits[0 if tilt >= 0 else -1]))
+        return odds / odds.sum()
+
+    low, high = -50.0, 50.0
+    for _ in range(60):
+        tilt = (low + high) / 2
+        low, high = (tilt, high) if shares(tilt) @ bits > problem.budget_bits else (low, tilt)
+    choice = draw.choice(actions, size=experts, p=shares(high))
+    while (room := problem.budget - int(problem.bits(choice))) < 0 or _steps(problem, choice, room).any():
+        expert, action = draw.choice(np.argwhere(_steps(problem, choice, room)))
+        choice[expert] = action
+    return choice
+
+
+def _steps(problem: Problem, choice: Choice, room: int) -> NDArray[np.bool_]:
+    """Which [N, K] of the actions one width away, narrower if there is no room, wider by at most the room else."""
+    ladder = np.unique(problem.widths)
+    at = np.searchsorted(ladder, problem.widths[choice])
+    beside = ladder[np.clip(at + (1 if room >= 0 else -1), 0, len(ladder) - 1)]
+    more = beside - problem.widths[choice]
+    possible = (more != 0) & (more <= max(room, 0))
+    return possible[:, None] & (problem.widths[None, :] == beside[:, None])

@@ -158,6 +158,11 @@ class Problem:
         return experts, widths
 
     @property
+    def actions(self) -> tuple[str, ...]:
+        """The actions [K] in words, such as `4 bits on fpga`."""
+        return tuple(f"{bits} bits on {engine}" for bits, engine in zip(self.widths, self.placed, strict=True))
+
+    @property
     def priced(self) -> tuple[Choice, ...]:
         """Every choice that the meter has priced so far and the hardware can hold, in order."""
         return tuple(choice for key, choice in self._choices.items() if isinstance(self._costs[key], Cost))

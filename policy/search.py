@@ -7,6 +7,7 @@ an allocation really does is `cotrain`'s to see.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
@@ -142,13 +143,16 @@ def search(
     workload: Workload,
     settings: SearchSettings,
     progress: Progress = silent,
+    save: Path | None = None,
 ) -> SearchResult:
     """Train one policy a seed on the experts' statistics and the meter, and price the controls beside them.
 
-    Deterministic in the settings' seeds. For 32 experts and 5 widths some 4000 allocations a seed are priced: 4 s with
-    a meter of 0.5 ms.
+    save: where the policy of the best seed goes, for `wattbit.policy.agent.Policy.load`. Deterministic in the settings'
+    seeds. For 32 experts and 5 widths some 4000 allocations a seed are priced: 4 s with a meter of 0.5 ms; from
+    `hierarchy.LARGE` experts on, groups of them come first.
     """
     from wattbit.policy.agent import AgentSettings, train  # torch, needed only here
+    from wattbit.policy.hierarchy import LARGE, train_in_groups
 
     problem = Problem(
         stats=smoothed(stats),
@@ -168,9 +172,14 @@ def search(
         "exact": [solve(problem)],
     }
     env, agent = AllocationEnv(problem), AgentSettings(iterations=settings.iterations)
-    trained = {seed: train(env, seed, agent, progress) for seed in settings.seeds}
+    if problem.size[0] < LARGE:
+        trained = {seed: train(env, seed, agent, progress) for seed in settings.seeds}
+    else:
+        trained = {seed: train_in_groups(problem, seed, agent, progress=progress) for seed in settings.seeds}
     choices[POLICY] = [policy.choice for policy in trained.values()]
     ahead = max(trained.values(), key=lambda policy: policy.reward)
+    if save is not None:
+        ahead.policy.save(save)
     drawn = ahead.policy.sample(problem, settings.draws, settings.seeds[0])
     return SearchResult(
         settings,

@@ -104,7 +104,8 @@ def search(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.policy.search import search as search_widths
 
     settings = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
-    result = search_widths(expert_stats(run), meter(run), workload(run), settings, progress)
+    policy = run.path("search", "policy.safetensors")
+    result = search_widths(expert_stats(run), meter(run), workload(run), settings, progress, policy)
     write_json(run.path("search", "search.json"), result.to_json())
     return {"best": result.best.to_json()}
 

@@ -1,0 +1,174 @@
+"""`wattbit search`: the run's own search, or another one beside it, with limits, an algorithm or a trained policy."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from math import expm1, log1p
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from wattbit.display import Display
+from wattbit.errors import WattbitError
+from wattbit.files import digest_json, write_json
+from wattbit.perform import RUNS, json_option, perform, run_option
+from wattbit.pipeline import expert_stats, learner, meter, workload
+from wattbit.progress import Progress
+from wattbit.run import Run
+
+Quantity = Literal["damage", "latency", "energy"]
+QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency", "energy": "energy"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A search beside the run's own. max_latency, max_energy: shares of uniform 8 bit's. policy: a file, or None.
+
+    retraining: fine-tuning steps of each allocation that the repair of the damage table is fitted to; 0 for none.
+    """
+
+    minimise: str | None
+    max_perplexity_rise: float | None
+    max_latency: float | None
+    max_energy: float | None
+    budget: float | None
+    algorithm: str
+    policy: str | None
+    retraining: int
+    seed: int
+
+
+class Share(click.ParamType):
+    """`1%` or `0.01`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(value[:-1]) / 100 if str(value).endswith("%") else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no share; write it like 1% or 0.01", param, ctx)
+
+
+@click.command()
+@run_option
+@json_option
+@click.option("--minimise", type=click.Choice(sorted(QUANTITIES)), help="What to make least, within the limits.")
+@click.option("--max-perplexity-rise", type=Share(), help="Limit of the predicted rise over float, such as 1%.")
+@click.option("--max-latency", type=Share(), help="Limit of the latency, as a share of uniform 8 bit's.")
+@click.option("--max-energy", type=Share(), help="Limit of the energy, as a share of uniform 8 bit's.")
+@click.option("--budget", type=float, help="Greatest mean weight width, in bits; by default the run's.")
+@click.option("--algorithm", type=click.Choice(["ppo", "a2c"]), default="ppo", show_default=True, help="How to learn.")
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A trained policy (policy.safetensors of any search): choose with it, learn nothing.",
+)
+@click.option(
+    "--retraining",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Correct the damage by what this many steps of fine-tuning repair at each width.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of a search with options.")
+def command(folder: Path | None, as_json: bool, policy: Path | None, **options: Any) -> None:
+    """Search bit-widths: the PPO policy beside uniform, linear, random and exact allocations.
+
+    With any of the options below it is another search on the same run, kept in searches/DIGEST: its result, the trained
+    policy, and every price as it comes, so that the same command goes on after an interruption or a failing meter.
+    """
+    run = Run.open(folder) if folder else Run.latest(RUNS)
+    asked = Asked(policy=None if policy is None else str(policy), **options)
+    if asked == Asked(None, None, None, None, None, "ppo", None, 0, 0):
+        perform(run, "search", as_json)
+        return
+    perform(run, "stats", as_json=False)
+    with run.lock(), Display() as display:
+        display.begin("search", "policy with options")
+        result = look(run, asked, display)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    click.echo(f"{result['folder']}/search.json: {result['mean_bits']:.2f} bits a weight")
+    rise, latency = result["perplexity_rise"], result["latency"]
+    click.echo(f"perplexity {rise:+.2%} as predicted, latency {latency:.3f} of uniform 8 bit's, {result['provenance']}")
+
+
+def look(run: Run, asked: Asked, progress: Progress) -> dict[str, Any]:
+    """Search as asked; writes search.json (and policy.safetensors) and returns what search.json holds.
+
+    Raises WattbitError for limits that contradict each other or cannot be met, and for a policy of other actions.
+    """
+    from wattbit.policy.a2c import A2C
+    from wattbit.policy.agent import AgentSettings, Policy, train
+    from wattbit.policy.constrained import Limits, best, weigh
+    from wattbit.policy.environment import AllocationEnv
+    from wattbit.policy.hierarchy import LARGE, train_in_groups
+    from wattbit.policy.ppo import PPO
+    from wattbit.policy.problem import Problem
+    from wattbit.policy.recorded import RecordedMeter
+    from wattbit.policy.repair import learn
+    from wattbit.policy.search import SearchSettings
+    from wattbit.policy.smoothing import smoothed
+
+    limits = Limits(
+        None if asked.max_perplexity_rise is None else log1p(asked.max_perplexity_rise),
+        asked.max_latency,
+        asked.max_energy,
+    )
+    limited = limits != Limits()
+    if limited and asked.policy:
+        raise WattbitError("a trained policy has learned its own prices; search with limits without --policy")
+    if asked.minimise and not limited:
+        raise WattbitError(f"the least {asked.minimise} needs a limit, for instance --max-perplexity-rise 1%")
+    own = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
+    place = run.path("searches", digest_json(asdict(asked)))
+    priced_by = digest_json([run.config.settings["model"], run.config.settings["target"]])
+    problem = Problem(
+        stats=smoothed(expert_stats(run)),
+        meter=RecordedMeter(meter(run), f"the planner, {priced_by}", place / "prices.jsonl"),
+        workload=workload(run),
+        weight_bits=own.weight_bits,
+        budget_bits=own.budget_bits if asked.budget is None else asked.budget,
+        act_bits=own.act_bits,
+        latency_nats=own.latency_nats,
+        energy_nats=own.energy_nats,
+    )
+    record: dict[str, Any] = {"asked": asdict(asked), "folder": str(place)}
+    if asked.retraining:
+        weights = place / "float.safetensors"
+        model = learner(run)
+        model.save(weights)
+        repair, record["retraining"] = learn(problem, model, weights, asked.retraining, asked.seed, progress)
+        record["retraining"] |= {"left": {str(bits): share for bits, share in repair.left.items()}}
+        problem = replace(problem, stats=repair.of(problem.stats))
+    settings = AgentSettings(algorithm=A2C() if asked.algorithm == "a2c" else PPO(), iterations=own.iterations)
+    if limited:
+        least = QUANTITIES[asked.minimise or "perplexity"]
+        found = best(
+            problem, least, limits, asked.seed, replace(settings, iterations=min(60, own.iterations)), progress=progress
+        )
+    elif asked.policy:
+        found = weigh(problem, Policy.load(Path(asked.policy)).choose(problem, draws=64, seed=asked.seed))
+    else:
+        small = problem.size[0] < LARGE
+        trained = (
+            train(AllocationEnv(problem), asked.seed, settings, progress)
+            if small
+            else train_in_groups(problem, asked.seed, settings, progress=progress)
+        )
+        trained.policy.save(place / "policy.safetensors")
+        found = weigh(problem, trained.choice)
+    allocation = problem.allocation(found.choice)
+    record |= {
+        "allocation": allocation.to_json(),
+        "mean_bits": allocation.mean_bits,
+        "perplexity_rise": expm1(found.damage),
+        "latency": found.latency,
+        "energy": found.energy,
+        "provenance": problem.cost(found.choice).provenance,
+        "priced": len(problem.priced),
+    }
+    write_json(place / "search.json", record)
+    return record
