@@ -10,6 +10,7 @@ from pathlib import Path
 from wattbit.errors import WattbitError
 
 CHARACTERS_MAX = 7_000_000  # taken of a corpus, so that preparing one takes seconds
+WIKITEXT_MAX = 12_000_000  # of a folder's train.txt: all of WikiText-2
 VALID_EVERY = 20  # about one file in so many is for validation
 VALID_SHARE = 0.1  # of a corpus that comes as one text
 
@@ -88,7 +89,7 @@ def read_folder(folder: Path) -> Corpus:
     """WikiText (train.txt, valid.txt), one text (input.txt, its end for validation), or GLUE (train.tsv, dev.tsv)."""
     name = folder.resolve().name
     if (folder / "train.txt").is_file() and (folder / "valid.txt").is_file():
-        return Corpus(name, [_read(folder / "train.txt")[:CHARACTERS_MAX]], [_read(folder / "valid.txt")])
+        return Corpus(name, [_read(folder / "train.txt")[:WIKITEXT_MAX]], [_read(folder / "valid.txt")])
     if (folder / "input.txt").is_file():
         text = _read(folder / "input.txt")[:CHARACTERS_MAX]
         cut = int(len(text) * (1 - VALID_SHARE))
@@ -98,6 +99,13 @@ def read_folder(folder: Path) -> Corpus:
     raise WattbitError(
         f"{folder} holds no corpus; it needs train.txt and valid.txt, or input.txt, or train.tsv and dev.tsv"
     )
+
+
+def read_test(source: str | None) -> tuple[str, list[str]]:
+    """Texts to judge a model with, and the split that they are: a folder's test.txt, else the validation part."""
+    if source is not None and (Path(source) / "test.txt").is_file():
+        return "test", [_read(Path(source) / "test.txt")]
+    return "validation", read_corpus(source).valid
 
 
 def _read(path: Path) -> str:

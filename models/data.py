@@ -40,7 +40,7 @@ def prepare(source: str | None, out: Path, vocab_size: int, progress: Progress =
     progress("learn vocabulary", 1, 3)
     tokenizer = _learn(corpus.train, vocab_size)
     progress("encode", 2, 3)
-    tokens = {"train": _encode(tokenizer, corpus.train), "valid": _encode(tokenizer, corpus.valid)}
+    tokens = {"train": encode(tokenizer, corpus.train), "valid": encode(tokenizer, corpus.valid)}
     write_text(out / "vocab.json", tokenizer.to_str())
     for name, values in tokens.items():
         with atomic(out / f"{name}.npy") as temporary:
@@ -82,7 +82,8 @@ def _learn(texts: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
+def encode(tokenizer: Tokenizer, texts: list[str]) -> Tokens:
+    """Tokens [n] of texts that follow each other."""
     encodings = tokenizer.encode_batch_fast(list(_pieces(texts)), add_special_tokens=False)
     return np.concatenate([np.array(encoding.ids, dtype=np.uint16) for encoding in encodings])
 

@@ -176,14 +176,23 @@ class Transformer(nn.Module):
         """Logits [..., V] of the last block's stream [..., D]."""
         return F.linear(self.norm(x), self.embedding.weight)
 
+    def hidden(self, tokens: Tensor, experts: Sequence[Experts] | None = None) -> tuple[Tensor, list[Routing]]:
+        """Normalised stream [B, S, D] after the last block for tokens [B, S], and each layer's routing."""
+        x, routings = self._blocks(tokens, experts)
+        return self.norm(x), routings
+
     def forward(self, tokens: Tensor, experts: Sequence[Experts] | None = None) -> tuple[Tensor, list[Routing]]:
         """Logits [B, S, V] of tokens [B, S], and each layer's routing. `experts`: one function a layer."""
+        x, routings = self._blocks(tokens, experts)
+        return self.head(x), routings
+
+    def _blocks(self, tokens: Tensor, experts: Sequence[Experts] | None) -> tuple[Tensor, list[Routing]]:
         x = self.embedding(tokens)
         routings = []
         for index, block in enumerate(self.layers):
             x, routing = block(x, experts[index] if experts else None)
             routings.append(routing)
-        return self.head(x), routings
+        return x, routings
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -23,9 +23,19 @@ class Preset:
     chip_share: float = 1.0
 
 
+WT2_MODEL = ModelConfig(vocab_size=8192, d_model=256, d_hidden=512, layers=4, heads=4, experts=16, context=256)
+WT2_TRAIN = TrainConfig(
+    steps=3000, batch=16, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1, device="auto", bf16=True
+)
+
 PRESETS = {
     "demo": Preset(DEMO_MODEL, DEMO_TRAIN, CotrainSettings(steps=30)),
     "e64": Preset(replace(DEMO_MODEL, experts=64), DEMO_TRAIN, CotrainSettings(steps=30)),
+    # WikiText-2 with a vocabulary of 8192: minutes on a GPU, hours on a laptop
+    "wt2-e16": Preset(WT2_MODEL, WT2_TRAIN, CotrainSettings(steps=150)),
+    "wt2-e64": Preset(replace(WT2_MODEL, experts=64), WT2_TRAIN, CotrainSettings(steps=150)),
+    # one expert a token, as in the Switch Transformer (arXiv 2101.03961); a laptop's size
+    "switch-e16": Preset(replace(DEMO_MODEL, top_k=1), DEMO_TRAIN, CotrainSettings(steps=30)),
     # for tests: every part small, the path whole
     "tiny": Preset(
         ModelConfig(vocab_size=384, d_model=16, d_hidden=32, layers=2, heads=2, experts=4, top_k=2, context=32),
