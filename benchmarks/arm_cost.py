@@ -30,7 +30,7 @@ HELD_OUT = ((4096, 1024), (1536, 2048), (5632, 2048), (11008, 4096), (14336, 409
 MIX_SIZE, MIXES, MIX_SHAPES = 8, 6, ((4096, 1024), (1536, 2048), (5632, 2048), (4096, 4096))
 COUNTED = (256, 1024)  # rows and depth of the products whose instructions are counted
 ERROR_GOAL = 0.05
-CALL_BYTES = 60_000_000
+CALL_BYTES, ROUNDS = 30_000_000, 10
 
 
 def held_out(seed: int) -> list[tuple[Product, ...]]:
@@ -109,10 +109,10 @@ def describe(core: Core, table: CostTable | None) -> dict[str, Any]:
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, threads: int, path: Path | None) -> None:
     core = host_core()
-    table, rows = predict(core, 1, 1 if quick else 5)
+    table, rows = predict(core, 1, 1 if quick else ROUNDS)
     show(rows)
     if threads > 1 and not quick:
-        _, more = predict(core, threads, 5)
+        _, more = predict(core, threads, ROUNDS)
         show(more)
         rows += more
     tables = {core.name: describe(core, table)}

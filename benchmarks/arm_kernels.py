@@ -2,15 +2,18 @@
 
     python benchmarks/arm_kernels.py [--quick] [--json FILE]
 
-Weights are cold, repeats of a width's candidates are interleaved, figures are medians of single calls. Some libraries'
-threads keep spinning after a call: before each candidate's turn there is a pause, then a few calls that do not count. A
-ratio above 1 means that ours is better, a goal stands at the best peer only. The peers' weights carry scales for groups
-of 32 to 256, ours one scale a channel. It needs a quiet machine: a call that is preempted takes milliseconds more.
+One token first; then, at one shape, several tokens of one expert together (prefill, batched routing) against as many
+products of one. Weights are cold, repeats of a width's candidates are interleaved, figures are medians of single calls.
+Some libraries' threads keep spinning after a call: before each candidate's turn there is a pause, then a few calls that
+do not count. A ratio above 1 means that ours is better, a goal stands at the best peer only. The peers' weights carry
+scales for groups of 32 to 256, ours one scale a channel. It needs a quiet machine: a call that is preempted takes
+milliseconds more.
 """
 
 import os
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median, stdev
 
@@ -24,6 +27,7 @@ from wattbit.tvm_schedules.toolchain import emit_objects, kernels_for, link_libr
 
 SHAPES = ((4096, 1024), (11008, 4096), (14336, 4096))  # rows, depth
 WIDTHS = (8, 6, 4, 3, 2)
+TOGETHER, TOGETHER_SHAPE, TOGETHER_WIDTHS = (4, 16), (11008, 4096), (8, 4, 2)
 FOLLOWS, BANDWIDTH, PEER = 0.9, 0.9, 1.0  # the goals
 CALL_BYTES = 100_000_000  # a candidate's calls of one repeat read about so much
 SETTLE_S, WARM_CALLS = 0.02, 2
@@ -58,12 +62,12 @@ def row(case: str, metric: str, ours: list[float], peer: list[float], name: str,
 
 def compare(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None) -> list[Row]:
     """One width of one shape: against our 8 bits, against reading as much memory, and against the peers."""
-    product = Product(peer.bits, peer.rows, peer.cols)
+    one = Product(peer.bits, peer.rows, peer.cols)
     wide = Product(8, peer.rows, peer.cols)
-    size = timer.weight_bytes(product)
+    size = timer.weight_bytes(one)
     others = dict(peers(peer, ggml))
     candidates: dict[str, Peer] = {
-        "ours": lambda calls: timer.products(product, calls),
+        "ours": lambda calls: timer.products(one, calls),
         "ours at 8 bits": lambda calls: timer.products(wide, calls),
         "reading alone": lambda calls: timer.readings(size, calls),
         **others,
@@ -80,6 +84,22 @@ def compare(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None
     return found
 
 
+def compare_together(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None) -> list[Row]:
+    """One width of one shape with several tokens: against as many products of one token, and against the peers."""
+    one, several = Product(peer.bits, peer.rows, peer.cols), Product(peer.bits, peer.rows, peer.cols, peer.tokens)
+    others = dict(peers(peer, ggml))
+    candidates: dict[str, Peer] = {
+        "ours": lambda calls: timer.products(several, calls),
+        f"{peer.tokens} products of one": lambda calls: [peer.tokens * each for each in timer.products(one, calls)],
+        **others,
+    }
+    times = measure(candidates, max(4, CALL_BYTES // (peer.rows * peer.cols) // 2), repeats)
+    ours = times.pop("ours")
+    best = min(others, key=lambda name: median(times[name]), default=None)
+    metric = f"{peer.tokens} tokens together at {peer.bits} bits, s"
+    return [row(case, metric, ours, found, name, PEER if name == best else None) for name, found in times.items()]
+
+
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="The smallest shape and few repeats: a look at what runs here.")
 @click.option("--threads", multiple=True, type=int, help="Numbers of threads; one and all cores if not given.")
@@ -90,19 +110,28 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     for reason in (ggml, missing_torchao()):
         if isinstance(reason, str):
             click.echo(f"left out: {reason}")
-    rows = []
+    library_of_ggml = ggml if isinstance(ggml, Path) else None
+    counts, repeats = threads or (1, os.cpu_count() or 1), 2 if quick else 7
+    rows: list[Row] = []
+
+    def add(found: list[Row]) -> None:
+        show(found)
+        rows.extend(found)
+
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"
         build(core, library)
-        for count in threads or (1, os.cpu_count() or 1):
+        for count in counts:
             for shape in SHAPES[:1] if quick else SHAPES:
                 case = f"{core.name}, {shape[0]}x{shape[1]}, {count} thread{'s' * (count > 1)}"
                 with Timer(library, core.name, count) as timer:
                     for bits in WIDTHS:
-                        peer = Case(bits, *shape, count)
-                        found = compare(timer, case, peer, 2 if quick else 7, ggml if isinstance(ggml, Path) else None)
-                        show(found)
-                        rows += found
+                        add(compare(timer, case, Case(bits, *shape, count), repeats, library_of_ggml))
+        shape = SHAPES[0] if quick else TOGETHER_SHAPE
+        case = f"{core.name}, {shape[0]}x{shape[1]}, {counts[-1]} threads"
+        with Timer(library, core.name, counts[-1]) as timer:
+            for tokens, bits in product(TOGETHER, TOGETHER_WIDTHS):
+                add(compare_together(timer, case, Case(bits, *shape, counts[-1], tokens), repeats, library_of_ggml))
     if path:
         write(rows, path)
 

@@ -4,7 +4,7 @@
     pip install --no-deps torchao==0.18.0
     pip download --no-deps --no-binary llama-cpp-python --dest $WATTBIT_CACHE/peers llama-cpp-python==0.3.36
 
-A peer is a callable: peer(calls) multiplies one token that often, each time with another copy of the weights where a
+A peer is a callable: peer(calls) multiplies its tokens that often, each time with another copy of the weights where a
 library lets us, and returns the seconds of each call.
 """
 
@@ -34,12 +34,13 @@ SDIST = "llama_cpp_python-*.tar.gz"
 
 @dataclass(frozen=True)
 class Case:
-    """What a peer is to be: bits of a weight, shape and threads."""
+    """What a peer is to be: bits of a weight, shape, threads, and tokens that are multiplied together."""
 
     bits: int
     rows: int
     cols: int
     threads: int
+    tokens: int = 1
 
     @property
     def copies(self) -> int:
@@ -104,7 +105,7 @@ def missing_torchao() -> str | None:
 def _ggml(path: Path, kind: str, case: Case, repack: int) -> Peer | None:
     library = ctypes.CDLL(str(path))
     library.peer_open.restype = Address
-    handle = library.peer_open(kind.encode(), case.rows, case.cols, case.copies, case.threads, repack)
+    handle = library.peer_open(kind.encode(), case.rows, case.cols, case.copies, case.threads, repack, case.tokens)
 
     def run(calls: int) -> list[float]:
         seconds = (ctypes.c_double * calls)()
@@ -134,15 +135,17 @@ def _onnx(case: Case) -> Peer:
         attributes = {"K": case.cols, "N": case.rows, "bits": case.bits, "block_size": 128, "accuracy_level": 4}
         inputs = ["x", f"w{i}", "scales"]
         nodes.append(helper.make_node("MatMulNBits", inputs, [f"y{i}"], domain="com.microsoft", **attributes))
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, case.cols])
-    outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [1, case.rows]) for i in range(case.copies)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [case.tokens, case.cols])
+    outputs = [
+        helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [case.tokens, case.rows]) for i in range(case.copies)
+    ]
     graph = helper.make_graph(nodes, "peer", [x], outputs, weights)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = case.threads, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    feed = {"x": rng.random((1, case.cols), np.float32)}
+    feed = {"x": rng.random((case.tokens, case.cols), np.float32)}
 
     def run(calls: int) -> list[float]:
         seconds = []
@@ -158,7 +161,7 @@ def _onnx(case: Case) -> Peer:
 def _torch(case: Case) -> Iterator[tuple[str, Peer]]:
     import torch
 
-    x = torch.randn(1, case.cols, dtype=torch.bfloat16)
+    x = torch.randn(case.tokens, case.cols, dtype=torch.bfloat16)
     if case.bits == 8:
         weights = [torch.randint(-127, 128, (case.rows, case.cols), dtype=torch.int8) for _ in range(case.copies)]
         scales = torch.ones(case.rows, dtype=torch.bfloat16)
@@ -183,7 +186,7 @@ def _torchao(case: Case) -> Iterator[tuple[str, Peer]]:
 
     configs: dict[str, Any] = {"Int8WeightOnly": quantization.Int8WeightOnlyConfig}
     configs["Int8DynamicActivationInt8Weight"] = quantization.Int8DynamicActivationInt8WeightConfig
-    x = torch.randn(1, case.cols, dtype=torch.bfloat16)
+    x = torch.randn(case.tokens, case.cols, dtype=torch.bfloat16)
     for name, config in configs.items() if case.bits == 8 else ():
         layers = []
         for _ in range(case.copies):

@@ -1,4 +1,4 @@
-// Times ggml's mul_mat_id on the CPU: one token, one expert of many, another one at each call. For kernel_peers.py.
+// Times ggml's mul_mat_id on the CPU: a few tokens, one expert of many, another one at each call. For kernel_peers.py.
 #include <ggml-alloc.h>
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
@@ -16,7 +16,7 @@ typedef struct {
     ggml_backend_buffer_t weights_buffer, buffer;
     struct ggml_tensor *ids;
     struct ggml_cgraph *graph;
-    int experts;
+    int experts, tokens;
 } peer;
 
 static ggml_backend_buffer_type_t repacking(void) {
@@ -52,10 +52,10 @@ void peer_close(peer *p) {
 }
 
 // NULL where ggml cannot run it so: a type that is not repacked, for example.
-peer *peer_open(const char *type_name, int rows, int cols, int experts, int threads, int repack) {
+peer *peer_open(const char *type_name, int rows, int cols, int experts, int threads, int repack, int tokens) {
     peer *p = calloc(1, sizeof *p);
     p->backend = ggml_backend_cpu_init();
-    p->experts = experts;
+    p->experts = experts, p->tokens = tokens;
     ggml_backend_cpu_set_n_threads(p->backend, threads);
     struct ggml_init_params params = {16 * ggml_tensor_overhead() + ggml_graph_overhead(), NULL, true};
     p->weights_context = ggml_init(params);
@@ -67,8 +67,8 @@ peer *peer_open(const char *type_name, int rows, int cols, int experts, int thre
     if (!kind || type == GGML_TYPE_COUNT) return peer_close(p), NULL;
     struct ggml_tensor *weights = ggml_new_tensor_3d(p->weights_context, type, cols, rows, experts);
     p->weights_buffer = ggml_backend_alloc_ctx_tensors_from_buft(p->weights_context, kind);
-    struct ggml_tensor *x = ggml_new_tensor_3d(p->context, GGML_TYPE_F32, cols, 1, 1);
-    p->ids = ggml_new_tensor_2d(p->context, GGML_TYPE_I32, 1, 1);
+    struct ggml_tensor *x = ggml_new_tensor_3d(p->context, GGML_TYPE_F32, cols, 1, tokens);
+    p->ids = ggml_new_tensor_2d(p->context, GGML_TYPE_I32, 1, tokens);
     struct ggml_tensor *y = ggml_mul_mat_id(p->context, weights, x, p->ids);
     p->graph = ggml_new_graph(p->context);
     ggml_build_forward_expand(p->graph, y);
@@ -77,13 +77,13 @@ peer *peer_open(const char *type_name, int rows, int cols, int experts, int thre
         return peer_close(p), NULL;
     fill(weights);
     float *values = x->data;
-    for (int i = 0; i < cols; i++) values[i] = (float)rand() / (float)RAND_MAX - 0.5f;
+    for (int i = 0; i < cols * tokens; i++) values[i] = (float)rand() / (float)RAND_MAX - 0.5f;
     return p;
 }
 
 void peer_time(peer *p, int calls, double *seconds) {
     for (int i = 0; i < calls; i++) {
-        *(int32_t *)p->ids->data = i % p->experts;
+        for (int t = 0; t < p->tokens; t++) ((int32_t *)p->ids->data)[t] = i % p->experts;
         struct timespec start, end;
         clock_gettime(CLOCK_MONOTONIC, &start);
         enum ggml_status status = ggml_backend_graph_compute(p->backend, p->graph);

@@ -21,7 +21,7 @@ from wattbit.tvm_schedules.timing import Product
 CALIBRATION = ((1024, 1024), (2048, 2048), (2048, 4096), (8192, 4096))  # rows, depth
 IN_CACHE = (512, 1024)
 CALL = (8, 8)  # a product that takes no time but its call's
-CALL_BYTES = 40_000_000  # what the calls of one repeat read, about
+CALL_BYTES = 20_000_000  # what the calls of one repeat read, about
 
 
 class Times(Protocol):
