@@ -123,9 +123,7 @@ class CoresMeter:
         number = {expert: k for k, expert in enumerate(here)}
         visits = [(number[expert], tokens) for expert, tokens in visits_of(found) if expert in number]
         if not visits:
-            raise WattbitError(
-                f"no token of the workload wants an expert on {self.engine or 'any engine'}; place some there"
-            )
+            raise WattbitError("no token of the workload wants any of these experts; place some on this engine")
         widths = [bits[found.experts[i]] for i in here]
         seconds, joules = self.runner.times(widths, self.shape.d_model, self.shape.d_hidden, visits, self.least_s)
         batches = workload.tokens / workload.batch / len(found.counts)
@@ -165,23 +163,17 @@ class InstructionCounter:
     It repeats exactly and knows nothing of pipelines, caches or memory: a proxy, `simulated`.
     """
 
-    def __init__(self, core: Core, clock_mhz: float) -> None:
-        self.core, self.hertz = core, clock_mhz * 1e6
-        self._known: dict[tuple[int, int, int, int], int] = {}
+    def __init__(self, core: Core, widths: Sequence[int], clock_mhz: float) -> None:
+        self.core, self.widths, self.hertz = core, tuple(widths), clock_mhz * 1e6
+        self._known: dict[tuple[int, int, int], dict[int, int]] = {}
 
     def times(
         self, bits: Sequence[int], d_model: int, d_hidden: int, visits: Sequence[Visit], least_s: float
     ) -> tuple[list[float], float | None]:
         """Seconds of each visit; `least_s` has no effect, for counts do not scatter."""
-        shapes = ((d_hidden, d_model), (d_model, d_hidden))
-        wanted: dict[int, set[int]] = {}
-        for expert, tokens in visits:
-            if (bits[expert], *shapes[0], tokens) not in self._known:
-                wanted.setdefault(tokens, set()).add(bits[expert])
-        for tokens, widths in wanted.items():
-            for each, counts in instructions(self.core, widths, shapes, tokens).items():
-                for (rows, depth), count in zip(shapes, counts, strict=True):
-                    self._known[each, rows, depth, tokens] = count
-        return [
-            sum(self._known[bits[expert], *shape, tokens] for shape in shapes) / self.hertz for expert, tokens in visits
-        ], None
+        for tokens in {tokens for _, tokens in visits}:
+            if (d_model, d_hidden, tokens) not in self._known:
+                shapes = ((d_hidden, d_model), (d_model, d_hidden))
+                counted = instructions(self.core, self.widths, shapes, tokens)
+                self._known[d_model, d_hidden, tokens] = {width: sum(both) for width, both in counted.items()}
+        return [self._known[d_model, d_hidden, tokens][bits[expert]] / self.hertz for expert, tokens in visits], None

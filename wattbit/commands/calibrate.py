@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 VISITS = "wattbit.tvm_schedules.visits"
 SHAPE = ExpertShape(512, 1024)  # of the model that cores are calibrated on without a run
+EMULATED_SHAPE = ExpertShape(64, 128)  # on a virtual board, some fifty times slower
 EXPERTS, LAYERS, TOP_K = 16, 2, 2
 WIDTHS = (2, 3, 4, 6, 8)
 BATCHES = (1, 4, 16)
@@ -121,12 +122,13 @@ def planned_demand(shape: ExpertShape, target: Target) -> "FpgaDemand":
 def _cores(
     run: Run | None, name: str | None, host: str | None, threads: int, rounds: int, display: Display
 ) -> tuple["Calibration", Path]:
+    from wattbit.board.targets import load
     from wattbit.policy.cost.calibration import Origin, design, mixed
     from wattbit.policy.cost.cores import CoresDemand
     from wattbit.tvm_schedules.boardside import cpu_name
     from wattbit.tvm_schedules.host_meter import expert_bytes, host_meter, routing
 
-    shape, ids, widths, loads = _subject(run)
+    shape, ids, widths, loads = _subject(run, EMULATED_SHAPE if name and load(name).tier else SHAPE)
     metered = (
         host_meter(shape, widths, len(ids), threads)
         if name is None
@@ -148,12 +150,14 @@ def _cores(
         return _calibrated(CoresDemand(shape, sizes, routing), meter, samples, origin, rounds, display)
 
 
-def _subject(run: Run | None) -> tuple[ExpertShape, list[ExpertId], tuple[int, ...], list[Workload]]:
-    """Shape, experts, widths and workloads of a run; without one of a made-up model with uneven routing."""
+def _subject(
+    run: Run | None, shape: ExpertShape
+) -> tuple[ExpertShape, list[ExpertId], tuple[int, ...], list[Workload]]:
+    """Shape, experts, widths and workloads of a run; without one of a made-up model of `shape`, unevenly routed."""
     if run is None:
         ids = [ExpertId(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)]
         frequency = tuple((e, 1 / (1 + e.expert) ** 0.5) for e in ids)
-        return SHAPE, ids, WIDTHS, [Workload(1000, TOP_K, frequency, batch) for batch in BATCHES]
+        return shape, ids, WIDTHS, [Workload(1000, TOP_K, frequency, batch) for batch in BATCHES]
     from wattbit.pipeline import model_config, workload
 
     load = workload(run)

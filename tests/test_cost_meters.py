@@ -1,0 +1,303 @@
+"""The meters that cost models are calibrated on: routing by its frequencies, kernels that run, launches that count."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tests.board_support import cache_or_skip
+from wattbit.board.agent.session import decode_array
+from wattbit.board.launch_meter import LaunchMeter
+from wattbit.board.targets import load
+from wattbit.cli import main
+from wattbit.commands.calibrate import cost_model, planned_demand
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.hls.launches import cycles, launches, moved, timings
+from wattbit.hls.planner import plan
+from wattbit.hls.traffic import traffic
+from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, Precision, Workload
+from wattbit.policy.cost.calibration import Calibration
+from wattbit.policy.cost.cores import CoresDemand
+from wattbit.tvm_schedules import host_meter as meters
+from wattbit.tvm_schedules.cores import find_core, host_core
+from wattbit.tvm_schedules.host_meter import CoresMeter, InstructionCounter, expert_bytes, host_meter, routing
+from wattbit.tvm_schedules.visits import package_j
+
+IDS = [ExpertId(layer, e) for layer in range(2) for e in range(4)]
+SHARES = (0.4, 0.3, 0.2, 0.1)
+SHAPE = ExpertShape(64, 96)
+
+
+def workload(batch: int, top_k: int = 2, shares: tuple[float, ...] = SHARES) -> Workload:
+    return Workload(1000, top_k, tuple((e, shares[e.expert]) for e in IDS), batch)
+
+
+def uniform(bits: int) -> Allocation:
+    return Allocation.of(dict.fromkeys(IDS, bits))
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_batches_follow_the_frequencies(batch: int) -> None:
+    found = routing(workload(batch))
+    for layer in range(2):
+        mine = found.counts[:, [i for i, e in enumerate(found.experts) if e.layer == layer]]
+        assert (mine.sum(axis=1) == 2 * batch).all(), "each token takes two experts"
+        assert mine.max() <= batch, "and different ones"
+        np.testing.assert_allclose(mine.mean(axis=0) / batch / 2, SHARES, atol=0.08)
+    again = routing(Workload(1000, 2, workload(batch).frequency, batch))
+    assert np.array_equal(found.counts, again.counts)
+
+
+def test_what_one_expert_cannot_take_goes_to_the_others() -> None:
+    found = routing(workload(16, shares=(0.9, 0.1, 0.0, 0.0)))
+    assert (found.counts[:, 0] == 16).all() and found.counts.sum() == len(found.counts) * 16 * 2 * 2
+    with pytest.raises(WattbitError, match="5 of 4 experts a token cannot be routed"):
+        routing(workload(1, top_k=5))
+
+
+@pytest.fixture(scope="module")
+def meter() -> Iterator[CoresMeter]:
+    with host_meter(SHAPE, (2, 8), len(IDS), least_s=0.0) as found:
+        yield found
+
+
+def test_an_allocation_is_run_and_measured(meter: CoresMeter) -> None:
+    cost = meter.cost(uniform(8), workload(4))
+    assert cost.provenance == "measured" and cost.latency_s > 0
+    assert cost.memory_bytes == 8 * expert_bytes(host_core(), 8, SHAPE)
+    assert cost.energy_j is None if package_j() is None else cost.energy_j is not None
+    half = Allocation.of(dict.fromkeys(IDS[:4], 8), engine="host").placements
+    on_host = CoresMeter(SHAPE, meter.core, meter.runner, "host", least_s=0.0)
+    split = Allocation((*half, *Allocation.of(dict.fromkeys(IDS[4:], 8)).placements))
+    assert on_host.cost(split, workload(4)).memory_bytes == cost.memory_bytes // 2
+    with pytest.raises(WattbitError, match="wants any of these experts"):
+        on_host.cost(uniform(8), workload(4))
+    with pytest.raises(WattbitError, match="no frequency of L2E0"):
+        meter.cost(Allocation.of({ExpertId(2, 0): 8}), workload(4))
+    with pytest.raises(WattbitError, match="no kernel of 4 bits"):
+        meter.cost(uniform(4), workload(4))
+
+
+def test_the_program_for_a_board_answers_line_by_line(tmp_path: Path) -> None:
+    """Over pipes, as `wattbit.board.program` runs it."""
+    core, library = host_core(), tmp_path / "kernels.so"
+    meters.build_library(core, (8,), library)
+    first = {"library": base64.b64encode(library.read_bytes()).decode(), "core": core.name, "threads": 1, "memory": 0}
+    ask = {"bits": [8, 8], "d_model": 64, "d_hidden": 96, "visits": [[0, 1], [1, 5], [0, 20]], "least_s": 0.0}
+    lines = "".join(json.dumps(line) + "\n" for line in (first, ask, ask, ask | {"bits": [2, 2]}))
+    code = "import sys; from wattbit.tvm_schedules.visits import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True, check=True)
+    ready, one, two, refused = (json.loads(line) for line in done.stdout.splitlines())
+    assert ready == {"ready": core.name}
+    for reply in (one, two):
+        assert len(reply["seconds"]) == 3 and min(reply["seconds"]) > 0
+    assert "no kernel of 2 bits" in refused["error"]
+
+
+def test_the_processors_counters(tmp_path: Path) -> None:
+    assert package_j(tmp_path) is None
+    for name, microjoules in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 7_000_000), ("intel-rapl:0:0", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{microjoules}\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("8000000\n")
+    before = package_j(tmp_path)
+    assert before == {"intel-rapl:0": (5.0, 8.0), "intel-rapl:1": (7.0, 8.0)}
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000\n")
+    after = package_j(tmp_path)
+    assert after is not None and before is not None
+    from wattbit.tvm_schedules.visits import _since
+
+    assert _since(before, after) == pytest.approx(1.5), "a counter that began again at 8 J"
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert package_j(tmp_path) is None, "a package that cannot be read is no reading"
+
+
+def test_instructions_are_counted_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[int, ...], int]] = []
+
+    def counted(core: Any, widths: tuple[int, ...], shapes: Any, tokens: int) -> dict[int, list[int]]:
+        asked.append((widths, tokens))
+        return {bits: [rows * depth * tokens // 16 * bits for rows, depth in shapes] for bits in widths}
+
+    monkeypatch.setattr(meters, "instructions", counted)
+    core = find_core("cortex-a53")
+    own = CoresMeter(SHAPE, core, InstructionCounter(core, (2, 4), 1000.0), provenance="simulated")
+    costs = [own.cost(uniform(bits), workload(1)) for bits in (2, 4, 2)]
+    assert asked == [((2, 4), 1)] and costs[0] == costs[2] and 2 * costs[0].latency_s == costs[1].latency_s
+    expected = 1000 * 2 * 2 * 2 * (SHAPE.weights // 2 // 16 * 2) / 1e9
+    assert costs[0].latency_s == pytest.approx(expected) and costs[0].provenance == "simulated"
+
+
+class Agent:
+    """Takes 100 cycles a launch and 7 a packet; keeps what it was asked."""
+
+    def __init__(self, clock: float | None = 100.0) -> None:
+        self.clock, self.asked = clock, []  # type: ignore[var-annotated]
+
+    def request(self, cmd: str, **fields: Any) -> dict[str, Any]:
+        if cmd == "load":
+            return {"clock_mhz": self.clock}
+        self.asked.append(fields)
+        assert decode_array(fields["x"]).shape == (len(fields["experts"]), SHAPE.d_model)
+        return {"cycles": 200 + 7 * len(fields["experts"])}
+
+
+def test_launches_are_the_routings() -> None:
+    agent, allocation, load_ = Agent(), uniform(4), workload(8)
+    manifest = {
+        "allocation_digest": allocation.digest,
+        "toolchain": "virtual",
+        "model": {"d_model": SHAPE.d_model, "d_hidden": SHAPE.d_hidden},
+        "experts": {str(e): {"bits": [4, 8]} for e in IDS},
+    }
+    found = LaunchMeter(agent, manifest, routing)
+    cost = found.cost(allocation, load_)
+    per_batch = 200 + 7 * 2 * 2 * 8
+    assert cost.latency_s == pytest.approx(per_batch / 1e8 * 1000 / 8) and cost.provenance == "simulated"
+    assert cost.energy_j is None and cost.memory_bytes == 8 * SHAPE.weights // 2
+    counts = routing(load_).counts[0].astype(int)
+    assert [agent.asked[0]["experts"].count(str(e)) for e in IDS] == counts.tolist()
+    physical = LaunchMeter(agent, manifest | {"toolchain": "vivado"}, routing)
+    assert physical.cost(allocation, load_).provenance == "measured"
+    with pytest.raises(WattbitError, match="design of another allocation"):
+        found.cost(uniform(8), load_)
+    with pytest.raises(WattbitError, match="no design in programmable logic"):
+        LaunchMeter(Agent(None), manifest, routing)
+
+
+class TestPlans:
+    """What a plan is asked for."""
+
+    target = load("pynq-z2").target
+    shape = ExpertShape(64, 128)
+
+    def test_packets_and_bytes_are_all_there(self) -> None:
+        allocation, loaded = Allocation.of({e: (2, 8)[e.expert % 2] for e in IDS}), workload(8)
+        planned, found = plan(allocation, self.shape, self.target, loaded), routing(workload(8))
+        packets = launches(planned, found.experts, found.counts)
+        assert sum(len(engine) for engine, _ in packets) == found.counts.sum()
+        assert len(packets) == 2 * len(found.counts)
+        what = moved(planned, found.experts, found.counts)
+        assert what.products == pytest.approx(8 * 2 * 2 * self.shape.weights)
+        assert what.read_bytes == 0, "all on the chip"
+        assert 8 * 2 < what.bit_products / what.products < 8 * 8
+        assert cycles(planned, packets) == pytest.approx(sum(cycles(planned, [one]) for one in packets))
+        assert all(timing.load == 0 for timing in timings(planned))
+
+    def test_the_planned_demand_is_the_planners(self) -> None:
+        demand, loaded = planned_demand(self.shape, self.target), workload(16)
+        planned = plan(uniform(4), self.shape, self.target, loaded)
+        theta = np.array([1e-8, 0.0])
+        seconds = float(demand.work(uniform(4), loaded).binding(theta) @ theta)
+        assert seconds == pytest.approx(planned.latency_s)
+        assert demand.memory_bytes(uniform(4)) > 8 * self.shape.weights // 2
+        small = planned_demand(ExpertShape(512, 2048), load("pynq-z1").target)
+        many = Allocation.of({ExpertId(0, e): b for e, b in enumerate((2, 3, 4, 5, 6, 7, 8))})
+        shares = tuple((ExpertId(0, e), 1 / 7) for e in range(7))
+        with pytest.raises(InfeasibleError, match="pynq-z1 cannot hold the allocation"):
+            small.work(many, Workload(10, 2, shares, 1))
+
+    def test_expected_reads_are_those_of_the_reached(self) -> None:
+        shape, loaded = ExpertShape(256, 512), workload(1)
+        planned, sampled = plan(uniform(8), shape, self.target, loaded), traffic(loaded)
+        what = moved(planned, sampled.experts, sampled.counts)
+        assert any(spec.streamed for spec in planned.classes)
+        assert 0 < what.read_bytes <= 1.05 * 4 * (shape.weights + 8 * 768), "two experts in each of two layers"
+
+
+class Law:
+    """Seconds by bytes, products and calls of a core's demand; fails at the calls of these numbers."""
+
+    core = host_core()
+
+    def __init__(self, *bad: int) -> None:
+        self.bad, self.calls = set(bad), 0
+
+    def cost(self, allocation: Allocation, loaded: Workload) -> Cost:
+        self.calls += 1
+        if self.calls in self.bad:
+            raise KeyboardInterrupt
+        shape = ExpertShape(512, 1024)
+        sizes = {bits: expert_bytes(self.core, bits, shape) for bits in (2, 3, 4, 6, 8)}
+        demand = CoresDemand(shape, sizes, routing)
+        theta = np.array([1e-6, 1e-10, *(1e-12 * k for k in range(1, 11))])
+        seconds = float(demand.work(allocation, loaded).binding(theta) @ theta)
+        return Cost(seconds, None, demand.memory_bytes(allocation), "measured")
+
+
+class TestCommand:
+    @pytest.fixture
+    def law(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Law:
+        law = Law()
+
+        @contextmanager
+        def fake(*_: object) -> Iterator[Law]:
+            yield law
+
+        monkeypatch.setattr(meters, "host_meter", fake)
+        monkeypatch.setenv("WATTBIT_CACHE", str(tmp_path))
+        return law
+
+    def test_constants_become_a_file_and_a_meter(self, law: Law, tmp_path: Path) -> None:
+        done = CliRunner().invoke(main, ["calibrate"])
+        assert done.exit_code == 0, done.output
+        path = Path(done.stdout.splitlines()[-1])
+        assert path.is_relative_to(tmp_path) and path.name == "cores-1.json"
+        assert "fitted to measured prices" in done.stdout and "15 held-out prices: off by 0.0% (median)" in done.stdout
+        assert "no energy: the target shows no counter of it" in done.stdout
+        byte = next(line for line in done.stdout.splitlines() if line.lstrip().startswith("byte, s"))
+        assert byte.split()[2] == "1.000e-10"
+        found = Calibration.load(path)
+        model = cost_model(found)
+        shares = tuple((ExpertId(0, e), 0.125) for e in range(8))
+        other = Allocation.of({ExpertId(0, e): 4 for e in range(8)})
+        price, truth = model.cost(other, Workload(10, 2, shares, 4)), law.cost(other, Workload(10, 2, shares, 4))
+        assert price.latency_s == pytest.approx(truth.latency_s) and price.provenance == "modelled"
+        assert price.memory_bytes == truth.memory_bytes
+        assert not list(path.parent.glob("prices-*")), "another calibration measures again"
+
+    def test_what_is_interrupted_resumes(self, law: Law) -> None:
+        law.bad = {40}
+        assert CliRunner().invoke(main, ["calibrate", "--rounds", "1"]).exit_code == 130
+        done = CliRunner().invoke(main, ["calibrate", "--rounds", "1", "--json"])
+        assert done.exit_code == 0, done.output
+        assert law.calls == 35 + 15 + 1, "39 prices were kept"
+        assert json.loads(done.stdout)["calibration"]["latency"]["samples"] == 35
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--host", "user@nowhere"], "--host needs --board"),
+            (["--board", "nothing"], "there is no board 'nothing'"),
+            (["--engine", "fpga"], "there is no run"),
+        ],
+    )
+    def test_bad_input_is_one_line(
+        self, law: Law, words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        done = CliRunner().invoke(main, ["calibrate", *words])
+        assert done.exit_code == 1 and said in done.stderr and "Traceback" not in done.output
+
+
+@pytest.mark.slow
+def test_the_virtual_boards_cores_over_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_or_skip()
+    done = CliRunner().invoke(main, ["calibrate", "--board", "virtual-z2", "--rounds", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["calibration"]
+    assert found["fitted_on"] == "simulated" and found["origin"]["settings"]["core"] == "cortex-a53"
+
+
+def test_memory_of_an_expert() -> None:
+    core, precision = find_core("cortex-a53"), Precision(4)
+    packed = expert_bytes(core, precision.weight_bits, ExpertShape(64, 128))
+    assert packed == 64 * 128 + 8 * (64 + 128)
