@@ -18,7 +18,8 @@ from wattbit.board.agent.session import decode_array
 from wattbit.board.launch_meter import LaunchMeter
 from wattbit.board.targets import load
 from wattbit.cli import main
-from wattbit.commands.calibrate import cost_model, planned_demand
+from wattbit.commands.calibrate import cost_model, planned_demand, search_meter
+from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.hls.launches import cycles, launches, moved, timings
 from wattbit.hls.planner import plan
@@ -256,7 +257,9 @@ class TestCommand:
         byte = next(line for line in done.stdout.splitlines() if line.lstrip().startswith("byte, s"))
         assert byte.split()[2] == "1.000e-10"
         found = Calibration.load(path)
-        model = cost_model(found)
+        model = cost_model(found, ExpertShape(512, 1024))
+        with pytest.raises(WattbitError, match="is of experts 512 to 1024, not 64 to 96; calibrate with this --run"):
+            cost_model(found, SHAPE)
         shares = tuple((ExpertId(0, e), 0.125) for e in range(8))
         other = Allocation.of({ExpertId(0, e): 4 for e in range(8)})
         price, truth = model.cost(other, Workload(10, 2, shares, 4)), law.cost(other, Workload(10, 2, shares, 4))
@@ -271,6 +274,19 @@ class TestCommand:
         assert done.exit_code == 0, done.output
         assert law.calls == 35 + 15 + 1, "39 prices were kept"
         assert json.loads(done.stdout)["calibration"]["latency"]["samples"] == 35
+
+    def test_a_search_measures_every_mth_price(self, law: Law, tmp_path: Path) -> None:
+        shape, log = ExpertShape(512, 1024), tmp_path / "search.jsonl"
+        assert CliRunner().invoke(main, ["calibrate", "--rounds", "1"]).exit_code == 0
+        path = next(tmp_path.rglob("cores-1.json"))
+        law.calls = 0
+        with search_meter(path, 4, shape, len(IDS), log, Display()) as found:
+            costs = [found.cost(uniform(bits), workload(batch)) for batch in (1, 4) for bits in (2, 3, 4, 6, 8)]
+        assert [cost.provenance == "measured" for cost in costs] == [k % 4 == 0 for k in range(10)] and law.calls == 3
+        with search_meter(path, 4, shape, len(IDS), log, Display()) as again:
+            assert again.cost(uniform(2), workload(1)) == costs[0] and law.calls == 3
+        with search_meter(path, None, shape, len(IDS), log, Display()) as model:
+            assert model.cost(uniform(2), workload(1)).provenance == "modelled"
 
     @pytest.mark.parametrize(
         ("words", "said"),

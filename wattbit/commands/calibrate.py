@@ -87,17 +87,60 @@ def summary(found: "Calibration") -> str:
     return "\n".join(lines)
 
 
-def cost_model(found: "Calibration") -> "CostModel":
-    """The model that a calibration stands for, as a meter: `cores` price all experts of an allocation there."""
+def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":
+    """The model that a calibration stands for, as a meter: `cores` price all experts of an allocation there.
+
+    Raises WattbitError for experts of another shape than were calibrated: what hides behind what differs.
+    """
     from wattbit.policy.cost.cores import CoresDemand
     from wattbit.tvm_schedules.host_meter import routing
 
     settings = found.origin.settings
-    shape = ExpertShape(*settings["shape"])
+    own = ExpertShape(*settings["shape"])
+    if own != shape:
+        raise WattbitError(
+            f"the calibration of {found.origin.target} is of experts {own.d_model} to {own.d_hidden}, not "
+            f"{shape.d_model} to {shape.d_hidden}; calibrate with this --run"
+        )
     if found.origin.kind == "fpga":
         return found.model(planned_demand(shape, Target.from_json(settings["target"])))
     sizes = {int(bits): size for bits, size in settings["weight_bytes"].items()}
     return found.model(CoresDemand(shape, sizes, routing))
+
+
+@contextmanager
+def search_meter(
+    path: Path, every: int | None, shape: ExpertShape, experts: int, log: Path, display: Display
+) -> Iterator[Meter]:
+    """What a search prices with: a calibrated model, of which every M-th price is real where `every` is given.
+
+    Real prices are those of the machine that the cores' calibration is of, and kept beside the log. Raises WattbitError
+    for a calibration of the FPGA's engines with `every`: no allocation gets a bitstream in a search.
+    """
+    from wattbit.policy.cost.calibration import Calibration
+    from wattbit.policy.cost.hybrid import HybridMeter
+    from wattbit.policy.recorded import RecordedMeter
+    from wattbit.tvm_schedules.host_meter import host_meter
+
+    found = Calibration.load(path)
+    model = cost_model(found, shape)
+    if every is None:
+        yield model
+        return
+    origin, settings = found.origin, found.origin.settings
+    if origin.kind != "cores":
+        raise WattbitError(f"{path} is of engines, which no search can build and measure; leave --measure out")
+    widths = [int(bits) for bits in settings["weight_bytes"]]
+    there = origin.machine if origin.machine != origin.target else None
+    metered = (
+        host_meter(shape, widths, experts, settings["threads"])
+        if origin.target == "host"
+        else _there(origin.target, there, shape, widths, experts, settings["threads"], display)
+    )
+    with metered as meter:
+        name = f"{origin.target} {origin.machine} {digest_json(dict(settings))}"
+        real = RecordedMeter(meter, name, log.with_suffix(".real.jsonl"))
+        yield HybridMeter(model, real, every, log)
 
 
 def planned_demand(shape: ExpertShape, target: Target) -> "FpgaDemand":
