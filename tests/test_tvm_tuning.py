@@ -3,6 +3,7 @@
 import shutil
 import tomllib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,12 @@ def test_the_least_cost_over_all_shapes_is_chosen() -> None:
 def test_tuning_tries_the_grid_and_writes_what_cores_read(tmp_path: Path) -> None:
     core = CORES["cortex-a53"]
     wanted = Tiling(2, 8)
-    costs = tune(core, lambda tried: {bits: [float(tried.tiling(bits) != wanted) + 1] * 2 for bits in WIDTHS})
+    costs = tune(
+        core,
+        lambda tried, progress: [
+            {bits: [float(each.tiling(bits) != wanted) + 1] * 2 for bits in WIDTHS} for each in tried
+        ],
+    )
     assert all(set(found) == set(GRID) for found in costs.values())
     entries = tomllib.loads(as_toml(core, "made up", costs))["widths"]
     assert {Tiling(**entry) for entry in entries.values()} == {wanted}
@@ -72,7 +78,7 @@ def test_a_boards_tilings_take_the_place_of_the_cores_own(tmp_path: Path) -> Non
 
 def test_this_machine_is_tuned_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     quicken(monkeypatch)
-    costs = tuning.time_products(host_core(), tuning.run_here)
+    (costs,) = tuning.time_products([host_core()], run=tuning.run_here)
     assert list(costs) == [2, 8] and all(len(found) == 3 and min(found) > 0 for found in costs.values())
     assert costs[8][1] > costs[8][0], "a larger product takes longer"
 
@@ -82,7 +88,7 @@ def test_a_board_is_tuned_over_ssh_and_keeps_nothing(monkeypatch: pytest.MonkeyP
     quicken(monkeypatch)
     with VirtualBoard(cache_or_skip()) as board, board.connection() as connection:
         before = connection.run(["ls", "-a", "/tmp"])
-        costs = tuning.tune(CORES["cortex-a53"], lambda core: tuning.time_products(core, command.over(connection)))
+        costs = tune(CORES["cortex-a53"], partial(tuning.time_products, run=command.over(connection)))
         assert connection.run(["ls", "-a", "/tmp"]) == before
     assert all(min(found) > 0 for tried in costs.values() for found in tried.values())
     assert set(costs[8]) == set(tuning.GRID)

@@ -6,6 +6,7 @@ the instructions that qemu counts. The result is a file of data that cores.find_
 machine of that core, or one of a board's own.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -27,21 +28,17 @@ COLD_SHAPE, COLD_BYTES = (1024, 2048), 64 << 20  # a layer that is read from cop
 CALLS, REPEATS = 100, 5
 
 Costs = dict[int, list[float]]  # by weight width, for each shape
+Measure = Callable[[Sequence[Core], Progress], list[Costs]]
+"""The costs of each of some cores, which differ in their tilings."""
 Run = Callable[[Path, Sequence[str]], str]
 """Runs the program at a path, where the core is, with these arguments; what it writes to stdout."""
 
 
-def tune(
-    core: Core, measure: Callable[[Core], Costs], progress: Progress = silent
-) -> dict[int, dict[Tiling, list[float]]]:
+def tune(core: Core, measure: Measure, progress: Progress = silent) -> dict[int, dict[Tiling, list[float]]]:
     """What each tiling of the grid costs at each shape, by weight width."""
-    costs: dict[int, dict[Tiling, list[float]]] = {bits: {} for bits in WIDTHS}
-    for done, tiling in enumerate(GRID):
-        progress(f"tiling of {core.name}", done, len(GRID))
-        for bits, found in measure(replace(core, tilings=tuple((bits, tiling) for bits in WIDTHS))).items():
-            costs[bits][tiling] = found
-    progress(f"tiling of {core.name}", len(GRID), len(GRID))
-    return costs
+    tried = [replace(core, tilings=tuple((bits, tiling) for bits in WIDTHS)) for tiling in GRID]
+    found = measure(tried, progress)
+    return {bits: {tiling: costs[bits] for tiling, costs in zip(GRID, found, strict=True)} for bits in WIDTHS}
 
 
 def best(costs: dict[Tiling, list[float]]) -> Tiling:
@@ -54,30 +51,45 @@ def best(costs: dict[Tiling, list[float]]) -> Tiling:
     return min(costs, key=relative)
 
 
-def count_instructions(core: Core) -> Costs:
-    return {bits: [float(count) for count in counts] for bits, counts in instructions(core, WIDTHS, SHAPES).items()}
+def count_instructions(cores: Sequence[Core], progress: Progress = silent) -> list[Costs]:
+    found: list[Costs] = []
+    for core in cores:
+        progress(f"counts of {core.name}", len(found), len(cores))
+        counts = instructions(core, WIDTHS, SHAPES)
+        found.append({bits: [float(count) for count in each] for bits, each in counts.items()})
+    return found
 
 
-def time_products(core: Core, run: Run) -> Costs:
+def time_products(cores: Sequence[Core], progress: Progress = silent, *, run: Run) -> list[Costs]:
     """Seconds of a product on one thread, at SHAPES in the cache and at COLD_SHAPE; the least of the repeats' medians.
 
-    Raises WattbitError or ToolError when the program that takes them cannot be built or `run`.
+    The cores take turns, so that what else the machine does meets all of them. Raises WattbitError or ToolError when a
+    program that takes times cannot be built or `run`.
     """
-    kernels = tuple(Kernel(bits, 1, False) for bits in WIDTHS)
     shapes = (*((*shape, 0) for shape in SHAPES), (*COLD_SHAPE, COLD_BYTES))
     wanted = [(bits, *shape) for bits in WIDTHS for shape in shapes]
-    words = [str(number) for each in wanted for number in each]
+    words = [str(CALLS), *(str(number) for each in wanted for number in each)]
+    least = [[math.inf] * len(wanted) for _ in cores]
+    steps = len(cores) * (1 + REPEATS)
     with tempfile.TemporaryDirectory() as name:
-        program = Path(name) / "times"
+        programs = [Path(name) / str(i) for i in range(len(cores))]
+        for i, (core, program) in enumerate(zip(cores, programs, strict=True)):
+            progress(f"programs for {core.name}", i, steps)
+            _build(core, program)
+        for repeat, i in product(range(REPEATS), range(len(cores))):
+            progress(f"times of {cores[i].name}", (1 + repeat) * len(cores) + i, steps)
+            medians = [median(float(word) for word in line.split()) for line in run(programs[i], words).splitlines()]
+            least[i] = [min(pair) for pair in zip(least[i], medians, strict=True)]
+    return [
+        {bits: values[i * len(shapes) : (i + 1) * len(shapes)] for i, bits in enumerate(WIDTHS)} for values in least
+    ]
+
+
+def _build(core: Core, program: Path) -> None:
+    kernels = tuple(Kernel(bits, 1, False) for bits in WIDTHS)
+    with tempfile.TemporaryDirectory() as name:
         emit_objects(kernels, core, Path(name))
         link_program(kernels, core, Path(name), RUNNER / "times.c", program)
-        lines = run(program, [str(CALLS), *(words * REPEATS)]).splitlines()
-    medians = [median(float(word) for word in line.split()) for line in lines]
-    least = [min(medians[i :: len(wanted)]) for i in range(len(wanted))]
-    costs: Costs = {bits: [] for bits in WIDTHS}
-    for (bits, *_), seconds in zip(wanted, least, strict=True):
-        costs[bits].append(seconds)
-    return costs
 
 
 def run_here(program: Path, arguments: Sequence[str]) -> str:
