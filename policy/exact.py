@@ -37,7 +37,7 @@ def solve(problem: Problem, opened: NDArray[np.bool_] | None = None) -> Choice:
     taken = np.zeros((experts, problem.budget + 1), dtype=np.int8)
     for i, damage in enumerate(problem.damage):
         options = np.full((len(problem.widths), len(best)), np.inf)  # [K, B + 1]
-        for k in np.flatnonzero(allowed):
+        for k in np.flatnonzero(allowed & (problem.widths <= problem.budget)):
             width = int(problem.widths[k])
             options[k, width:] = best[: len(best) - width] + damage[k]
         taken[i] = options.argmin(axis=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from wattbit.errors import WattbitError
@@ -155,11 +156,14 @@ class Allocation:
         """An allocation from weight widths, all on one engine with one activation width."""
         return cls(tuple(Placement(e, engine, Precision(b, act_bits)) for e, b in bits.items()))
 
+    @cached_property
+    def _precisions(self) -> dict[ExpertId, Precision]:
+        return {p.expert: p.precision for p in self.placements}
+
     def precision(self, expert: ExpertId) -> Precision:
-        for placement in self.placements:
-            if placement.expert == expert:
-                return placement.precision
-        raise WattbitError(f"{expert} is not in the allocation; it belongs to another model")
+        if expert not in self._precisions:
+            raise WattbitError(f"{expert} is not in the allocation; it belongs to another model")
+        return self._precisions[expert]
 
     @property
     def classes(self) -> dict[Precision, tuple[ExpertId, ...]]:
