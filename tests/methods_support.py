@@ -15,7 +15,7 @@ D_MODEL, D_HIDDEN = 64, 96
 
 @dataclass(frozen=True)
 class FakeSubject:
-    """experts: statistics with the damage at every width. error: reconstruction [N, 7] at 2..8 bits; activity [N, D]."""
+    """table: with damage at 2..8 bits. error: reconstruction [N, 7] at them. activity: [N, D]."""
 
     table: tuple[ExpertStats, ...]
     error: np.ndarray
@@ -49,10 +49,9 @@ class FakeSubject:
         """Two matrices an expert; a 16-bit scale a group or row, one more zero point for HQQ."""
         if recipe is None:
             return len(self.table) * 2 * D_MODEL * D_HIDDEN * 2
-        return sum(self._bits(e, recipe) for e in self.experts) // 8
+        return sum(self._bits(p.expert, p.precision.weight_bits, recipe) for p in recipe.allocation.placements) // 8
 
-    def _bits(self, expert: ExpertId, recipe: Recipe) -> int:
-        width = {p.expert: p.precision.weight_bits for p in recipe.allocation.placements}[expert]
+    def _bits(self, expert: ExpertId, width: int, recipe: Recipe) -> int:
         total = 0
         for rows, columns in ((D_HIDDEN, D_MODEL), (D_MODEL, D_HIDDEN)):
             kept = len(recipe.float_columns.get(expert, ())) if columns == D_MODEL else 0

@@ -92,6 +92,9 @@ def least_product(damage: Floats, time: Floats, widths: NDArray[np.int64], bits:
     def value(point: Point) -> float:
         return accuracy * float(np.log(max(point[0], TINY))) + (1 - accuracy) * float(np.log(max(point[1], TINY)))
 
+    accurate, fast = cheapest(damage, widths, bits), cheapest(time, widths, bits)
+    best = min(accurate, fast, key=lambda one: value(at(one)))
+
     def search(left: Choice, right: Choice, corner: Point) -> None:
         """Look between two vertices of the hull; the hull there is inside the triangle with `corner`."""
         nonlocal best
@@ -108,9 +111,6 @@ def least_product(damage: Floats, time: Floats, widths: NDArray[np.int64], bits:
         search(left, middle, _crossing(a, corner, across, weight))
         search(middle, right, _crossing(b, corner, across, weight))
 
-    accurate = cheapest(damage, widths, bits)
-    fast = cheapest(time, widths, bits)
-    best = min(accurate, fast, key=lambda one: value(at(one)))
     search(accurate, fast, (at(accurate)[0], at(fast)[1]))
     return best
 

@@ -63,9 +63,9 @@ def _tilted(options: NDArray[np.int64], mean: float) -> Floats:
     """Probabilities proportional to exp(t b) with this mean, by bisection on t."""
 
     def at(tilt: float) -> Floats:
-        raised = tilt * (options - (options[-1] if tilt > 0 else options[0]))
-        weights: Floats = np.exp(raised)
-        return weights / weights.sum()
+        weights = np.exp(tilt * (options - (options[-1] if tilt > 0 else options[0])))
+        shares: Floats = weights / weights.sum()
+        return shares
 
     low, high = -60.0, 60.0
     for _ in range(100):
