@@ -25,8 +25,9 @@ from wattbit.hls.launches import cycles, launches, moved, timings
 from wattbit.hls.planner import plan
 from wattbit.hls.traffic import traffic
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, Precision, Workload
-from wattbit.policy.cost.calibration import Calibration
+from wattbit.policy.cost.calibration import Calibration, Errors, Origin
 from wattbit.policy.cost.cores import CoresDemand
+from wattbit.policy.cost.fitting import Fitted
 from wattbit.tvm_schedules import host_meter as meters
 from wattbit.tvm_schedules.cores import find_core, host_core
 from wattbit.tvm_schedules.host_meter import CoresMeter, InstructionCounter, expert_bytes, host_meter, routing
@@ -205,6 +206,20 @@ class TestPlans:
         shares = tuple((ExpertId(0, e), 1 / 7) for e in range(7))
         with pytest.raises(InfeasibleError, match="pynq-z1 cannot hold the allocation"):
             small.work(many, Workload(10, 2, shares, 1))
+
+    def test_one_designs_constants_price_others_less_surely(self, tmp_path: Path) -> None:
+        demand = planned_demand(self.shape, self.target)
+        exact = Fitted(demand.names, np.array([1e-8, 1e-6]), np.zeros((2, 2)), 1e-4, 20)
+        settings = {"shape": [64, 128], "target": self.target.to_json()}
+        errors = Errors(10, 0.0, 0.0, 0.0, 1.0)
+        origin = Origin("fpga", "pynq-z2", "board", "launches", settings)
+        found = Calibration(origin, "measured", "2026-01-01", exact, None, errors, None)
+        said = cost_model(found, self.shape).predict(uniform(4), workload(16))
+        assert said.cost.provenance == "modelled" and 0.03 < said.latency_relative < 0.1
+        found.save(tmp_path / "fpga.json")
+        opened = search_meter(tmp_path / "fpga.json", 4, self.shape, 8, tmp_path / "log.jsonl", Display())
+        with pytest.raises(WattbitError, match="is of engines, which no search can build"), opened:
+            pass
 
     def test_expected_reads_are_those_of_the_reached(self) -> None:
         shape, loaded = ExpertShape(256, 512), workload(1)
