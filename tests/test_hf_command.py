@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from tests.hf_support import checkpoint, mixed_recipe, save_tokenizer
@@ -67,6 +68,9 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, model: Path) -> N
         assert result.exit_code == 1
         assert result.stderr.startswith("wattbit: ") and result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    if not torch.cuda.is_available():
+        result = quantize(model, "--bits", 4, "--device", "cuda", "--out", tmp_path / "out")
+        assert result.exit_code == 1 and "no GPU" in result.stderr
     assert quantize(model, "--bits", 9, "--out", tmp_path / "out").exit_code == 2
 
 

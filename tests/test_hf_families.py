@@ -218,12 +218,16 @@ def test_fused_experts_on_disk_are_read_too(tmp_path: Path, models: dict[str, Fa
     assert torch.equal(open_network(tmp_path).losses(tokens), models["mixtral"].losses(tokens))
 
 
-def test_half_precision_stays(tmp_path: Path) -> None:
+def test_half_precision_is_transformers_own(tmp_path: Path) -> None:
     network = transformers_model("olmoe").to(torch.bfloat16)
     network.save_pretrained(tmp_path)
-    model = open_network(tmp_path)
+    model, tokens = open_network(tmp_path), contexts()
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
-    assert model.losses(contexts()).dtype == torch.float32
+    own = type(network).from_pretrained(tmp_path, dtype="auto", experts_implementation="eager").eval()
+    with torch.no_grad():
+        logits = own(tokens[:, :-1]).logits.float()
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    assert torch.equal(model.losses(tokens).flatten(), expected)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "switch_transformers", "deepseek"])

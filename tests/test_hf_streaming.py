@@ -190,6 +190,7 @@ print(peak - before)
 """
 
 
+@pytest.mark.slow  # for a process of its own; test_one_layer_is_loaded_at_a_time holds the same by counting
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_peak_memory_is_of_layers_not_of_the_model(tmp_path: Path) -> None:
     """16 layers of 3 MB of experts each: loading, quantizing and running them takes the memory of a few."""

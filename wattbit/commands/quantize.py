@@ -46,7 +46,13 @@ if TYPE_CHECKING:
 @click.option("--data", help="GPTQ's calibration text: a folder, wikitext-103, c4; by default Python's sources.")
 @click.option("--contexts", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration contexts.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(min=2), help="Tokens of each of them.")
-@click.option("--device", default="cpu", show_default=True, help="Where layers are computed: cpu, cuda.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="auto",
+    show_default=True,
+    help="Where layers are computed; auto: on a GPU where there is one.",
+)
 @json_option
 def command(
     model: str,
@@ -69,8 +75,10 @@ def command(
     if (recipe_file is None) == (bits is None):
         raise click.UsageError("give either --recipe or --bits")
     from wattbit.models.checkpoint import Checkpoint
+    from wattbit.models.distributed import choose_device
     from wattbit.models.families.streaming import quantize_checkpoint
 
+    where = str(choose_device(device))
     with Display() as display:
         display.begin("open", f"checkpoint {model}")
         checkpoint = Checkpoint.open(model)
@@ -80,7 +88,7 @@ def command(
             display.begin("text", f"{contexts} contexts of {length} tokens")
             calibration = read_contexts(checkpoint, data, contexts, length)
         display.begin("quantize", recipe.method)
-        result = quantize_checkpoint(checkpoint, recipe, out, calibration, device, display)
+        result = quantize_checkpoint(checkpoint, recipe, out, calibration, where, display)
     if as_json:
         click.echo(json.dumps({"out": str(out), "recipe": recipe.method, **result}, indent=1))
     else:
