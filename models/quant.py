@@ -1,17 +1,15 @@
 """All experts of a layer under quantization at once, for training and statistics.
 
-The same arithmetic as 32 `BrevitasExpert` modules (a test holds their equality), through Brevitas's own `IntQuant` with
-one scale and width for each expert's rows instead of one module for each expert: five elementwise passes a layer
-instead of five a module. Gradients pass the rounding straight through, and of the weights the clipping too.
+The same arithmetic, forward and backward, as a `BrevitasExpert` module for each expert (a test holds their equality),
+with one scale and width for each expert's rows and half the elementwise passes. Gradients pass the rounding straight
+through, and of the weights the clipping too.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
-from brevitas.core.function_wrapper import Identity, TensorClampSte
-from brevitas.core.quant import IntQuant
 from torch import Tensor
 
 from wattbit.arith import OUT_BITS
@@ -19,9 +17,44 @@ from wattbit.models.expert import BrevitasExpert
 from wattbit.models.network import Experts, grouped
 from wattbit.models.scales import ExpertScales
 
-_SIGNED = IntQuant(narrow_range=False, signed=True, input_view_impl=Identity())
-_UNSIGNED = IntQuant(narrow_range=False, signed=False, input_view_impl=Identity())
-_WEIGHT = IntQuant(narrow_range=True, signed=True, input_view_impl=Identity(), tensor_clamp_impl=TensorClampSte())
+
+class _Quantize(torch.autograd.Function):
+    """x rounded to multiples low to high of a scale; gradients pass the rounding, and the clipping if `through`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, through: bool) -> Tensor:
+        rounded = (x / scale).round_()
+        clipped = torch.minimum(torch.maximum(rounded, low), high)
+        ctx.save_for_backward(scale, *(() if through else (clipped == rounded,)))
+        return clipped.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale, *inside = ctx.saved_tensors
+        gradient = gradients[0] * scale  # times and by the scale again, as autograd does: the last bit depends on it
+        for mask in inside:
+            gradient.mul_(mask)
+        return gradient.div_(scale), None, None, None, None
+
+
+def _signed(x: Tensor, scale: Tensor, bits: Tensor) -> Tensor:
+    half = 2 ** (bits - 1)
+    return _quantize(x, scale, -half, half - 1, False)
+
+
+def _unsigned(x: Tensor, scale: Tensor, bits: Tensor) -> Tensor:
+    return _quantize(x, scale, torch.zeros_like(bits), 2**bits - 1, False)
+
+
+def _weight(weights: Tensor, scale: Tensor, bits: Tensor) -> Tensor:
+    """Narrow range: as many steps below zero as above."""
+    top = 2 ** (bits - 1) - 1
+    return _quantize(weights, scale, -top, top, True)
+
+
+def _quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, through: bool) -> Tensor:
+    found: Tensor = _Quantize.apply(x, scale, low, high, through)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +92,19 @@ class LayerQuantizer:
 
     def experts(self, w1: Tensor, w2: Tensor) -> Experts:
         """The layer's experts with weights w1 [E, H, D], w2 [E, D, H], quantized here, once for all calls."""
-        zero, out_bits = (torch.tensor(float(value), device=w1.device) for value in (0, OUT_BITS))
-        q1 = _WEIGHT(self.scale1, zero, self.weight_bits, w1)
-        q2 = _WEIGHT(self.scale2, zero, self.weight_bits, w2)
+        q1 = _weight(w1, self.scale1, self.weight_bits)
+        q2 = _weight(w2, self.scale2, self.weight_bits)
+        out_bits = torch.tensor(float(OUT_BITS), device=w1.device)
 
         def run(x: Tensor, counts: list[int]) -> Tensor:
             rows = torch.tensor(counts, device=x.device)
             owner = torch.repeat_interleave(rows, output_size=len(x))  # [N] expert of each row
             act_bits = self.act_bits[owner]  # [N, 1]
-            x = _SIGNED(self.x_scale[owner], zero, act_bits, x)
+            x = _signed(x, self.x_scale[owner], act_bits)
             h = grouped(x, counts, q1) + self.half1[owner]  # [N, H]
-            h = _UNSIGNED(self.h_scale[owner], zero, act_bits, h.relu())
+            h = _unsigned(h.relu(), self.h_scale[owner], act_bits)
             y = grouped(h, counts, q2) + self.half2[owner]  # [N, D]
-            out: Tensor = _SIGNED(self.y_scale[owner], zero, out_bits, y)
-            return out
+            return _signed(y, self.y_scale[owner], out_bits)
 
         return run
 
