@@ -1,9 +1,10 @@
 """DMPQ: the policy of this project, PPO on the experts' statistics with the hardware's own meter (`policy.agent`).
 
-The post-training form: one policy is trained for the seed, and its best allocation is the recipe's. The reward
-(`policy.problem`) is damage plus latency and energy as the meter prices the whole allocation, so what experts share on
-the hardware counts, which no table sees. The co-trained form is `policy.cotrain`'s rounds of search and fine-tuning;
-its short version is this recipe with the weights adapted to it, `learner.finetune(recipe.allocation, steps, seed)`.
+The post-training form: one policy is trained for the seed (from 512 experts on, on groups of them first, see
+`policy.hierarchy`), and its best allocation is the recipe's. The reward (`policy.problem`) is damage plus latency and
+energy as the meter prices the whole allocation, so what experts share on the hardware counts, which no table sees. The
+co-trained form is `policy.cotrain`'s rounds of search and fine-tuning; its short version is this recipe with the weights
+adapted to it, `learner.finetune(recipe.allocation, steps, seed)`.
 """
 
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class DMPQ:
         """As `Method.decide`; asks for the damage at every width of the budget."""
         from wattbit.policy.agent import AgentSettings, train  # torch, needed only here
         from wattbit.policy.environment import AllocationEnv
+        from wattbit.policy.hierarchy import LARGE, train_in_groups
 
         widths = open_widths(self.name, budget)
         problem = Problem(
@@ -45,5 +47,9 @@ class DMPQ:
             self.latency_nats,
             self.energy_nats,
         )
-        trained = train(AllocationEnv(problem), seed, AgentSettings(iterations=self.iterations), self.progress)
+        settings = AgentSettings(iterations=self.iterations)
+        if problem.size[0] < LARGE:
+            trained = train(AllocationEnv(problem), seed, settings, self.progress)
+        else:
+            trained = train_in_groups(problem, seed, settings, progress=self.progress)
         return recipe(self.name, problem.experts, problem.widths[trained.choice].tolist(), self.quantizer, budget)

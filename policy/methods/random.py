@@ -6,14 +6,13 @@ the same probability, so those draws whose sum is the wanted one are uniform. Wi
 budget's, one draw in about sqrt(2 pi N) standard deviations hits it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.policy.methods.inputs import bits_for, open_widths, recipe
-from wattbit.policy.problem import Floats
+from wattbit.policy.problem import Choice, Floats
 from wattbit.recipe import Budget, Quantizer, Recipe, Subject
 
 BLOCK = 64  # draws at a time
@@ -26,29 +25,31 @@ class Random:
 
     def decide(self, subject: Subject, budget: Budget, seed: int) -> Recipe:
         """As `Method.decide`; another seed is another allocation."""
-        experts, widths = subject.experts, open_widths(self.name, budget)
+        experts, widths = subject.experts, np.array(open_widths(self.name, budget))
         drawn = draw(len(experts), widths, bits_for(budget, len(experts)), seed)
-        return recipe(self.name, experts, drawn.tolist(), self.quantizer, budget)
+        return recipe(self.name, experts, widths[drawn].tolist(), self.quantizer, budget)
 
 
-def draw(experts: int, widths: Sequence[int], bits: int, seed: int) -> NDArray[np.int64]:
-    """Widths [experts] with the greatest sum that they can have within `bits`, uniform among all that have it."""
-    options = np.array(sorted(widths))
-    total = _reachable(experts, options, bits)
-    probabilities = _tilted(options, total / experts)
+def draw(experts: int, widths: NDArray[np.int64], bits: int, seed: int) -> Choice:
+    """Index of each expert's width [experts], uniform among all choices with the greatest sum that is within `bits`.
+
+    widths: [K], ascending.
+    """
+    total = _reachable(experts, widths, bits)
+    probabilities = _tilted(widths, total / experts)
     random = np.random.default_rng(seed)
     while True:
-        drawn = options[random.choice(len(options), size=(BLOCK, experts), p=probabilities)]
-        hits = np.flatnonzero(drawn.sum(axis=1) == total)
+        drawn = random.choice(len(widths), size=(BLOCK, experts), p=probabilities)
+        hits = np.flatnonzero(widths[drawn].sum(axis=1) == total)
         if len(hits):
-            first: NDArray[np.int64] = drawn[hits[0]]
+            first: Choice = drawn[hits[0]]
             return first
 
 
 def _reachable(experts: int, options: NDArray[np.int64], bits: int) -> int:
     """The greatest sum of `experts` widths that is not above `bits`; bit s of `sums` says that s is a sum."""
     steps = [int(b - options[0]) for b in options]
-    room = bits - experts * steps[0] - experts * int(options[0])
+    room = bits - experts * int(options[0])
     mask = (1 << (room + 1)) - 1
     sums = 1
     for _ in range(experts):
