@@ -4,9 +4,9 @@
 
 Each target's constants are fitted to prices of some allocations and tried on others, for three seeds of routing
 frequencies and allocations each: `host`, this machine's cores (measured); `arm`, instructions counted under qemu for
-two ARM cores (simulated); `fpga`, engines in RTL simulation (simulated). The GPU's is in results/gpu_experts.json. A
-row compares the median absolute error (ours) with the goal of 5 %; FILE.svg shows predicted against real prices. Prices
-are kept in runs/cost-models: an interrupted run goes on where it stopped.
+two ARM cores (simulated); `fpga`, engines in RTL simulation (simulated). The GPU's errors are read from
+results/gpu_experts.layers.json. A row compares the median absolute error (ours) with the goal of 5 %; FILE.svg shows
+predicted against real prices. Prices are kept in runs/cost-models: an interrupted run goes on where it stopped.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import numpy as np
 from rows import Row, show, write
 
 from wattbit.errors import InfeasibleError
-from wattbit.files import digest_json, write_json
+from wattbit.files import digest_json, read_json, write_json
 from wattbit.plan import Allocation, Cost, Engine, ExpertId, ExpertShape, Meter, Provenance, Target, Workload
 from wattbit.policy.cost.calibration import Sample, design, mixed, prices
 from wattbit.policy.cost.cores import CoresDemand
@@ -30,6 +30,7 @@ from wattbit.policy.cost.residual import Residual, features
 from wattbit.policy.recorded import RecordedMeter
 
 FOLDER = Path("runs/cost-models")
+GPU = Path(__file__).resolve().parent.parent / "results" / "gpu_experts.layers.json"
 GOAL = 0.05
 WIDTHS = (2, 3, 4, 6, 8)
 BATCHES = (1, 4, 16)
@@ -248,6 +249,17 @@ def rows_of(found: Sequence[Found]) -> list[Row]:
     return rows
 
 
+def gpu_rows() -> list[Row]:
+    """What `benchmarks/gpu_experts.py measure` found on its card: the mean error of latency and energy, one seed."""
+    rows = []
+    for shape, layer in read_json(GPU)["layers"].items() if GPU.is_file() else ():
+        for quantity in ("latency", "energy"):
+            mean = layer["held_out_errors"][f"{quantity} mean"]
+            metric = f"mean absolute error of {quantity} (as kept in results/{GPU.name})"
+            rows.append(Row(f"GPU, {shape}", metric, mean, 0.0, GOAL, 0.0, "goal", GOAL / mean, 1.0, "modelled", (0,)))
+    return rows
+
+
 def plot(found: Sequence[Sequence[Found]], path: Path) -> None:
     """Predicted against real seconds, one panel a target, one colour a seed."""
     from matplotlib import pyplot as plt
@@ -288,6 +300,9 @@ def main(quick: bool, targets: tuple[str, ...], path: Path | None) -> None:
         show(rows_of(group))
         inside, worst = fmean(one.inside for one in group), max(max(one.errors(False)) for one in group)
         click.echo(f"        {inside:.0%} of prices within their 95 % intervals, worst {worst:.1%} off")
+    if not targets and (on_card := gpu_rows()):
+        show(on_card)
+        rows += on_card
     if path:
         write(rows, path)
         record: list[dict[str, Any]] = [

@@ -1,13 +1,15 @@
 """The meters that cost models are calibrated on: routing by its frequencies, kernels that run, launches that count."""
 
+import ast
 import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -15,22 +17,24 @@ from click.testing import CliRunner
 
 from tests.board_support import cache_or_skip
 from wattbit.board.agent.session import decode_array
+from wattbit.board.carried import carried_files
 from wattbit.board.launch_meter import LaunchMeter
-from wattbit.board.targets import load
+from wattbit.board.rail_watch import RailWatch
+from wattbit.board.targets import Power, load
 from wattbit.cli import main
-from wattbit.commands.calibrate import cost_model, planned_demand, search_meter
+from wattbit.commands.calibrate import VISITS, cost_model, planned_demand, search_meter
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.hls.launches import cycles, launches, moved, timings
 from wattbit.hls.planner import plan
 from wattbit.hls.traffic import traffic
-from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, Precision, Workload
+from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, PowerSample, Precision, Workload
 from wattbit.policy.cost.calibration import Calibration, Errors, Origin
 from wattbit.policy.cost.cores import CoresDemand
 from wattbit.policy.cost.fitting import Fitted
 from wattbit.tvm_schedules import host_meter as meters
 from wattbit.tvm_schedules.cores import find_core, host_core
-from wattbit.tvm_schedules.host_meter import CoresMeter, InstructionCounter, expert_bytes, host_meter, routing
+from wattbit.tvm_schedules.host_meter import CoresMeter, InstructionCounter, Weighed, expert_bytes, host_meter, routing
 from wattbit.tvm_schedules.visits import package_j
 
 IDS = [ExpertId(layer, e) for layer in range(2) for e in range(4)]
@@ -104,6 +108,13 @@ def test_the_program_for_a_board_answers_line_by_line(tmp_path: Path) -> None:
     assert "no kernel of 2 bits" in refused["error"]
 
 
+def test_what_goes_to_a_board_is_python_3_10() -> None:
+    for path in carried_files([VISITS]).values():
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+        imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert not imported & {"Self", "StrEnum"}, path.name
+
+
 def test_the_processors_counters(tmp_path: Path) -> None:
     assert package_j(tmp_path) is None
     for name, microjoules in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 7_000_000), ("intel-rapl:0:0", 1)):
@@ -120,6 +131,73 @@ def test_the_processors_counters(tmp_path: Path) -> None:
     assert _since(before, after) == pytest.approx(1.5), "a counter that began again at 8 J"
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     assert package_j(tmp_path) is None, "a package that cannot be read is no reading"
+
+
+class Meter:
+    """A power meter of fixed readings a call."""
+
+    rail = "12V"
+
+    def __init__(self, *readings: list[float]) -> None:
+        self.readings = list(readings)
+
+    def samples(self) -> list[PowerSample]:
+        return [PowerSample(float(k), power_w) for k, power_w in enumerate(self.readings.pop(0))]
+
+
+class Runner:
+    def times(self, *_: object) -> tuple[list[float], float | None]:
+        return [1e-3, 3e-3], None
+
+
+def test_passes_are_weighed() -> None:
+    weighed = Weighed(Runner(), Meter([99.0], [2.0, 4.0] * 3, [99.0], [2.0] * 4))
+    assert weighed.times((), 64, 96, (), 3.0) == ([1e-3, 3e-3], pytest.approx(3.0 * 4e-3)), (
+        "what was before is left out"
+    )
+    with pytest.raises(WattbitError, match=r"the rail 12V gave 4 readings in 3\.0 s, not 5; see to it"):
+        weighed.times((), 64, 96, (), 3.0)
+
+
+class LocalBoard:
+    """A board on which some Python code runs in place of the program that was sent."""
+
+    host = "board"
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def start(self, args: list[str], stderr: IO[bytes], launch: bool = False) -> "subprocess.Popen[bytes]":
+        assert launch, "sensors are read with the agent's rights"
+        command = [sys.executable, "-c", self.code]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+
+    def check(self, args: list[str], status: int, stderr: str) -> None:
+        raise WattbitError("the board is gone")
+
+
+def readings(code: str) -> list[float]:
+    """What a rail watch gives of a program, until it has something to say."""
+    found: list[float] = []
+    with RailWatch(LocalBoard("import json, sys\nsys.stdin.readline(); sys.stdin.readline()\n" + code), RAIL) as watch:
+        for _ in range(200):
+            found += [sample.power_w for sample in watch.samples()]
+            if len(found) == 2:
+                break
+            time.sleep(0.05)
+    return found
+
+
+RAIL = Power("hwmon", rail="12V")
+
+
+def test_a_boards_rail_is_watched() -> None:
+    line = 'print(json.dumps({"power_w": {"12V": %s, "other": 9}}), flush=True)\n'
+    assert readings("".join(line % w for w in ("1.5", "None", "2.5")) + "sys.stdin.read()") == [1.5, 2.5]
+    with pytest.raises(WattbitError, match="board: no sensor 12V"):
+        readings('print(json.dumps({"error": "no sensor 12V"}), flush=True); sys.stdin.read()')
+    with pytest.raises(WattbitError, match="the board is gone"):
+        readings("")
 
 
 def test_instructions_are_counted_once_each(monkeypatch: pytest.MonkeyPatch) -> None:

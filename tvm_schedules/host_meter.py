@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.plan import Allocation, Cost, Engine, ExpertId, ExpertShape, Provenance, Workload
+from wattbit.plan import Allocation, Cost, Engine, ExpertId, ExpertShape, PowerSample, Provenance, Workload
 from wattbit.tvm_schedules.cores import Core, host_core
 from wattbit.tvm_schedules.instructions import instructions
 from wattbit.tvm_schedules.toolchain import emit_objects, kernels_for, link_library
@@ -27,6 +28,8 @@ VISITS = 400  # of experts in a pass, about
 BATCHES = (2, 64)  # fewest and most in a pass
 SEED = 11
 LEAST_S = 0.3  # of repeating a pass
+WEIGHED_S = 3.0  # the same where it is weighed
+READINGS = 5  # of a power meter, at least
 CHANNEL_BYTES = 8  # bias and multiplier
 
 
@@ -95,6 +98,38 @@ class Runner(Protocol):
     def times(
         self, bits: Sequence[int], d_model: int, d_hidden: int, visits: Sequence[Visit], least_s: float
     ) -> tuple[list[float], float | None]: ...
+
+
+class PowerMeter(Protocol):
+    """An open power meter, as those of `wattbit.board.meters`."""
+
+    rail: str
+
+    def samples(self) -> Sequence[PowerSample]:
+        """Readings since the last call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A runner whose passes are weighed: joules are the mean power while they run, idle power included, times a pass's
+    seconds. A pass must be repeated for some readings of the meter, see WEIGHED_S."""
+
+    runner: Runner
+    meter: PowerMeter
+
+    def times(
+        self, bits: Sequence[int], d_model: int, d_hidden: int, visits: Sequence[Visit], least_s: float
+    ) -> tuple[list[float], float | None]:
+        """Raises WattbitError when the meter gave too few readings, and what it raises when it is lost."""
+        self.meter.samples()  # what was before is nobody's
+        seconds, _ = self.runner.times(bits, d_model, d_hidden, visits, least_s)
+        powers = [sample.power_w for sample in self.meter.samples()]
+        if len(powers) < READINGS:
+            raise WattbitError(
+                f"the rail {self.meter.rail} gave {len(powers)} readings in {least_s} s, not {READINGS}; see to it"
+            )
+        return seconds, fmean(powers) * sum(seconds)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from math import hypot
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,16 +47,25 @@ EMULATED = "its cores are emulated: these figures try the path and mean nothing 
 @click.option("--board", "name", help="Board to calibrate: a name or a TOML file; this machine if neither is given.")
 @click.option("--host", help="Where the board is, as for ssh: NAME or USER@NAME.")
 @click.option("--engine", type=click.Choice(("cores", "fpga")), default="cores", show_default=True, help="What of it.")
+@click.option("--meter", help="External power meter: serial:DEVICE, tcp:HOST:PORT or csv:FILE.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads on the cores.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Prices an allocation.")
 @json_option
 def command(
-    folder: Path | None, name: str | None, host: str | None, engine: str, threads: int, rounds: int, as_json: bool
+    folder: Path | None,
+    name: str | None,
+    host: str | None,
+    engine: str,
+    meter: str | None,
+    threads: int,
+    rounds: int,
+    as_json: bool,
 ) -> None:
     """Measure what bytes, products and launches cost on a target, and write its cost model.
 
-    Prices of allocations that were held out say how far it is off. What is interrupted resumes. With --engine fpga the
-    run's design must be built for the board; launches go through its agent.
+    Prices of allocations that were held out say how far it is off. What is interrupted resumes. Cores are weighed where
+    the board has a rail of its own, or by --meter. With --engine fpga the run's design must be built for the board;
+    launches go through its agent.
     """
     if host and name is None:
         raise WattbitError("--host needs --board, for what the board is: a name or a TOML file")
@@ -66,7 +75,7 @@ def command(
         if engine == "fpga":
             found, path = _fpga(run or one_run(None), name, host, rounds, display)
         else:
-            found, path = _cores(run, name, host, threads, rounds, display)
+            found, path = _cores(run, Place(name, host, meter), threads, rounds, display)
     if as_json:
         click.echo(json.dumps({"file": str(path), "calibration": found.to_json()}, indent=1))
     else:
@@ -124,7 +133,6 @@ def search_meter(
     from wattbit.policy.cost.calibration import Calibration
     from wattbit.policy.cost.hybrid import HybridMeter
     from wattbit.policy.recorded import RecordedMeter
-    from wattbit.tvm_schedules.host_meter import host_meter
 
     found = Calibration.load(path)
     model = cost_model(found, shape)
@@ -135,13 +143,9 @@ def search_meter(
     if origin.kind != "cores":
         raise WattbitError(f"{path} is of engines, which no search can build and measure; leave --measure out")
     widths = [int(bits) for bits in settings["weight_bytes"]]
-    there = origin.machine if origin.machine != origin.target else None
-    metered = (
-        host_meter(shape, widths, experts, settings["threads"])
-        if origin.target == "host"
-        else _there(origin.target, there, shape, widths, experts, settings["threads"], display)
-    )
-    with metered as meter:
+    here = origin.target == "host"
+    place = Place(None if here else origin.target, None if here or origin.machine == origin.target else origin.machine)
+    with _metered(place, shape, widths, experts, settings["threads"], display) as meter:
         name = f"{origin.target} {origin.machine} {digest_json(dict(settings))}"
         real = RecordedMeter(meter, name, log.with_suffix(".real.jsonl"))
         yield HybridMeter(model, real, every, log)
@@ -166,22 +170,25 @@ def planned_demand(shape: ExpertShape, target: Target) -> "FpgaDemand":
     return FpgaDemand(work, lambda precision: memory_bytes(precision, shape))
 
 
-def _cores(
-    run: Run | None, name: str | None, host: str | None, threads: int, rounds: int, display: Display
-) -> tuple["Calibration", Path]:
+@dataclass(frozen=True)
+class Place:
+    """Where cores are: a board (None is this machine), how it is reached, and an external power meter."""
+
+    name: str | None
+    host: str | None = None
+    meter: str | None = None
+
+
+def _cores(run: Run | None, place: Place, threads: int, rounds: int, display: Display) -> tuple["Calibration", Path]:
     from wattbit.board.targets import load
     from wattbit.policy.cost.calibration import Origin, design, mixed
     from wattbit.policy.cost.cores import CoresDemand
     from wattbit.tvm_schedules.boardside import cpu_name
-    from wattbit.tvm_schedules.host_meter import expert_bytes, host_meter, routing
+    from wattbit.tvm_schedules.host_meter import expert_bytes, routing
 
+    name, host = place.name, place.host
     shape, ids, widths, loads = _subject(run, EMULATED_SHAPE if name and load(name).tier else SHAPE)
-    metered = (
-        host_meter(shape, widths, len(ids), threads)
-        if name is None
-        else _there(name, host, shape, widths, len(ids), threads, display)
-    )
-    with metered as meter:
+    with _metered(place, shape, widths, len(ids), threads, display) as meter:
         sizes = {bits: expert_bytes(meter.core, bits, shape) for bits in widths}
         settings = {
             "shape": [shape.d_model, shape.d_hidden],
@@ -192,7 +199,8 @@ def _cores(
             "routing": digest_json(repr(loads)),
         }
         machine = cpu_name() if name is None else host or name
-        origin = Origin("cores", name or "host", machine, f"{meter.core.name}, {threads} threads", settings)
+        weighed = f", weighed by {place.meter}" if place.meter else ""
+        origin = Origin("cores", name or "host", machine, f"{meter.core.name}, {threads} threads{weighed}", settings)
         samples = design(ids, widths, loads, MIXTURES, 1, "host"), mixed(ids, widths, loads, HELD_OUT, 2, "host")
         return _calibrated(CoresDemand(shape, sizes, routing), meter, samples, origin, rounds, display)
 
@@ -234,34 +242,46 @@ class RemotePasses:
 
 
 @contextmanager
-def _there(
-    name: str, host: str | None, shape: ExpertShape, widths: Sequence[int], experts: int, threads: int, display: Display
+def _metered(
+    place: Place, shape: ExpertShape, widths: Sequence[int], experts: int, threads: int, display: Display
 ) -> Iterator["CoresMeter"]:
-    """A meter of a board's cores: kernels built here for them, and the timing, go over SSH and leave nothing there."""
+    """A meter of cores. To a board, kernels built here and the timing go over SSH and leave nothing there."""
     from wattbit.board.connect import board
+    from wattbit.board.meters import open_meter
     from wattbit.board.program import running
-    from wattbit.board.targets import load
+    from wattbit.board.rail_watch import RailWatch
+    from wattbit.board.targets import WITHOUT_RAIL, load
     from wattbit.tvm_schedules.cores import find_core
-    from wattbit.tvm_schedules.host_meter import CoresMeter, build_library, expert_bytes
+    from wattbit.tvm_schedules.host_meter import CoresMeter, build_library, expert_bytes, host_meter
     from wattbit.tvm_schedules.visits import memory_for
 
-    described = load(name)
-    core = find_core(described.target.core)
-    provenance: Provenance = "simulated" if described.tier else "measured"
-    if described.tier:
-        display.say(f"  {name}: {EMULATED}")
-    with TemporaryDirectory() as home:
-        library = Path(home) / "kernels.so"
-        build_library(core, widths, library)
+    with ExitStack() as stack:
+        external = stack.enter_context(open_meter(place.meter)) if place.meter else None
+        if place.name is None:
+            yield _weighed(stack.enter_context(host_meter(shape, widths, experts, threads)), external)
+            return
+        described = load(place.name)
+        core = find_core(described.target.core)
+        if described.tier:
+            display.say(f"  {place.name}: {EMULATED}")
+        home = Path(stack.enter_context(TemporaryDirectory()))
+        build_library(core, widths, home / "kernels.so")
+        connection = stack.enter_context(board(place.name, cache_folder(), home / "board", display, place.host))
+        if external is None and described.tier is None and described.power.source not in WITHOUT_RAIL:
+            external = stack.enter_context(RailWatch(connection, described.power))
+        passes = RemotePasses(stack.enter_context(running(connection, VISITS)), place.host or place.name)
         memory = memory_for(experts * expert_bytes(core, max(widths), shape))
-        with (
-            board(name, cache_folder(), Path(home) / "board", display, host) as connection,
-            running(connection, VISITS) as program,
-        ):
-            passes = RemotePasses(program, host or name)
-            sent = base64.b64encode(library.read_bytes()).decode("ascii")
-            passes.ask(library=sent, core=core.name, threads=threads, memory=memory)
-            yield CoresMeter(shape, core, passes, provenance=provenance)
+        sent = base64.b64encode((home / "kernels.so").read_bytes()).decode("ascii")
+        passes.ask(library=sent, core=core.name, threads=threads, memory=memory)
+        provenance: Provenance = "simulated" if described.tier else "measured"
+        yield _weighed(CoresMeter(shape, core, passes, provenance=provenance), external)
+
+
+def _weighed(meter: "CoresMeter", power: Any) -> "CoresMeter":
+    """The meter, its passes weighed where there is a power meter."""
+    from wattbit.tvm_schedules.host_meter import WEIGHED_S, Weighed
+
+    return meter if power is None else replace(meter, runner=Weighed(meter.runner, power), least_s=WEIGHED_S)
 
 
 def _fpga(run: Run, name: str | None, host: str | None, rounds: int, display: Display) -> tuple["Calibration", Path]:
