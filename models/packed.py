@@ -30,22 +30,22 @@ FORMAT = 1
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """Bytes [ceil(n bits / 8)] of values [n], uint8 below 2^bits."""
-    padded = torch.cat([values, values.new_zeros(-len(values) % 8)]).view(-1, 8).long()  # 8 values are `bits` bytes
-    words = sum(padded[:, i] << (bits * i) for i in range(8))
-    assert isinstance(words, Tensor)
-    found = torch.stack([(words >> (8 * i)) & 255 for i in range(bits)], dim=1)
-    return found.byte().flatten()[: -(-len(values) * bits // 8)]
+    padded = torch.cat([values, values.new_zeros(-len(values) % 8)]).view(-1, 8)  # 8 values are `bits` bytes
+    words = torch.zeros(len(padded), dtype=torch.int64, device=values.device)
+    for i in range(8):
+        words |= padded[:, i].long() << (bits * i)
+    found = torch.stack([((words >> (8 * i)) & 255).byte() for i in range(bits)], dim=1)
+    return found.flatten()[: -(-len(values) * bits // 8)]
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Values [count] uint8 of bytes that `pack` made of them."""
-    words = -(-count // 8)
-    padded = torch.cat([packed, packed.new_zeros(words * bits - len(packed))]).view(-1, bits).long()
-    whole = torch.zeros(words, dtype=torch.int64, device=packed.device)
+    padded = torch.cat([packed, packed.new_zeros(-(-count // 8) * bits - len(packed))]).view(-1, bits)
+    words = torch.zeros(len(padded), dtype=torch.int64, device=packed.device)
     for i in range(bits):
-        whole |= padded[:, i] << (8 * i)
-    found = torch.stack([(whole >> (bits * i)) & (2**bits - 1) for i in range(8)], dim=1)
-    return found.byte().flatten()[:count]
+        words |= padded[:, i].long() << (8 * i)
+    found = torch.stack([((words >> (bits * i)) & (2**bits - 1)).byte() for i in range(8)], dim=1)
+    return found.flatten()[:count]
 
 
 def packed_bytes(rows: int, columns: int, bits: int, group: int, zero: bool) -> int:
