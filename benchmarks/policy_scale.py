@@ -2,15 +2,19 @@
 
     python benchmarks/policy_scale.py [--quick] [--json FILE]
 
-Statistics are drawn at random (their values do not matter for time), 64 experts a layer; the meter is the planner's
-model of the KV260. Every size runs in a process of its own, for its peak memory. A ratio above 1 means better than
-growing linearly from 64 experts, or, for a search at 2048 experts, faster than the goal of 600 s.
+Statistics are drawn at random (their values do not matter for time), 64 experts a layer. No board's engines tell more
+than some hundreds of experts apart, so layers are spread over as many KV260s as it takes, LAYERS each, whose times by
+the planner's model add up. A search is what `wattbit search` does on so many experts (from 512 on, groups first), at
+the effort of `policy_vs_controls.py` for E=64. Every size runs in a process of its own, for its peak memory. A ratio
+above 1 means better than growing linearly from 64 experts, or, for a search at 2048 experts, faster than the goal of
+600 s; for rewards it is exp(difference) to the exact (or, for many experts, relaxed) optimum of the best set of widths.
 """
 
 import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,15 +24,37 @@ from rows import Row, show, write
 
 from wattbit.board.targets import load
 from wattbit.hls.meter import ModelledMeter
-from wattbit.plan import ExpertId, ExpertShape, ExpertStats, Workload
+from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, ExpertStats, Meter, Placement, Workload
 from wattbit.policy.agent import AgentSettings, train
 from wattbit.policy.environment import AllocationEnv
+from wattbit.policy.exact import solve_shared
+from wattbit.policy.hierarchy import LARGE, train_in_groups
 from wattbit.policy.problem import Problem
 
-LAYER = 64
+LAYER = 64  # experts
+LAYERS = 4  # of a board
 WIDTHS = (2, 3, 4, 6, 8)
 GOAL_EXPERTS, GOAL_S = 2048, 600.0
 SEEDS = (0, 1, 2)
+EFFORT = AgentSettings(iterations=60, gate_draws=4, choice_draws=6)
+
+
+class Boards:
+    """Layers on several boards, which a token passes one after the other: their times and bytes add up."""
+
+    def __init__(self, meter: Meter, workload: Workload) -> None:
+        self.meter = meter
+        frequency: dict[int, list[tuple[ExpertId, float]]] = {}
+        for expert, share in workload.frequency:
+            frequency.setdefault(expert.layer // LAYERS, []).append((expert, share))
+        self.loads = {board: replace(workload, frequency=tuple(own)) for board, own in frequency.items()}
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        placed: dict[int, list[Placement]] = {board: [] for board in self.loads}
+        for placement in allocation.placements:
+            placed[placement.expert.layer // LAYERS].append(placement)
+        costs = [self.meter.cost(Allocation(tuple(own)), self.loads[board]) for board, own in placed.items()]
+        return Cost(sum(c.latency_s for c in costs), None, sum(c.memory_bytes for c in costs), "modelled")
 
 
 def statistics(experts: int, seed: int) -> tuple[ExpertStats, ...]:
@@ -45,22 +71,33 @@ def statistics(experts: int, seed: int) -> tuple[ExpertStats, ...]:
     return tuple(found)
 
 
-def measure(experts: int, iterations: int, seed: int) -> tuple[float, float, float]:
-    """Seconds of the whole search and of one of its iterations, and the process's peak memory in MB."""
+Measured = tuple[float, float, float, float, float]
+
+
+def measure(experts: int, iterations: int, seed: int) -> Measured:
+    """Seconds of the whole search and of one of its iterations, peak memory in MB, reward, and that of the start."""
     stats = statistics(experts, seed)
-    meter = ModelledMeter(ExpertShape(128, 256), load("kv260").target)
     workload = Workload(1000, 2, tuple((s.expert, s.frequency) for s in stats))
+    meter = Boards(ModelledMeter(ExpertShape(128, 256), load("kv260").target), workload)
     marks: list[float] = []
     start = time.perf_counter()
-    problem = Problem(stats, meter, workload, WIDTHS, budget_bits=3.0, latency_nats=0.02)
-    settings = AgentSettings(iterations=iterations)
-    train(AllocationEnv(problem), seed, settings, lambda *_: marks.append(time.perf_counter()))
+    problem = Problem(stats, meter, workload, WIDTHS, budget_bits=3.0, latency_nats=0.1)
+    settings = replace(EFFORT, iterations=iterations)
+
+    def mark(*_: object) -> None:
+        marks.append(time.perf_counter())
+
+    if experts < LARGE:
+        reward = train(AllocationEnv(problem), seed, settings, mark).reward
+    else:
+        reward = train_in_groups(problem, seed, settings, progress=mark).reward
     whole = time.perf_counter() - start
-    step = (marks[-1] - marks[0]) / (len(marks) - 1)
-    return whole, step, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    step = float(np.median(np.diff(marks)))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return whole, step, memory, reward, problem.reward(solve_shared(problem))
 
 
-def alone(call: Callable[..., tuple[float, float, float]], *arguments: int) -> tuple[float, float, float]:
+def alone(call: Callable[..., Measured], *arguments: int) -> Measured:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(call, *arguments).result()
 
@@ -69,7 +106,7 @@ def alone(call: Callable[..., tuple[float, float, float]], *arguments: int) -> t
 @click.option("--quick", is_flag=True, help="Up to 512 experts, few iterations, one seed.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, path: Path | None) -> None:
-    sizes, iterations = ((64, 512), 10) if quick else ((64, 512, 2048, 6144), AgentSettings().iterations)
+    sizes, iterations = ((64, 512), 6) if quick else ((64, 512, 2048, 6144), EFFORT.iterations)
     seeds = SEEDS[:1] if quick else SEEDS
     rows: list[Row] = []
     base: dict[str, float] = {}
@@ -78,18 +115,25 @@ def main(quick: bool, path: Path | None) -> None:
         # the largest takes minutes a seed: its figures are of one
         used = seeds if experts <= GOAL_EXPERTS else seeds[:1]
         found = np.array([alone(measure, experts, iterations, seed) for seed in used])
-        means, stds = found.mean(axis=0), found.std(axis=0, ddof=1) if len(used) > 1 else np.zeros(3)
+        means, stds = (
+            found.mean(axis=0).tolist(),
+            (found.std(axis=0, ddof=1) if len(used) > 1 else np.zeros(5)).tolist(),
+        )
         names = (f"search of {iterations} iterations, s", "one iteration, s", "peak memory, MB")
-        for name, mean, std in zip(names, means.tolist(), stds.tolist(), strict=True):
+        case = f"{experts} experts"
+        for name, mean, std in zip(names, means, stds, strict=False):
             linear = base.setdefault(name, mean) * experts / sizes[0]
-            case, peer = f"{experts} experts", f"{sizes[0]} experts, scaled"
+            peer = f"{sizes[0]} experts, scaled"
             rows.append(Row(case, name, mean, std, linear, 0.0, peer, linear / mean, 1.0, "measured", used))
         if experts == GOAL_EXPERTS:
-            mean, std = float(means[0]), float(stds[0])
-            rows.append(Row(case, names[0], mean, std, GOAL_S, 0.0, "the goal", GOAL_S / mean, 1.0, "measured", used))
+            ratio = GOAL_S / means[0]
+            rows.append(Row(case, names[0], means[0], stds[0], GOAL_S, 0.0, "the goal", ratio, 1.0, "measured", used))
+        better = float(np.exp(means[3] - means[4]))
+        name, peer = "coupled reward, nats", "best set of widths"
+        rows.append(Row(case, name, means[3], stds[3], means[4], stds[4], peer, better, None, "modelled", used))
         show(rows[before:])
-    if path:
-        write(rows, path)
+        if path:
+            write(rows, path)
 
 
 if __name__ == "__main__":

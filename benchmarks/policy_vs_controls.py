@@ -2,10 +2,11 @@
 
     python benchmarks/policy_vs_controls.py [--quick] [--json FILE] [--runs FOLDER] [--preset NAME] [--jobs N]
 
-Statistics come from models with 16 and 64 experts in each of two layers, one run in the runs folder for each training
-seed; a run that has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls. Two
-rewards: additive, which is the damage table alone, where the exact optimum cannot be beaten; and coupled, where the
-planner's time on the board counts (latency_nats below), which no table sees.
+Statistics come from models with experts in two layers, one run in the runs folder for each training seed; a run that
+has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls. E=16 is the preset demo,
+E=64 the preset e64; drawn64 has 64 experts a layer whose statistics are drawn at random (`policy_scale`), for where
+there is no time to train. Two rewards: additive, which is the damage table alone, where the exact optimum cannot be
+beaten; and coupled, where the planner's time on the board counts (latency_nats below), which no table sees.
 
 `shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
 does, and gets as many evaluations as the policy. At ABLATED bits: A2C, a cold start, the widths 2, 4 and 8 alone, and a
@@ -25,13 +26,16 @@ from typing import Any
 
 import click
 import numpy as np
+from policy_scale import statistics
 from rows import Row, show, write
 from scipy.stats import ttest_rel
 
+from wattbit.board.targets import load as load_board
 from wattbit.files import digest_json, read_json, write_json
+from wattbit.hls.meter import ModelledMeter
 from wattbit.perform import RUNS, perform
-from wattbit.pipeline import expert_stats, meter, workload
-from wattbit.plan import Allocation, Cost, Meter, Workload
+from wattbit.pipeline import WORKLOAD_TOKENS, expert_stats, meter, workload
+from wattbit.plan import Allocation, Cost, ExpertStats, Meter, Workload
 from wattbit.policy.a2c import A2C
 from wattbit.policy.agent import AgentSettings, train
 from wattbit.policy.annealing import anneal
@@ -41,13 +45,19 @@ from wattbit.policy.exact import solve, solve_shared
 from wattbit.policy.ppo import PPO
 from wattbit.policy.problem import Choice, Problem
 from wattbit.policy.smoothing import smoothed
-from wattbit.presets import run_config
+from wattbit.presets import PRESETS, run_config
 from wattbit.run import Run
 
 SEEDS = (0, 1, 2)
-BUDGETS = {"demo": (2.25, 2.5, 2.75, 3.0, 3.5, 4.0), "e64": (2.25, 2.75, 3.0, 4.0), "tiny": (3.0, 4.0)}
-EXPERTS = {"demo": 16, "e64": 64, "tiny": 4}
+BUDGETS = {
+    "demo": (2.25, 2.5, 2.75, 3.0, 3.5, 4.0),
+    "e64": (2.25, 2.75, 3.0, 4.0),
+    "drawn64": (2.25, 2.75, 3.0, 4.0),
+    "tiny": (3.0, 4.0),
+}
+TITLES = {"demo": "E=16", "e64": "E=64", "drawn64": "E=64 drawn", "tiny": "E=4"}
 FEW_WIDTHS = (2, 4, 8)
+DRAWN = "drawn64"
 ABLATED = 3.0  # bits
 COUPLED_NATS = 0.1
 MARKS = (100, 300, 1000)  # evaluations
@@ -119,9 +129,7 @@ def work(cell: Cell, root: str) -> dict[str, Any]:
     path = Path(root) / "policy_vs_controls" / f"{digest_json(asdict(cell))}.json"
     if path.exists():
         return dict(read_json(path))
-    run = run_of(cell.preset, cell.training_seed, Path(root))
-    stats, load = smoothed(expert_stats(run)), workload(run)
-    board: Meter = meter(run) if cell.nats else Free()
+    stats, load, board = world(cell, Path(root))
 
     every = tuple(bits for bits, _ in stats[0].damage)
 
@@ -143,6 +151,17 @@ def work(cell: Cell, root: str) -> dict[str, Any]:
             rewards[name] = [judge.reward(judge.choice(allocation)) for allocation in chosen]
     write_json(path, {"cell": asdict(cell), "rewards": rewards, "marks": marks})
     return dict(read_json(path))
+
+
+def world(cell: Cell, root: Path) -> tuple[tuple[ExpertStats, ...], Workload, Meter]:
+    """A cell's statistics, workload and meter."""
+    if cell.preset == DRAWN:
+        sizes = PRESETS["e64"].model
+        stats = statistics(sizes.layers * sizes.experts, cell.training_seed)
+        load = Workload(WORKLOAD_TOKENS, sizes.top_k, tuple((s.expert, s.frequency) for s in stats))
+        return stats, load, ModelledMeter(sizes.shape, load_board("virtual-z2").target) if cell.nats else Free()
+    run = run_of(cell.preset, cell.training_seed, root)
+    return smoothed(expert_stats(run)), workload(run), meter(run) if cell.nats else Free()
 
 
 def progress(problem: Problem) -> list[float]:
@@ -206,12 +225,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from wattbit.plots import COLOURS, save
 
     shown = [row for row in rows if row.metric == "coupled reward, nats"]
-    models = sorted({row.case.split(",")[0] for row in shown}, key=lambda name: int(name[2:]))
+    models = sorted({row.case.split(",")[0] for row in shown})
     figure, panels = plt.subplots(1, len(models), figsize=(5.2 * len(models), 3.6), squeeze=False)
     for panel, model in zip(panels[0], models, strict=True):
         for colour, peer in zip(COLOURS, ("exact", "shared", "annealing", "greedy", "linear", "random"), strict=False):
             points = [
-                (float(row.case.split(" ")[1]), 100 * np.log(row.ratio))
+                (float(row.case.split(", ")[1].split()[0]), 100 * np.log(row.ratio))
                 for row in shown
                 if row.peer_name == peer and row.case.startswith(f"{model},")
             ]
@@ -229,12 +248,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 @click.option("--quick", is_flag=True, help="The tiny preset, two budgets: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write rows here, a plot beside.")
 @click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of cells done.")
-@click.option("--preset", "presets", multiple=True, help="demo (E=16) or e64; by default both.")
+@click.option("--preset", "presets", multiple=True, help="demo, e64 or drawn64; by default demo and drawn64.")
 @click.option("--jobs", default=1, show_default=True, help="Processes side by side.")
 def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], jobs: int) -> None:
-    efforts = {"tiny": (5, 4, 4), "demo": (60, 6, 8), "e64": (60, 4, 6)}
-    names = ("tiny",) if quick else presets or ("demo", "e64")
-    for name in names:
+    efforts = {"tiny": (5, 4, 4), "demo": (60, 6, 8), "e64": (60, 4, 6), DRAWN: (60, 4, 6)}
+    names = ("tiny",) if quick else presets or ("demo", DRAWN)
+    for name in (name for name in names if name != DRAWN):
         for seed in SEEDS:
             run_of(name, seed, root)
     cells = [
@@ -257,7 +276,7 @@ def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], j
                     one for cell, one in found.items() if (cell.preset, cell.budget, cell.nats) == (name, budget, nats)
                 ]
                 methods = {m: [v for one in here for v in one["rewards"][m]] for m in here[0]["rewards"]}
-                case = f"E={EXPERTS[name]}, {budget} bits"
+                case = f"{TITLES[name]}, {budget} bits"
                 added = compare(case, metric, methods, goal=nats > 0)
                 if nats and budget == ABLATED:
                     added += sample_efficiency(case, here)

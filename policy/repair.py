@@ -11,7 +11,7 @@ Two forms of a reward that sees retraining:
 
   by least squares with left_b >= 0 and a pull towards one share for all widths (a Gaussian prior around it of standard
   deviation SPREAD, where a rise is known to NOISE_NATS): a width whose damage is all noise takes what the others say.
-  One number a width, because single experts' changes after few steps are all noise (see `policy.cotrain`). The corrected
+  One number a width, because single experts' changes after few steps are all noise (`policy.cotrain`). The corrected
   table then costs a policy nothing.
 """
 

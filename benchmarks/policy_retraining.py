@@ -1,0 +1,142 @@
+"""A reward that sees retraining: widths chosen by damage before it, by a learned repair, and by short retraining.
+
+    python benchmarks/policy_retraining.py [--quick] [--json FILE] [--runs FOLDER]
+
+For each training seed (one run each in the runs folder, kept) and at BUDGET bits:
+
+- `table`: the exact optimum of the damage measured before retraining;
+- `learned`: that of the table corrected by `policy.repair`, fitted to short fine-tunings of uniform widths and of two
+  random allocations, once a model;
+- `short`: the best of CANDIDATES (both of the above, the uniform width next below the budget, the policy's best on the
+  corrected table) after a short fine-tuning of each;
+- `uniform`: the width next below the budget, and `random`: one allocation of the budget.
+
+All of them are then fine-tuned alike from the float weights, and a ratio is a peer's perplexity over that of `learned`.
+The seconds of each form are what it takes beside the table: fitting the repair, or fine-tuning the candidates.
+"""
+
+import time
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import click
+import numpy as np
+from policy_vs_controls import SEEDS, run_of
+from rows import Row, show, write
+from scipy.stats import ttest_rel
+
+from wattbit.files import digest_json, read_json, write_json
+from wattbit.perform import RUNS
+from wattbit.pipeline import expert_stats, learner, meter, workload
+from wattbit.policy.agent import AgentSettings, train
+from wattbit.policy.controls import random_allocation
+from wattbit.policy.environment import AllocationEnv
+from wattbit.policy.exact import solve
+from wattbit.policy.problem import Problem
+from wattbit.policy.repair import learn, shortlist, tuned
+from wattbit.policy.smoothing import smoothed
+
+BUDGET = 2.75
+OURS = "learned"
+PEERS = ("table", "short", "uniform", "random")
+
+
+def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: Path) -> dict[str, Any]:
+    """One training seed: perplexities after the whole fine-tuning, seconds, repair; kept in the runs folder."""
+    kept = root / "policy_retraining" / f"{digest_json([preset, seed, short, steps, iterations])}.json"
+    if kept.exists():
+        return dict(read_json(kept))
+    run = run_of(preset, seed, root)
+    stats = smoothed(expert_stats(run))
+    widths = tuple(bits for bits, _ in stats[0].damage)
+    settings: dict[str, Any] = {"budget_bits": BUDGET, "latency_nats": 0.0}
+    problem = Problem(stats, meter(run), workload(run), widths, **settings)
+    model = learner(run)
+    start = kept.with_suffix(".safetensors")
+    model.save(start)
+    begin = time.monotonic()
+    repair, record = learn(problem, model, start, short, seed)
+    learned_s = time.monotonic() - begin
+    corrected = Problem(repair.of(stats), meter(run), workload(run), widths, **settings)
+    below = max(bits for bits in widths if bits <= BUDGET)
+    chosen = {
+        "table": problem.allocation(solve(problem)),
+        OURS: problem.allocation(solve(corrected)),
+        "uniform": problem.allocation(problem.uniform(below)),
+        "policy": problem.allocation(
+            train(AllocationEnv(corrected), seed, AgentSettings(iterations=iterations)).choice
+        ),
+    }
+    begin = time.monotonic()
+    best, shortly = shortlist(model, start, chosen, short, seed)
+    short_s = time.monotonic() - begin
+    chosen["random"] = problem.allocation(random_allocation(problem, seed))
+    wanted = {name: chosen[name] for name in {"table", OURS, "uniform", "random", best}}
+    distinct = {allocation.digest: allocation for allocation in wanted.values()}
+    after = tuned(model, start, distinct, steps, seed)
+    start.unlink()
+    record |= {
+        "left": {str(bits): share for bits, share in repair.left.items()},
+        "perplexity": {name: after[allocation.digest] for name, allocation in wanted.items()},
+        "short": best,
+        "shortly": shortly,
+        "seconds": {OURS: learned_s, "short": short_s},
+        "bits": {name: allocation.mean_bits for name, allocation in wanted.items()},
+    }
+    record["perplexity"]["short"] = after[chosen[best].digest]
+    write_json(kept, record)
+    click.echo(f"seed {seed}: {record}", err=True)
+    return record
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="The tiny preset, few steps: figures that mean nothing.")
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
+@click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of seeds done.")
+@click.option("--short", default=10, show_default=True, help="Steps of a short fine-tuning.")
+@click.option("--steps", default=40, show_default=True, help="Steps of the whole fine-tuning.")
+def main(quick: bool, path: Path | None, root: Path, short: int, steps: int) -> None:
+    preset, short, steps, iterations = ("tiny", 2, 4, 5) if quick else ("demo", short, steps, 40)
+    found = [read(preset, seed, short, steps, iterations, root) for seed in SEEDS]
+    case = f"{preset}, {BUDGET} bits, {short} and {steps} steps"
+    rows = []
+    ours = [one["perplexity"][OURS] for one in found]
+    for peer in PEERS:
+        theirs = [one["perplexity"][peer] for one in found]
+        p = None if np.allclose(ours, theirs) else float(ttest_rel(ours, theirs).pvalue)
+        means, stds = (fmean(ours), fmean(theirs)), (stdev(ours), stdev(theirs))
+        ratio, name = means[1] / means[0], "perplexity after fine-tuning"
+        rows.append(Row(case, name, means[0], stds[0], means[1], stds[1], peer, ratio, None, "measured", SEEDS, p))
+    times = {name: [one["seconds"][name] for one in found] for name in (OURS, "short")}
+    means, stds = [fmean(times[n]) for n in times], [stdev(times[n]) for n in times]
+    rows.append(
+        Row(
+            case, "seconds", means[0], stds[0], means[1], stds[1], "short", means[1] / means[0], None, "measured", SEEDS
+        )
+    )
+    for bits in found[0]["left"]:
+        left = [one["left"][bits] for one in found]
+        name = f"share of the damage left at {bits} bits"
+        rows.append(
+            Row(
+                case,
+                name,
+                fmean(left),
+                stdev(left),
+                1.0,
+                0.0,
+                "no repair",
+                1 / max(fmean(left), 1e-9),
+                None,
+                "measured",
+                SEEDS,
+            )
+        )
+    show(rows)
+    if path:
+        write(rows, path)
+
+
+if __name__ == "__main__":
+    main()
