@@ -103,7 +103,8 @@ def run_here(program: Path, arguments: Sequence[str]) -> str:
 
 def as_toml(core: Core, how: str, costs: dict[int, dict[Tiling, list[float]]]) -> str:
     """The file of a core's tilings, each width's candidates beside the one that was chosen."""
-    lines = [f"# By `wattbit tune` for {core.name}: {how}", f'core = "{core.name}"', ""]
+    shapes = f"rows x depth {SHAPES}, where timed also {COLD_SHAPE} from memory"
+    lines = [f"# By `wattbit tune` for {core.name}: {how} at {shapes}.", f'core = "{core.name}"', ""]
     for bits, found in costs.items():
         chosen = best(found)
         lines += [f"[widths.{bits}]", *(f"{key} = {value}" for key, value in asdict(chosen).items())]

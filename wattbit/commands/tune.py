@@ -52,7 +52,7 @@ def command(name: str | None, host: str | None, core_name: str | None, out: Path
             how, measure = f"seconds on {host}", partial(tuning.time_products, run=over(connection))
         costs = tuning.tune(core, measure, display)
     path = out or tilings_file(board)
-    write_text(path, tuning.as_toml(core, f"{how}.", costs))
+    write_text(path, tuning.as_toml(core, how, costs))
     for bits, found in costs.items():
         chosen = tuning.best(found)
         click.echo(f"{bits} bits: {chosen.group_vectors} row vectors at once, {chosen.run_chunks} chunks in a row")
