@@ -16,6 +16,7 @@ The seconds of each form are what it takes beside the table: fitting the repair,
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -90,6 +91,14 @@ def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: 
     return record
 
 
+def compare(case: str, metric: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> Row:
+    """Values over SEEDS."""
+    mean, other = fmean(ours), fmean(theirs)
+    p = None if np.allclose(ours, theirs) else float(ttest_rel(ours, theirs).pvalue)
+    ratio = other / max(mean, 1e-9)
+    return Row(case, metric, mean, stdev(ours), other, stdev(theirs), peer, ratio, None, "measured", SEEDS, p)
+
+
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="The tiny preset, few steps: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
@@ -100,39 +109,13 @@ def main(quick: bool, path: Path | None, root: Path, short: int, steps: int) -> 
     preset, short, steps, iterations = ("tiny", 2, 4, 5) if quick else ("demo", short, steps, 40)
     found = [read(preset, seed, short, steps, iterations, root) for seed in SEEDS]
     case = f"{preset}, {BUDGET} bits, {short} and {steps} steps"
-    rows = []
-    ours = [one["perplexity"][OURS] for one in found]
-    for peer in PEERS:
-        theirs = [one["perplexity"][peer] for one in found]
-        p = None if np.allclose(ours, theirs) else float(ttest_rel(ours, theirs).pvalue)
-        means, stds = (fmean(ours), fmean(theirs)), (stdev(ours), stdev(theirs))
-        ratio, name = means[1] / means[0], "perplexity after fine-tuning"
-        rows.append(Row(case, name, means[0], stds[0], means[1], stds[1], peer, ratio, None, "measured", SEEDS, p))
+    after = {name: [one["perplexity"][name] for one in found] for name in (OURS, *PEERS)}
     times = {name: [one["seconds"][name] for one in found] for name in (OURS, "short")}
-    means, stds = [fmean(times[n]) for n in times], [stdev(times[n]) for n in times]
-    rows.append(
-        Row(
-            case, "seconds", means[0], stds[0], means[1], stds[1], "short", means[1] / means[0], None, "measured", SEEDS
-        )
-    )
+    rows = [compare(case, "perplexity after fine-tuning", after[OURS], peer, after[peer]) for peer in PEERS]
+    rows.append(compare(case, "seconds beside the table's", times[OURS], "short", times["short"]))
     for bits in found[0]["left"]:
         left = [one["left"][bits] for one in found]
-        name = f"share of the damage left at {bits} bits"
-        rows.append(
-            Row(
-                case,
-                name,
-                fmean(left),
-                stdev(left),
-                1.0,
-                0.0,
-                "no repair",
-                1 / max(fmean(left), 1e-9),
-                None,
-                "measured",
-                SEEDS,
-            )
-        )
+        rows.append(compare(case, f"share of the damage left at {bits} bits", left, "no repair", [1.0] * len(found)))
     show(rows)
     if path:
         write(rows, path)

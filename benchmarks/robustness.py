@@ -3,10 +3,10 @@
     python benchmarks/robustness.py [--quick] [--json FILE] [--runs FOLDER]
 
 For each training seed (one run each in the runs folder, kept) a policy is trained at BUDGET bits, and the float weights
-are fine-tuned for the same steps in two ways: `fixed`, at the policy's best allocation, and `sampled`, at that one and at
-allocations drawn from the policy, one a step. Then the weights are read at widths that neither has seen: uniform 8, 4
-and 3 bits and random allocations of the budget. A ratio is a peer's perplexity over that of `sampled`, above 1 where
-sampled co-training is better; p is of a paired t-test over training seeds (times allocations, where there are several).
+are fine-tuned for the same steps in two ways: `fixed`, at the policy's best allocation, and `sampled`, at that one and
+at allocations drawn from the policy, one a step. Then the weights are read at widths that neither was tuned at: uniform
+8, 4 and 3 bits and random allocations of the budget. A ratio is a peer's perplexity over that of `sampled`, above 1
+where sampled co-training is better; p is of a paired t-test over training seeds (times allocations, if several).
 """
 
 from collections.abc import Sequence

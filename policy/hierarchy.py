@@ -3,7 +3,8 @@
 A policy's evaluations pay for all experts at once, so with thousands of them the meter's answer says little about each.
 Groups make the first step's problem as small as one that is known to be learned: the experts of a layer, ordered by
 their damage at the narrowest width, are cut into runs of about the same length; a run is one expert, whose damage and
-frequency are the sums of its members', and the meter prices the whole allocation. The second step starts from there.
+frequency are the sums of its members', and the meter prices the whole allocation. The second step starts from there, or
+from the table's solution where that is better.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertStats, Meter, Placement, Workload
 from wattbit.policy.agent import AgentSettings, Trained, train
 from wattbit.policy.environment import AllocationEnv
+from wattbit.policy.exact import solve_shared
 from wattbit.policy.problem import Choice, Problem
 from wattbit.progress import Progress, silent
 
@@ -79,9 +81,9 @@ def train_in_groups(
     firsts = [order[problem.experts[int(np.flatnonzero(group == g)[0])]] for g in range(len(order))]
     own = max(1, round(settings.iterations * REFINE))
     found = train(AllocationEnv(small), seed, replace(settings, iterations=max(1, settings.iterations - own)), progress)
-    start: Choice = found.choice[np.array(firsts)[group]]
-    env = AllocationEnv(problem)
-    refined = train(env, seed, replace(settings, iterations=own), progress, start=problem.shrink(start))
+    spread: Choice = found.choice[np.array(firsts)[group]]
+    start = max(problem.shrink(spread), problem.fit(spread), solve_shared(problem), key=problem.reward)
+    refined = train(AllocationEnv(problem), seed, replace(settings, iterations=own), progress, start=start)
     return replace(refined, curve=(*found.curve, *refined.curve))
 
 

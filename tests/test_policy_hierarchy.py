@@ -41,7 +41,7 @@ def test_two_steps_end_close_to_the_optimum_and_within_the_budget() -> None:
     trained = train_in_groups(problem, 0, AgentSettings(iterations=30), number=32)
     assert problem.fits(trained.choice)
     assert trained.reward == problem.reward(trained.choice)
-    assert trained.reward >= 1.05 * problem.reward(solve(problem))  # rewards are negative
+    assert trained.reward >= 1.001 * problem.reward(solve(problem))  # rewards are negative; it starts from there
     assert len(trained.curve) == 30
 
 
