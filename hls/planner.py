@@ -356,7 +356,11 @@ class _Search:
             chip = [i for i in experts if i not in taken]
             away = [i for i in experts if i in taken]
             engines = min(streams[pool.chosen.index(precision)], len(away)) if away else 0
-            for home, ids, number in (("chip", chip, -(-len(chip) // SETS_MAX)), ("stream", away, engines)):
+            homes: tuple[tuple[Home, list[int], int], ...] = (
+                ("chip", chip, -(-len(chip) // SETS_MAX)),
+                ("stream", away, engines),
+            )
+            for home, ids, number in homes:
                 shares = self.shares(precision, home, tuple(ids), (0,) * number, inf) if ids else ()
                 if shares is None:
                     return None

@@ -118,8 +118,9 @@ def _nearly_random(problem: Problem, draw: np.random.Generator) -> Choice:
     bits = problem.widths.astype(float)
 
     def shares(tilt: float) -> Floats:
-        odds = np.exp(-tilt * (bits - bits[0 if tilt >= 0 else -1]))
-        return odds / odds.sum()
+        odds: Floats = np.exp(-tilt * (bits - bits[0 if tilt >= 0 else -1]))
+        odds /= odds.sum()
+        return odds
 
     low, high = -50.0, 50.0
     for _ in range(60):
@@ -139,4 +140,5 @@ def _steps(problem: Problem, choice: Choice, room: int) -> NDArray[np.bool_]:
     beside = ladder[np.clip(at + (1 if room >= 0 else -1), 0, len(ladder) - 1)]
     more = beside - problem.widths[choice]
     possible = (more != 0) & (more <= max(room, 0))
-    return possible[:, None] & (problem.widths[None, :] == beside[:, None])
+    reached: NDArray[np.bool_] = possible[:, None] & (problem.widths[None, :] == beside[:, None])
+    return reached

@@ -38,7 +38,7 @@ class Asked:
     seed: int
 
 
-class Share(click.ParamType):
+class Share(click.ParamType[float]):
     """`1%` or `0.01`."""
 
     name = "share"
