@@ -3,7 +3,7 @@
 Time is counted from start to done. Vector k of an engine, in the order of its packets:
 
     dispatched  one header and `words` data words after the packet before it, when the lane has room: its queue holds
-                QUEUED vectors, and FLYING are under way between dispatch and writer (`wattbit_lane`)
+                what `shell.queue_words` says, and as many more as its other queues hold are under way (`wattbit_lane`)
     fc1 ends    `fc1` cycles after it was dispatched or the vector before it ended, but no sooner than the expert's
                 first half has arrived from DDR, and no sooner than fc2 has begun the vector before it: the hidden FIFO
                 holds one vector, fc2's replay buffer another
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from wattbit.hls.engine_class import EngineClass
 from wattbit.hls.memory import image_parts
+from wattbit.hls.shell import queue_words
 from wattbit.plan import ExpertShape
 
-FLYING = 17  # the lane's queue of result addresses, 16 and its output register
-QUEUED = 4  # vectors in the lane's queue, more where d_model is no power of two
+INSIDE = 12  # vectors in an engine and behind it, for which the lane has room (wattbit_lane)
 WINDOW = 64  # words that a reader may have requested
 BURST = 16
 
@@ -100,8 +100,10 @@ def overhead(words: int, port: Port) -> int:
 class _Lane:
     """One engine's vectors so far."""
 
-    def __init__(self, timing: Timing) -> None:
+    def __init__(self, timing: Timing, words: int) -> None:
         self.timing = timing
+        self.queued = queue_words(words, timing.per_vector, timing.load) // words
+        self.flying = 2 ** (self.queued + INSIDE - 1).bit_length() + 1  # and the output register
         self.left: list[float] = []  # when each vector had left the queue
         self.hidden: list[float] = []  # fc1's ends
         self.results: list[float] = []  # fc2's ends
@@ -145,16 +147,15 @@ def launch(
     words: 64-bit words of a vector. Stalls of the port beside its latency are not modelled.
     """
     port = port or Port()
-    queued = 2 ** max(0, (QUEUED * words - 1).bit_length()) // words
-    lanes = [_Lane(timing) for timing in timings]
+    lanes = [_Lane(timing, words) for timing in timings]
     free = float(TO_DISPATCH + port.read_latency)  # when the next header is there
     for engine, index in zip(engines, sets, strict=True):
         lane = lanes[engine]
         k = len(lane.results)
-        header = max(free, lane.results[k - FLYING]) if k >= FLYING else free
+        header = max(free, lane.results[k - lane.flying]) if k >= lane.flying else free
         end = header + words * port.read_cycles
-        if k >= queued:
-            end = max(end, lane.left[k - queued])
+        if k >= lane.queued:
+            end = max(end, lane.left[k - lane.queued])
         lane.vector(header, end, index, port)
         free = end + port.read_cycles
     written = 0.0
