@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.policy.problem import Choice, Problem
+from wattbit.policy.problem import Choice, Floats, Problem
 
 EXACT_STATES = 2**20  # experts times bits of the budget that the exact solution of every set of widths may take
 
@@ -22,31 +22,36 @@ EXACT_STATES = 2**20  # experts times bits of the budget that the exact solution
 def solve(problem: Problem, opened: NDArray[np.bool_] | None = None) -> Choice:
     """The choice [N] of least damage within the budget; of equal ones, one with the fewest bits.
 
-    opened: the widths [K] that may be used, by default all. Raises WattbitError when even the narrowest of them
+    opened: the actions [K] that may be used, by default all. Raises WattbitError when even the narrowest of them
     exceeds the budget.
     """
-    experts, widths = problem.size
-    allowed = np.ones(widths, dtype=np.bool_) if opened is None else opened
-    narrowest = int(problem.widths[allowed].min())
-    if narrowest * experts > problem.budget:
+    allowed = np.arange(len(problem.widths)) if opened is None else np.flatnonzero(opened)
+    choice: Choice = allowed[cheapest_choice(problem.damage[:, allowed], problem.widths[allowed], problem.budget)]
+    return choice
+
+
+def cheapest_choice(costs: Floats, widths: NDArray[np.int64], bits: int) -> Choice:
+    """The same for any costs [N, K] of options of these widths [K], ascending, within so many bits."""
+    experts, options = costs.shape
+    if int(widths[0]) * experts > bits:
         raise WattbitError(
-            f"{experts} experts of at least {narrowest} bits exceed the budget of {problem.budget} bits; "
-            f"the smallest feasible one is {narrowest * experts}"
+            f"{experts} experts of at least {widths[0]} bits exceed the budget of {bits} bits; "
+            f"the smallest feasible one is {int(widths[0]) * experts}"
         )
-    best = np.zeros(problem.budget + 1)  # least damage of the experts so far within b bits
-    taken = np.zeros((experts, problem.budget + 1), dtype=np.int8)
-    for i, damage in enumerate(problem.damage):
-        options = np.full((len(problem.widths), len(best)), np.inf)  # [K, B + 1]
-        for k in np.flatnonzero(allowed & (problem.widths <= problem.budget)):
-            width = int(problem.widths[k])
-            options[k, width:] = best[: len(best) - width] + damage[k]
-        taken[i] = options.argmin(axis=0)
-        best = options.min(axis=0)
+    steps = [(k, int(width)) for k, width in enumerate(widths) if width <= bits]
+    best = np.zeros(bits + 1)  # least cost of the experts so far within b bits
+    taken = np.zeros((experts, bits + 1), dtype=np.int8)
+    for i, cost in enumerate(costs):
+        sums = np.full((options, bits + 1), np.inf)  # [K, B + 1]
+        for k, width in steps:
+            sums[k, width:] = best[: bits + 1 - width] + cost[k]
+        taken[i] = sums.argmin(axis=0)
+        best = sums.min(axis=0)
     choice = np.zeros(experts, dtype=np.int64)
     left = int(best.argmin())
     for i in reversed(range(experts)):
         choice[i] = taken[i, left]
-        left -= int(problem.widths[choice[i]])
+        left -= int(widths[choice[i]])
     return choice
 
 

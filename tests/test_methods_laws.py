@@ -12,7 +12,7 @@ from wattbit.policy.methods.registry import METHODS, ON_HARDWARE, ON_WEIGHTS, me
 from wattbit.policy.methods.size import budget_bytes
 from wattbit.recipe import Budget, Method, Recipe
 
-SEEDS = {"dmpq": 1, "mxmoe": 4, "mcmoe": 6, "mcmoe-odp": 6}  # models that a method is tried on, else 12
+SEEDS = {"dmpq": 1, "mcmoe": 6, "mcmoe-odp": 6}  # models that a method is tried on, else 12
 QUICK = [name for name in METHODS if name != "dmpq"]  # that one trains a policy
 
 

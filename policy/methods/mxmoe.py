@@ -5,8 +5,8 @@ distances of the layer's output with one expert alone quantized (equations 5 and
 times; r = 0.75 (section 5.4; the paper takes r = 1, accuracy alone, for weight-only 2 and 3 bits).
 
 The objective is a product, so the paper's "ILP" is none. r log L + (1 - r) log T is concave in (L, T) and both are
-sums over experts, so its minimum is a vertex of the convex hull of all (L, T). The vertices are found by integer
-programs on weighted sums; a triangle between two of them that cannot hold a better one is not searched. That is exact.
+sums over experts, so its minimum is a vertex of the convex hull of all (L, T). The vertices are the exact knapsacks of
+weighted sums (`policy.exact`); a triangle between two that cannot hold a better one is not searched. That is exact.
 
 Chosen where the paper is silent or cannot be followed:
 - Widths are per expert, not per matrix: an engine or kernel of wattbit runs an expert at one width.
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.plan import Allocation, ExpertId, Meter, Workload
+from wattbit.policy.exact import cheapest_choice
 from wattbit.policy.methods.inputs import bits_for, by_layer, open_widths, recipe, reconstruction, statistics
-from wattbit.policy.methods.knapsack import cheapest
 from wattbit.policy.problem import Choice, Floats
 from wattbit.recipe import Budget, Quantizer, Recipe, Subject
 
@@ -92,7 +92,7 @@ def least_product(damage: Floats, time: Floats, widths: NDArray[np.int64], bits:
     def value(point: Point) -> float:
         return accuracy * float(np.log(max(point[0], TINY))) + (1 - accuracy) * float(np.log(max(point[1], TINY)))
 
-    accurate, fast = cheapest(damage, widths, bits), cheapest(time, widths, bits)
+    accurate, fast = cheapest_choice(damage, widths, bits), cheapest_choice(time, widths, bits)
     best = min(accurate, fast, key=lambda one: value(at(one)))
 
     def search(left: Choice, right: Choice, corner: Point) -> None:
@@ -102,7 +102,7 @@ def least_product(damage: Floats, time: Floats, widths: NDArray[np.int64], bits:
         across = (a[1] - b[1], b[0] - a[0])  # the weights at which a and b weigh the same
         if min(across) <= 0 or value(corner) >= value(at(best)):
             return
-        middle = cheapest(across[0] * damage + across[1] * time, widths, bits)
+        middle = cheapest_choice(across[0] * damage + across[1] * time, widths, bits)
         m = at(middle)
         weight = across[0] * m[0] + across[1] * m[1]
         if weight >= (across[0] * a[0] + across[1] * a[1]) * (1 - 1e-9):
