@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array, vstack
 
 from wattbit.errors import WattbitError
 from wattbit.policy.problem import Choice, Floats
@@ -37,30 +37,19 @@ def cheapest(costs: Floats, widths: NDArray[np.int64], bits: int, at_least: Mapp
     keep = np.ones_like(costs, dtype=np.bool_)
     keep[:, 1:] = costs[:, 1:] < np.minimum.accumulate(costs, axis=1)[:, :-1]
     keep[:, list(needed)] = True
-    expert, option = np.nonzero(keep)
-    cost = costs[expert, option]
-    column = np.arange(len(cost))
+    expert, option = np.nonzero(keep)  # of each variable
+    cost, column = costs[expert, option], np.arange(len(expert))
+    one_each = csr_array((np.ones(len(cost)), (expert, column)), (experts, len(cost)))
+    spent = csr_array(widths[option][None].astype(float))
+    asked = [csr_array((option == k)[None].astype(float)) for k in needed]
+    lower = np.concatenate([np.ones(experts), [0], list(needed.values())])
+    upper = np.concatenate([np.ones(experts), [bits], np.full(len(needed), np.inf)])
     scale = float(np.abs(cost).max()) or 1.0
-    rows = [*needed]
-    matrix = coo_array(
-        (
-            np.concatenate([np.ones(len(cost)), widths[option], *[np.ones((option == k).sum()) for k in rows]]),
-            (
-                np.concatenate(
-                    [expert, np.full(len(cost), experts)]
-                    + [np.full((option == k).sum(), experts + 1 + r) for r, k in enumerate(rows)]
-                ),
-                np.concatenate([column, column, *[column[option == k] for k in rows]]),
-            ),
-        )
-    ).tocsr()
-    lower = np.concatenate([np.ones(experts), [0], [needed[k] for k in rows]])
-    upper = np.concatenate([np.ones(experts), [bits], np.full(len(rows), np.inf)])
     found = milp(
         cost * (SCALE / scale),
         integrality=np.ones(len(cost)),
         bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix, lower, upper),
+        constraints=LinearConstraint(vstack([one_each, spent, *asked]), lower, upper),
         options={"mip_rel_gap": 0.0},
     )
     if found.x is None:
