@@ -369,7 +369,8 @@ def _calibrated(
     from wattbit.policy.cost.calibration import calibrate
     from wattbit.policy.recorded import RecordedMeter
 
-    label = re.sub(r"[^\w.@-]", "_", f"{Path(origin.target).stem}-{origin.machine}")
+    names = dict.fromkeys((Path(origin.target).stem, origin.machine))  # a board at its own address has one name
+    label = re.sub(r"[^\w.@-]", "_", "-".join(names))
     folder = cache_folder() / "calibration" / label
     key = digest_json([origin.kind, origin.target, origin.machine, origin.meter, dict(origin.settings)])
     kept = folder / f"prices-{key}"
