@@ -22,16 +22,16 @@ def test_unpack_inverts_pack(bits: int, rows: int, depth: int, group: int) -> No
 
 @pytest.mark.parametrize("bits", GPU_WIDTHS)
 def test_a_matrix_takes_its_bits_and_no_more(bits: int) -> None:
-    assert GpuLayout(bits, 4096).words(64) * 16 == 64 * 4096 * bits
+    assert GpuLayout(bits, 4096).words(64) * 32 == 64 * 4096 * bits
 
 
-def test_the_words_of_two_bits_are_numbers_in_place() -> None:
-    """Field 0 of a word is bfloat16 -2, 0 or 2 without any decoding but a mask."""
-    codes = np.zeros((1, 128), np.int8)
-    codes[0, :3] = -1, 0, 1
-    words = pack(codes, GpuLayout(2, 128)).view(np.uint16)
-    bfloat16 = (words[:3].astype(np.uint32) & 0xC000) << 16
-    np.testing.assert_array_equal(bfloat16.view(np.float32), [-2, 0, 2])
+@pytest.mark.parametrize("bits", GPU_WIDTHS)
+def test_a_code_in_its_place_is_a_bfloat16_number(bits: int) -> None:
+    """Masked out of its 16 bits, a code is 2^-133 times itself plus the offset, as an ordinary bfloat16 number."""
+    codes = np.random.default_rng(bits).integers(0, 2 ** (bits - 1), (64, 32)).astype(np.int8)
+    first_word = pack(codes, GpuLayout(bits, 32))[:1].view(np.uint16)  # row 0, columns 0 and 1
+    numbers = ((first_word & (2**bits - 1)).astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(numbers * np.float64(2.0**133), codes[0, :2].astype(int) + 2 ** (bits - 1))
 
 
 def test_rows_of_a_tile_lie_together() -> None:

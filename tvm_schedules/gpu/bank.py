@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wattbit.arith import ExpertInts, Int8
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.gpu.device import room_for
-from wattbit.tvm_schedules.gpu.packing import GpuLayout, pack
+from wattbit.tvm_schedules.gpu.packing import ROW_TILE, GpuLayout, pack, tiles
 
 Floats = NDArray[np.float32]
 
@@ -45,12 +45,12 @@ class Matrix:
         return self.codes * np.repeat(scales, self.group, axis=1)[:, : self.codes.shape[1]]
 
     def device_scales(self) -> NDArray[np.float32] | NDArray[np.float16]:
-        """float32 [rows], or float16 [groups of the padded depth, rows]."""
+        """float32 [rows], or float16 [row tile, group, row % 8, row / 8 % 8]."""
         if not self.group:
             return self.scales.astype(np.float32)
-        padded = np.zeros((self.layout.groups, len(self.scales)), np.float16)
-        padded[: self.scales.shape[1]] = self.scales.T
-        return padded
+        padded = np.zeros((tiles(len(self.scales)) * ROW_TILE, self.layout.groups), np.float16)
+        padded[: len(self.scales)] = self.scales
+        return np.ascontiguousarray(padded.reshape(-1, 8, 8, self.layout.groups).transpose(0, 3, 2, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class Shape:
 
 def matrix_bytes(rows: int, layout: GpuLayout) -> int:
     """Bytes of a packed matrix and its scales in the card's memory."""
-    return 2 * layout.words(rows) + rows * (2 * layout.groups if layout.group else 4)
+    return 4 * layout.words(rows) + layout.scales(rows) * (2 if layout.group else 4)
 
 
 class Store:
@@ -112,7 +112,7 @@ class Store:
     def __init__(self, rows: int, depth: int, group: int, device: torch.device) -> None:
         self.rows, self.depth, self.group = rows, depth, group
         self._device = device
-        self.words = torch.empty(0, dtype=torch.int16)
+        self.words = torch.empty(0, dtype=torch.int32)
         self.scales = torch.empty(0)
         self.start: dict[tuple[int, int], tuple[int, int]] = {}  # (expert, bits): first word, first scale
 
@@ -133,17 +133,17 @@ class Store:
         self.scales = torch.from_numpy(np.concatenate(scales)).to(self._device)
 
     def fill_random(self, experts: int, widths: Sequence[int], seed: int) -> None:
-        """Random words, for timing: every bit pattern is a valid code or its negative zero."""
+        """Random words, for timing: the kernels take every bit pattern, also the code below the narrow range."""
         word = scale = 0
         for expert in range(experts):
             for bits in widths:
                 layout = GpuLayout(bits, self.depth, self.group)
                 self.start[expert, bits] = word, scale
-                word, scale = word + layout.words(self.rows), scale + self.rows * layout.groups
+                word, scale = word + layout.words(self.rows), scale + layout.scales(self.rows)
         generator = torch.Generator(self._device).manual_seed(seed)
-        with room_for(f"{experts} experts at {len(widths)} widths", 2 * word):
+        with room_for(f"{experts} experts at {len(widths)} widths", 4 * word):
             self.words = torch.randint(
-                -(2**15), 2**15, (word,), dtype=torch.int16, device=self._device, generator=generator
+                -(2**31), 2**31, (word,), dtype=torch.int32, device=self._device, generator=generator
             )
         dtype = torch.float16 if self.group else torch.float32
         self.scales = torch.rand(scale, device=self._device, generator=generator).mul_(2e-3).to(dtype)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-import triton
 from torch import Tensor
 
 from wattbit.errors import WattbitError
-from wattbit.tvm_schedules.gpu import kernel, routing
+from wattbit.tvm_schedules.gpu import routing
 from wattbit.tvm_schedules.gpu.bank import Bank, Store
-from wattbit.tvm_schedules.gpu.packing import GpuLayout
+from wattbit.tvm_schedules.gpu.kernels import Arguments, Launch, kernel
+from wattbit.tvm_schedules.gpu.packing import tiles
 from wattbit.tvm_schedules.gpu.tiling import Tiling, choose, padded
 
 TOKENS_MAX = 64
@@ -21,7 +21,8 @@ class Layer:
     """y [T, D] of x [T, D] (bfloat16) for a fixed number of tokens T, 1..64, so that it can be one CUDA graph.
 
     router: [E, D] bfloat16. renormalise: whether the chosen experts' weights sum to 1 (Mixtral; not OLMoE).
-    The layer owns its buffers: a result is overwritten by the next call. On a CPU it runs in Triton's interpreter.
+    The layer owns its buffers: a result is overwritten by the next call. On a CPU, for tests, its experts run as a
+    program that g++ makes of their kernel, and its router in Triton's interpreter.
     """
 
     bank: Bank
@@ -42,15 +43,17 @@ class Layer:
             raise WattbitError(f"top_k must be between 1 and the {shape.experts} experts, not {self.top_k}")
         pairs = self.tokens * self.top_k
         self._slots = min(shape.experts, pairs)
-        widths, tokens = self.bank.widths, self.tokens
-        self._up_tiling = self.up_tiling or choose(widths, tokens, shape.up[0], self._slots, may_split=False)
-        self._down_tiling = self.down_tiling or choose(widths, tokens, shape.down[0], self._slots, may_split=True)
+        self._up_tiling = self.up_tiling or choose(self.tokens, shape.up[0], self._slots, may_split=False)
+        self._down_tiling = self.down_tiling or choose(self.tokens, shape.down[0], self._slots, may_split=True)
+        self._up = self._kernel(self.bank.up, self._up_tiling, down=False)
+        self._down = self._kernel(self.bank.down, self._down_tiling, down=True)
         self._assembly = device.type == "cuda"
         self.up_slots = torch.zeros(self._slots, 3, dtype=torch.int64, device=device)
         self.down_slots = torch.zeros_like(self.up_slots)
         self.slot_pairs = torch.full((self._slots, self.tokens), -1, dtype=torch.int32, device=device)
-        tiles = -(-shape.d_model // self._down_tiling.rows)
-        self._arrived = torch.zeros(tiles + 1, dtype=torch.int32, device=device)  # the last is the router's
+        self._arrived = torch.zeros(
+            tiles(shape.d_model) + 1, dtype=torch.int32, device=device
+        )  # the last is the router's
         self._logits = torch.empty(-(-shape.d_model // ROUTER_SHARE), self.tokens, shape.experts, device=device)
         self.weight = torch.empty(pairs, device=device)
         self.hidden = torch.empty(pairs, shape.d_hidden, dtype=torch.bfloat16, device=device)
@@ -98,61 +101,36 @@ class Layer:
         )
 
     def up(self, x: Tensor) -> None:
-        store, tiling = self.bank.up, self._up_tiling
-        kernel.up[triton.cdiv(store.rows, tiling.rows), self._slots](
-            x,
-            self.hidden,
-            store.words,
-            store.scales,
-            self.up_slots,
-            self.slot_pairs,
-            self.tokens,
-            store.rows,
-            store.depth,
-            TOP_K=self.top_k,
-            SWIGLU=self.bank.shape.swiglu,
-            **self._constants(store, tiling),
-        )
+        """Hidden activations of every pair."""
+        store = self.bank.up
+        grid = (-(-tiles(store.rows) // self._up_tiling.each), self._slots, 1)
+        self._up(self._arguments(store, self.up_slots, x, self.hidden), grid)
 
     def down(self) -> None:
-        store, tiling = self.bank.down, self._down_tiling
-        kernel.down[triton.cdiv(store.rows, tiling.rows), self._slots, tiling.splits](
-            self.hidden,
-            self.y,
-            self._partial,
-            self._arrived,
-            store.words,
-            store.scales,
-            self.down_slots,
-            self.slot_pairs,
-            self.weight,
-            self.tokens,
-            store.rows,
-            store.depth,
-            TOP_K=self.top_k,
-            SPLITS=tiling.splits,
-            **self._constants(store, tiling),
-        )
+        """Weighted sums over each token's experts."""
+        store = self.bank.down
+        grid = (-(-tiles(store.rows) // self._down_tiling.each), self._slots, self._down_tiling.splits)
+        self._down(self._arguments(store, self.down_slots, self.hidden, self.y), grid)
 
-    def _constants(self, store: Store, tiling: Tiling) -> dict[str, int | bool]:
-        columns = min(tiling.columns, store.group) if store.group else tiling.columns
-        wide = min(tiling.wide, store.group) if store.group else tiling.wide
-        layouts = [GpuLayout(bits, store.depth, store.group) for bits in {bits for _, bits in store.start}]
-        return {
+    def _arguments(self, store: Store, slots: Tensor, inputs: Tensor, outputs: Tensor) -> Arguments:
+        tensors = (store.words, store.scales, slots, self.slot_pairs, inputs, outputs)
+        scratch = (self._partial, self._arrived, self.weight)
+        pointers = [tensor.data_ptr() for tensor in (*tensors, *scratch)]
+        return Arguments(*pointers, self.tokens, store.rows, store.depth)
+
+    def _kernel(self, store: Store, tiling: Tiling, down: bool) -> Launch:
+        constants = {
             "WIDTHS": self.bank.widths,
             "GROUP": store.group,
-            "ROWS": tiling.rows,
-            "TOKENS": tiling.tokens,
-            "COLUMNS": columns,
-            "WIDE": wide,
-            "STAGES": tiling.stages,
-            "WHOLE": all(
-                layout.columns % (columns if layout.bits in (2, 4) else wide) == 0
-                and layout.fields * layout.columns == store.depth
-                for layout in layouts
-            ),
-            "ASSEMBLY": self._assembly,
-            "num_warps": tiling.warps,
-            "launch_pdl": self._assembly,
-            "maxnreg": tiling.registers,
+            "WARPS": tiling.warps,
+            "TILES": tiling.token_tiles,
+            "TOP_K": self.top_k,
+            "SPLITS": tiling.splits,
+            "DOWN": int(down),
+            "GATED": int(self.bank.shape.swiglu and not down),
+            "ONE": int(self.tokens == 1),
+            "WHOLE": int(store.depth % 128 == 0),
+            "RING": tiling.ring,
+            "BLOCKS": tiling.blocks,
         }
+        return kernel(self.bank.device, constants)

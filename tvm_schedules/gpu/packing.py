@@ -1,24 +1,20 @@
 """How the integer codes of a weight matrix lie in GPU memory, and the packing into it. NumPy only.
 
-A row of `depth` codes is cut into F fields of C consecutive codes (the last fields padded with zeros): code f*C + c is
-field f of column c. F is 16 for 3-bit weights and 8 for all others, so that a row is `bits * F / 16` planes of C 16-bit
-words. One word holds the same fields of one column, so a kernel that has a tile of words in registers peels one field
-at a time off all of them, without moving data between threads, and multiplies it by C consecutive activations.
+A matrix is cut into blocks of 64 rows and 32 columns, padded with zero codes. In a block, lane 4 g + q of a warp holds
+rows g, g + 8, .. g + 56 of columns 8 q .. 8 q + 7: just what it feeds to the tensor cores, so that no data has to move
+between threads. The eight codes of a lane's column, each as code + 2^(bits - 1), share `bits` bytes:
 
-| bits | planes | a word of plane j holds |
-|---|---|---|
-| 2 | 1 | field f: sign at bit 15 - 2f, magnitude at bit 14 - 2f: in place it is the bfloat16 number -2, 0 or 2 |
-| 3 | 3 | fields 5j .. 5j+4 at bits 0, 3, .. 12, and bit j of field 15 at bit 15; code + 4 |
-| 4 | 2 | fields 4j .. 4j+3 at bits 0, 4, 8, 12; code + 8 |
-| 6 | 3 | j < 2: the low four bits of fields 4j .. 4j+3; j = 2: the high two bits of field f at bit 2f; code + 32 |
-| 8 | 4 | fields 2j and 2j+1 at bits 0 and 8, two's complement |
+| bits | code j of the eight lies in |
+|---|---|
+| 2, 4, 8 | byte j bits / 8, from bit j bits % 8 |
+| 3 | j < 6: byte j % 3, from bit 0 or 3; 6: bits 6-7 of byte 0 over bit 6 of byte 1; 7: those of byte 2 over bit 7 |
+| 6 | each four in three bytes: the first three in bits 0-5; the last in bits 6-7 of the three, highest first |
 
-C is a multiple of 16, so that rows are 32-byte aligned, and of the scale group where weights have group scales, so that
-no group crosses a field. Codes are narrow-range, |code| <= 2^(bits-1) - 1, as everywhere in wattbit.
+In that place a code is, times a power of two, a bfloat16 number as it stands (see `experts.cu`). Columns are taken four
+at a time: a 32-bit word holds the j-th byte of columns 0, 2, 1, 3.
 
-Order of the words, slowest first: tile of 16 rows, block of 64 columns, row of the tile, plane, column of the block; so
-what a kernel reads together lies together, 2 to 8 kB. Where C is no multiple of 64 there is one block of C columns.
-Rows are padded to whole tiles.
+Order of the 32-bit words, slowest first: 64 rows; block of 32 columns; four words of a lane; lane; word. Where a lane
+has 2 words more (3 bits), these come last.
 """
 
 from dataclasses import dataclass
@@ -30,10 +26,11 @@ from wattbit.arith import Int8
 from wattbit.errors import WattbitError
 
 GPU_WIDTHS = (2, 3, 4, 6, 8)
-ROW_TILE = 16
-COLUMN_BLOCK = 64
+ROW_TILE = 64
+COLUMN_BLOCK = 32
 
-Words = NDArray[np.int16]
+Words = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -50,36 +47,30 @@ class GpuLayout:
             raise WattbitError(f"there is no GPU kernel for {self.bits}-bit weights; choose among {known}")
         if self.depth < 1:
             raise WattbitError(f"a matrix needs at least one column, not {self.depth}")
-        if self.group % 32:
-            raise WattbitError(f"a scale group must be a multiple of 32 codes, not {self.group}")
+        if self.group % COLUMN_BLOCK:
+            raise WattbitError(f"a scale group must be a multiple of {COLUMN_BLOCK} codes, not {self.group}")
 
     @property
-    def fields(self) -> int:
-        return 16 if self.bits == 3 else 8
-
-    @property
-    def planes(self) -> int:
-        return self.bits * self.fields // 16
-
-    @property
-    def columns(self) -> int:
-        """C."""
-        unit = self.group or 16
-        return -(-self.depth // (self.fields * unit)) * unit
-
-    @property
-    def block(self) -> int:
-        """Columns of a block."""
-        return self.columns if self.columns % COLUMN_BLOCK else COLUMN_BLOCK
-
-    def words(self, rows: int) -> int:
-        """Words of a matrix of so many rows."""
-        return -(-rows // ROW_TILE) * ROW_TILE * self.planes * self.columns
+    def blocks(self) -> int:
+        """Blocks of columns."""
+        return -(-self.depth // COLUMN_BLOCK)
 
     @property
     def groups(self) -> int:
-        """Scales a row, those of padding included."""
-        return self.fields * self.columns // self.group if self.group else 1
+        """Scales a row."""
+        return -(-self.depth // self.group) if self.group else 1
+
+    def words(self, rows: int) -> int:
+        """32-bit words of a matrix of so many rows."""
+        return tiles(rows) * self.blocks * ROW_TILE * COLUMN_BLOCK * self.bits // 32
+
+    def scales(self, rows: int) -> int:
+        """Scales of a matrix of so many rows as they lie in memory."""
+        return tiles(rows) * ROW_TILE * self.groups if self.group else rows
+
+
+def tiles(rows: int) -> int:
+    return -(-rows // ROW_TILE)
 
 
 def pack(codes: Int8, layout: GpuLayout) -> Words:
@@ -88,54 +79,58 @@ def pack(codes: Int8, layout: GpuLayout) -> Words:
     top = 2 ** (layout.bits - 1) - 1
     if depth != layout.depth or (codes.size and int(np.abs(codes.astype(np.int16)).max()) > top):
         raise WattbitError(f"codes [{rows}, {depth}] must have {layout.depth} columns and lie within -{top}..{top}")
-    tiles = -(-rows // ROW_TILE)
-    padded = np.zeros((tiles * ROW_TILE, layout.fields * layout.columns), np.int32)
+    padded = np.zeros((tiles(rows) * ROW_TILE, layout.blocks * COLUMN_BLOCK), np.int16)
     padded[:rows, :depth] = codes
-    fields = padded.reshape(len(padded), layout.fields, layout.columns).transpose(1, 0, 2)  # [F, rows, C]
-    words = np.zeros((layout.planes, len(padded), layout.columns), np.uint32)
-    for f, field in enumerate(fields):
-        for plane, bit, part in _split(field, f, layout.bits):
-            words[plane] |= part.astype(np.uint32) << np.uint32(bit)
-    ordered = words.astype(np.uint16).view(np.int16).reshape(layout.planes, tiles, ROW_TILE, -1, layout.block)
-    return ordered.transpose(1, 3, 2, 0, 4).ravel()  # [tile, block, row, plane, column]
-
-
-def _split(field: NDArray[np.int32], f: int, bits: int) -> list[tuple[int, int, NDArray[np.int32]]]:
-    """Where field f goes: (plane, lowest bit, value) of each of its parts."""
-    code = field + 2 ** (bits - 1)
-    if bits == 2:
-        return [(0, 14 - 2 * f, (field < 0) * 2 + (field != 0))]
-    if bits == 3 and f == 15:
-        return [(j, 15, code >> j & 1) for j in range(3)]
-    if bits == 3:
-        return [(f // 5, 3 * (f % 5), code)]
-    if bits == 4:
-        return [(f // 4, 4 * (f % 4), code)]
-    if bits == 6:
-        return [(f // 4, 4 * (f % 4), code & 15), (2, 2 * f, code >> 4)]
-    return [(f // 2, 8 * (f % 2), field & 255)]
+    positive = (padded + 2 ** (layout.bits - 1)).astype(np.uint8)
+    # [tile, h, g, block, q, step, half, pair]
+    parts = positive.reshape(-1, 8, 8, layout.blocks, 4, 2, 2, 2)
+    spread = _split(np.moveaxis(parts, 1, -1), layout.bits)  # [tile, g, block, q, step, half, pair, byte]
+    ordered = spread.transpose(0, 2, 1, 3, 4, 7, 6, 5)  # [tile, block, g, q, step, byte, pair, half]
+    words = (
+        np.ascontiguousarray(ordered).reshape(-1).view(np.int32).reshape(-1, 32, 2 * layout.bits)
+    )  # [.., lane, word]
+    full = 2 * layout.bits // 4 * 4
+    fours = words[:, :, :full].reshape(len(words), 32, -1, 4).transpose(0, 2, 1, 3)
+    return np.concatenate([fours.reshape(len(words), -1), words[:, :, full:].reshape(len(words), -1)], axis=1).ravel()
 
 
 def unpack(words: Words, layout: GpuLayout, rows: int) -> Int8:
     """The codes [rows, depth] that `pack` made `words` of."""
-    ordered = words.view(np.uint16).astype(np.int32)
-    ordered = ordered.reshape(-1, layout.columns // layout.block, ROW_TILE, layout.planes, layout.block)
-    planes = ordered.transpose(3, 0, 2, 1, 4).reshape(layout.planes, -1, layout.columns)  # [planes, rows, C]
-    fields = np.stack([_join(planes, f, layout.bits) for f in range(layout.fields)], axis=1)  # [rows, F, C]
-    return np.ascontiguousarray(fields.reshape(planes.shape[1], -1)[:rows, : layout.depth].astype(np.int8))
+    full = 2 * layout.bits // 4 * 4
+    blocks = words.reshape(-1, 64 * layout.bits)
+    fours = blocks[:, : 32 * full].reshape(len(blocks), -1, 32, 4).transpose(0, 2, 1, 3).reshape(len(blocks), 32, full)
+    lanes = np.concatenate([fours, blocks[:, 32 * full :].reshape(len(blocks), 32, -1)], axis=2)
+    ordered = (
+        np.ascontiguousarray(lanes).reshape(-1).view(np.uint8).reshape(-1, layout.blocks, 8, 4, 2, layout.bits, 2, 2)
+    )
+    parts = _join(ordered.transpose(0, 2, 1, 3, 4, 7, 6, 5), layout.bits)
+    codes = np.moveaxis(parts, -1, 1).reshape(-1, layout.blocks * COLUMN_BLOCK).astype(np.int16)
+    return (codes[:rows, : layout.depth] - 2 ** (layout.bits - 1)).astype(np.int8)
 
 
-def _join(planes: NDArray[np.int32], f: int, bits: int) -> NDArray[np.int32]:
-    """Field f [rows, C] of planes [planes, rows, C]."""
-    if bits == 2:
-        part = planes[0] >> (14 - 2 * f) & 3
-        return (part & 1) * (1 - (part & 2))
+def _split(codes: Bytes, bits: int) -> Bytes:
+    """[.., bits] bytes of eight codes [.., 8]."""
+    found = np.zeros((*codes.shape[:-1], bits), np.uint8)
+    for j, byte, bit, code_bit, length in _places(bits):
+        found[..., byte] |= ((codes[..., j] >> code_bit) & (2**length - 1)) << bit
+    return found
+
+
+def _join(parts: Bytes, bits: int) -> Bytes:
+    """[.., 8] codes of the bytes [.., bits]."""
+    found = np.zeros((*parts.shape[:-1], 8), np.uint8)
+    for j, byte, bit, code_bit, length in _places(bits):
+        found[..., j] |= ((parts[..., byte] >> bit) & (2**length - 1)) << code_bit
+    return found
+
+
+def _places(bits: int) -> list[tuple[int, int, int, int, int]]:
+    """Where the parts of eight codes lie: (code, byte, lowest bit there, lowest bit of the code, bits)."""
     if bits == 3:
-        code = sum((planes[j] >> 15) << j for j in range(3)) if f == 15 else planes[f // 5] >> 3 * (f % 5) & 7
-        return np.asarray(code) - 4
-    if bits == 8:
-        return (planes[f // 2] >> 8 * (f % 2) & 255 ^ 128) - 128
-    code = planes[f // 4] >> 4 * (f % 4) & 15
+        return [(j, j % 3, j // 3 * 3, 0, 3) for j in range(6)] + [
+            (6, 0, 6, 1, 2), (6, 1, 6, 0, 1), (7, 2, 6, 1, 2), (7, 1, 7, 0, 1)
+        ]  # fmt: skip
     if bits == 6:
-        code = code | (planes[2] >> 2 * f & 3) << 4
-    return code - 2 ** (bits - 1)
+        first = [(4 * i + j, 3 * i + j, 0, 0, 6) for i in range(2) for j in range(3)]
+        return first + [(4 * i + 3, 3 * i + j, 6, 4 - 2 * j, 2) for i in range(2) for j in range(3)]
+    return [(j, j * bits // 8, j * bits % 8, 0, bits) for j in range(8)]

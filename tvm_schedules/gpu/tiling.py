@@ -1,48 +1,37 @@
-"""How a launch is cut into programs. Chosen by sweeps on an H200; see results/gpu_experts.md."""
+"""How a launch is cut into blocks. Chosen by sweeps on an H200; see results/gpu_experts.md."""
 
 from dataclasses import dataclass
 
-import triton
+from wattbit.tvm_schedules.gpu.packing import tiles
 
-PROGRAMS = 256  # an H200 has 132 multiprocessors
+BLOCKS = 256  # an H200 has 132 multiprocessors
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """rows, tokens: a program's tile. columns: words of a row and plane in one step, at 2 and 4 bits; wide: at others.
+    """warps: of a block. token_tiles: of 8 tokens. splits: blocks that share the depth of 64 rows of one expert.
 
-    splits: programs that share one tile's depth. registers: the most a thread may take.
+    ring: bytes that a warp loads ahead. blocks: that a multiprocessor must have room for. each: tiles of 64 rows that
+    a block takes in turn.
     """
 
-    rows: int = 64
-    tokens: int = 8
-    columns: int = 64
-    wide: int = 32
-    warps: int = 4
-    stages: int = 3
+    warps: int = 8
+    token_tiles: int = 1
     splits: int = 1
-    registers: int = 112
+    ring: int = 8192
+    blocks: int = 2
+    each: int = 1
 
 
 def padded(count: int, least: int = 1) -> int:
     """The next power of two, at least `least`."""
-    return max(least, int(triton.next_power_of_2(count)))
+    return max(least, 1 << (count - 1).bit_length())
 
 
-def choose(widths: int, tokens: int, rows: int, slots: int, may_split: bool) -> Tiling:
-    """The tiling of a launch over `slots` experts of `rows` rows at the widths of a mask, for so many tokens.
+def choose(tokens: int, rows: int, slots: int, may_split: bool) -> Tiling:
+    """The tiling of a launch over `slots` experts of `rows` rows for so many tokens.
 
-    More tokens take shared memory, so steps get shorter. Few rows are split by depth, where the launch can add parts,
-    or else into smaller tiles, towards PROGRAMS programs. Where all experts are wide, tiles of 32 rows with full steps
-    are best.
+    Few rows are split by depth where the launch can add parts, towards BLOCKS blocks.
     """
-    tile = min(padded(tokens, 8), 32)
-    tiles = -(-rows // 64) * slots
-    splits = min(4, max(1, PROGRAMS // tiles)) if may_split else 1
-    if tile > 8:
-        return Tiling(tokens=tile, columns=32, splits=splits, registers=168)
-    if not widths & ((1 << 6) - 1):
-        return Tiling(rows=32, wide=64, warps=2, splits=max(1, splits // 2), registers=128)
-    if tiles * splits < PROGRAMS // 2:
-        return Tiling(rows=32, warps=2, splits=splits)
-    return Tiling(splits=splits)
+    splits = min(4, max(1, BLOCKS // (tiles(rows) * slots))) if may_split else 1
+    return Tiling(token_tiles=min(padded(-(-tokens // 8)), 4), splits=splits, blocks=2 if tokens <= 8 else 1)
