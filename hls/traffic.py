@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.hls.shell import QUEUE_VECTORS
 from wattbit.plan import ExpertId, Workload
 
 TOKENS = 16384  # drawn for a layer in all
 BATCHES = (32, 1024)  # fewest and most
 SEED = 20
 REMEMBERED = 2**23  # numbers of `Traffic.brought` that are kept, 32 MB
-LEAD = QUEUE_VECTORS + 1  # the queue and the vector that the engine is at
 
 Floats = NDArray[np.float32]
 
@@ -84,15 +82,14 @@ class Traffic:
     def times(self, per_vector: int, load: float) -> tuple[Floats, NDArray[np.float64]]:
         """Cycles that each expert keeps an engine busy: in each batch [N, S], and on average [N].
 
-        The next expert is fetched while vectors of the one before are computed, but no sooner than its first vector
-        is in the engine's queue, LEAD vectors ahead.
+        The next expert is fetched while vectors of the one before are computed: an engine's queue is deep enough for
+        its header to be seen in time (`shell.queue_words`).
         """
         key = (per_vector, load)
         if key not in self._times:
             busy = self.rows * np.float32(per_vector)
             if load:
-                ahead = np.minimum(self.rows, LEAD) * np.float32(per_vector)
-                busy += (self.rows > 0) * np.maximum(np.float32(load) - ahead, 0)
+                busy = np.where(self.rows > 0, np.maximum(busy, np.float32(load)), np.float32(0))
             self._times[key] = (busy, busy.mean(axis=1, dtype=np.float64))
         return self._times[key]
 
