@@ -3,17 +3,27 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from wattbit.cli import main
 from wattbit.commands import search as command
+from wattbit.commands.search import both
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.hls.meter import ModelledMeter
-from wattbit.plan import Allocation, Cost, Workload
+from wattbit.pipeline import expert_stats, model_config, workload
+from wattbit.plan import Allocation, Cost, Placement, Precision, Workload
+from wattbit.policy.cost.calibration import Calibration, Errors, Origin
+from wattbit.policy.cost.cores import CoresDemand
+from wattbit.policy.cost.fitting import Fitted
+from wattbit.policy.cost.fpga import CYCLE, LAUNCH
 from wattbit.presets import run_config
 from wattbit.run import Run
+from wattbit.tvm_schedules.host_meter import routing
+
+ERRORS = Errors(5, 0.02, 0.02, 0.04, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +99,40 @@ def test_what_cannot_be_is_said_in_one_line(folder: Path, options: tuple[str, ..
     result = CliRunner().invoke(main, ["search", "--run", str(folder), *options])
     assert result.exit_code == 1
     assert words in result.stderr.strip().splitlines()[-1]
+
+
+def calibration(kind: str, run: Run, names: tuple[str, ...], theta: list[float], **settings: object) -> Calibration:
+    """A made-up calibration of the run's experts, as `wattbit calibrate` writes them."""
+    shape = model_config(run).shape
+    more = {"shape": [shape.d_model, shape.d_hidden], "target": run.config.settings["target"], **settings}
+    fitted = Fitted(names, np.array(theta), np.zeros((len(names), len(names))), 0.02, 40)
+    return Calibration(Origin(kind, "host", "m", "t", more), "measured", "2026-01-01", fitted, None, ERRORS, None)
+
+
+def test_calibrated_engines_and_cores_are_chosen_between(folder: Path, tmp_path: Path) -> None:
+    run = Run.open(folder)
+    sizes = {str(bits): bits * 128 for bits in (4, 8)}
+    cores = CoresDemand(model_config(run).shape, {int(b): s for b, s in sizes.items()}, routing, "arm")
+    rates = [1e-9] * len(cores.names)
+    calibration("fpga", run, (CYCLE, LAUNCH), [1e-8, 1e-7]).save(tmp_path / "fpga.json")
+    calibration("cores", run, cores.names, rates, weight_bytes=sizes).save(tmp_path / "cores.json")
+    options = ("--calibration", str(tmp_path / "fpga.json"), "--calibration", str(tmp_path / "cores.json"))
+    found = look(folder, *options)
+    placed = Allocation.from_json(found["allocation"]).placements  # type: ignore[arg-type]
+    assert {p.engine for p in placed} <= {"fpga", "arm"} and found["provenance"] == "modelled"
+    assert all(p.precision.weight_bits in (4, 8) for p in placed if p.engine == "arm")
+    model = both(Calibration.load(tmp_path / "fpga.json"), Calibration.load(tmp_path / "cores.json"), cores.shape)
+    experts = [s.expert for s in expert_stats(run)]
+    uniform = [Allocation.of(dict.fromkeys(experts, 4), 8, engine) for engine in ("fpga", "arm")]
+    alone = [model.cost(allocation, workload(run)).latency_s for allocation in uniform]
+    half = Allocation(tuple(Placement(e, "arm" if e.expert % 2 else "fpga", Precision(4)) for e in experts))
+    assert 0 < model.cost(half, workload(run)).latency_s < max(alone)
+    result = CliRunner().invoke(main, ["search", "--run", str(folder), *options[2:]])
+    assert result.exit_code == 1 and "no costs of 2 bits were calibrated" in result.stderr
+    result = CliRunner().invoke(main, ["search", "--run", str(folder), *options[:2], *options[:2]])
+    assert result.exit_code == 1 and "one of engines" in result.stderr
+    result = CliRunner().invoke(main, ["search", "--run", str(folder), "--measure", "5"])
+    assert result.exit_code == 1 and "--measure needs one --calibration" in result.stderr
 
 
 def test_a_share_is_a_percentage_or_a_number() -> None:

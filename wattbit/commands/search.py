@@ -1,20 +1,28 @@
 """`wattbit search`: the run's own search, or another one beside it, with limits, an algorithm or a trained policy."""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import expm1, log1p
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from wattbit.commands.calibrate import cost_model, planned_demand, search_meter
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, write_json
 from wattbit.perform import RUNS, json_option, perform, run_option
-from wattbit.pipeline import expert_stats, learner, meter, workload
+from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
+from wattbit.plan import Engine, ExpertShape, Meter, Target
 from wattbit.progress import Progress
 from wattbit.run import Run
+
+if TYPE_CHECKING:
+    from wattbit.policy.cost.calibration import Calibration
+    from wattbit.policy.cost.model import CostModel
 
 Quantity = Literal["damage", "latency", "energy"]
 QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency", "energy": "energy"}
@@ -25,6 +33,8 @@ class Asked:
     """A search beside the run's own. max_latency, max_energy: shares of uniform 8 bit's. policy: a file, or None.
 
     retraining: fine-tuning steps of each allocation that the repair of the damage table is fitted to; 0 for none.
+    calibrations: files of `wattbit calibrate` that price in the planner's place. measure: which allocations are really
+    measured, every so many; None for none.
     """
 
     minimise: str | None
@@ -35,6 +45,8 @@ class Asked:
     algorithm: str
     policy: str | None
     retraining: int
+    calibrations: tuple[str, ...]
+    measure: int | None
     seed: int
 
 
@@ -71,6 +83,14 @@ class Share(click.ParamType[float]):
     show_default=True,
     help="Correct the damage by what this many steps of fine-tuning repair at each width.",
 )
+@click.option(
+    "--calibration",
+    "calibrations",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="Price with what `wattbit calibrate` wrote; given of engines and of cores, experts get an engine too.",
+)
+@click.option("--measure", type=click.IntRange(min=1), help="Measure every so many allocations, of calibrated cores.")
 @click.option("--seed", default=0, show_default=True, help="Seed of a search with options.")
 def command(folder: Path | None, as_json: bool, policy: Path | None, **options: Any) -> None:
     """Search bit-widths: the PPO policy beside uniform, linear, random and exact allocations.
@@ -80,13 +100,15 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     """
     run = Run.open(folder) if folder else Run.latest(RUNS)
     asked = Asked(policy=None if policy is None else str(policy), **options)
-    if asked == Asked(None, None, None, None, None, "ppo", None, 0, 0):
+    if asked == Asked(None, None, None, None, None, "ppo", None, 0, (), None, 0):
         perform(run, "search", as_json)
         return
     perform(run, "stats", as_json=False)
     with run.lock(), Display() as display:
         display.begin("search", "policy with options")
-        result = look(run, asked, display)
+        place = run.path("searches", digest_json(asdict(asked)))
+        with priced(run, asked, place, display) as (price, engines):
+            result = look(run, asked, place, price, engines, display)
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
@@ -95,7 +117,74 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     click.echo(f"perplexity {rise:+.2%} as predicted, latency {latency:.3f} of uniform 8 bit's, {result['provenance']}")
 
 
-def look(run: Run, asked: Asked, progress: Progress) -> dict[str, Any]:
+@contextmanager
+def priced(
+    run: Run, asked: Asked, place: Path, display: Display
+) -> Iterator[tuple[Meter, Mapping[Engine, Sequence[int]] | None]]:
+    """What prices the search, and the widths that each engine runs where there is a choice of engines.
+
+    Raises WattbitError for calibrations that do not go together, and for --measure without one.
+    """
+    from wattbit.policy.cost.calibration import Calibration
+    from wattbit.policy.recorded import RecordedMeter
+
+    shape, files = model_config(run).shape, [Path(path) for path in asked.calibrations]
+    if asked.measure and len(files) != 1:
+        raise WattbitError("--measure needs one --calibration, of the cores that measure; see `wattbit calibrate`")
+    if not files:
+        config = {name: run.config.settings[name] for name in ("model", "target")}
+        yield RecordedMeter(meter(run), f"the planner, {digest_json(config)}", place / "prices.jsonl"), None
+    elif len(files) == 1:
+        log = place / "measured.jsonl"
+        with search_meter(files[0], asked.measure, shape, len(expert_stats(run)), log, display) as found:
+            yield found, None
+    else:
+        made = {found.origin.kind: found for found in map(Calibration.load, files)}
+        if len(files) != 2 or set(made) != {"fpga", "cores"}:
+            raise WattbitError("two calibrations are one of engines (--engine fpga) and one of the cores beside them")
+        widths = tuple(int(bits) for bits in made["cores"].origin.settings["weight_bytes"])
+        search = run.config.settings["cotrain"]["search"]["weight_bits"]
+        yield both(made["fpga"], made["cores"], shape), {"fpga": search, "arm": widths}
+
+
+def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "CostModel":
+    """Engines and cores side by side, by the constants of both and the board's peak bandwidth, which they share.
+
+    The energy is not priced: each calibration's static power is of the whole board.
+    """
+    import numpy as np
+    from scipy.linalg import block_diag
+
+    from wattbit.policy.cost.cores import CoresDemand
+    from wattbit.policy.cost.fitting import Fitted
+    from wattbit.policy.cost.fpga import SharedDemand
+    from wattbit.policy.cost.model import CostModel
+    from wattbit.tvm_schedules.host_meter import routing
+
+    target = Target.from_json(fpga.origin.settings["target"])
+    engines, plain = cost_model(fpga, shape), cost_model(cores, shape)
+    sizes = {int(bits): size for bits, size in cores.origin.settings["weight_bytes"].items()}
+    demand = SharedDemand(planned_demand(shape, target), CoresDemand(shape, sizes, routing, "arm"))
+    one, other = engines.latency, plain.latency
+    latency = Fitted(
+        demand.names,
+        np.concatenate([one.theta, other.theta, [1 / target.ddr_bytes_per_s]]),
+        block_diag(one.covariance, other.covariance, [[0.0]]),
+        max(one.sigma, other.sigma),
+        min(one.samples, other.samples),
+        (*one.known, *other.known, demand.names[-1]),
+    )
+    return CostModel(demand, latency)
+
+
+def look(
+    run: Run,
+    asked: Asked,
+    place: Path,
+    price: Meter,
+    engines: Mapping[Engine, Sequence[int]] | None,
+    progress: Progress,
+) -> dict[str, Any]:
     """Search as asked; writes search.json (and policy.safetensors) and returns what search.json holds.
 
     Raises WattbitError for limits that contradict each other or cannot be met, and for a policy of other actions.
@@ -107,7 +196,6 @@ def look(run: Run, asked: Asked, progress: Progress) -> dict[str, Any]:
     from wattbit.policy.hierarchy import LARGE, train_in_groups
     from wattbit.policy.ppo import PPO
     from wattbit.policy.problem import Problem
-    from wattbit.policy.recorded import RecordedMeter
     from wattbit.policy.repair import learn
     from wattbit.policy.search import SearchSettings
     from wattbit.policy.smoothing import smoothed
@@ -123,17 +211,16 @@ def look(run: Run, asked: Asked, progress: Progress) -> dict[str, Any]:
     if asked.minimise and not limited:
         raise WattbitError(f"the least {asked.minimise} needs a limit, for instance --max-perplexity-rise 1%")
     own = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
-    place = run.path("searches", digest_json(asdict(asked)))
-    priced_by = digest_json([run.config.settings["model"], run.config.settings["target"]])
     problem = Problem(
         stats=smoothed(expert_stats(run)),
-        meter=RecordedMeter(meter(run), f"the planner, {priced_by}", place / "prices.jsonl"),
+        meter=price,
         workload=workload(run),
         weight_bits=own.weight_bits,
         budget_bits=own.budget_bits if asked.budget is None else asked.budget,
         act_bits=own.act_bits,
         latency_nats=own.latency_nats,
         energy_nats=own.energy_nats,
+        engines=engines,
     )
     record: dict[str, Any] = {"asked": asdict(asked), "folder": str(place)}
     if asked.retraining:
