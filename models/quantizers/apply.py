@@ -77,8 +77,8 @@ def quantize_expert(kind: Expert, matrices: Matrices, how: ExpertRecipe, inputs:
 def tokens_needed(matrices: Matrices) -> int:
     """Calibration tokens below which GPTQ is not used: as many as the widest matrix has columns, and `MIN_TOKENS`.
 
-    With fewer the Hessian is singular. With matrices of 64 and 128 columns, GPTQ's error on other text is 1.1 times
-    rounding's at half a token to one token a column, 0.8 times at one to two (results/quantizers.md).
+    With fewer the Hessian is singular. For matrices of 64 columns, GPTQ's error on other text is 1.4, 1.2, 0.9 and 0.6
+    times rounding's at 0.5, 1, 2 and 4 tokens a column (results/quantizers.md).
     """
     return max(MIN_TOKENS, *(weights.shape[1] for weights in matrices.values()))
 
