@@ -9,8 +9,8 @@ there is no time to train. Two rewards: additive, which is the damage table alon
 beaten; and coupled, where the planner's time on the board counts (latency_nats below), which no table sees.
 
 `shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
-does, and gets as many evaluations as the policy. At ABLATED bits: A2C, a cold start, the widths 2, 4 and 8 alone, and a
-search whose hardware cost is the bits that pass, in place of the planner's time. A ratio is exp(difference of the
+does, and gets as many evaluations as the policy. At ABLATED bits, of trained models: A2C, a cold start, the widths 2, 4
+and 8 alone, and a search whose hardware cost is the bits that pass, in place of the planner's time. A ratio is exp(difference of the
 rewards), that is of perplexities with the hardware's price included: above 1 where the policy is better. p is of a
 paired t-test over training seeds times policy seeds. "after N evaluations" is the best reward among the first N
 allocations priced.
@@ -52,7 +52,7 @@ SEEDS = (0, 1, 2)
 BUDGETS = {
     "demo": (2.25, 2.5, 2.75, 3.0, 3.5, 4.0),
     "e64": (2.25, 2.75, 3.0, 4.0),
-    "drawn64": (2.25, 2.75, 3.0, 4.0),
+    "drawn64": (2.25, 2.75, 3.0),
     "tiny": (3.0, 4.0),
 }
 TITLES = {"demo": "E=16", "e64": "E=64", "drawn64": "E=64 drawn", "tiny": "E=4"}
@@ -117,7 +117,7 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
         "linear": lambda problem, _: linear_in_frequency(problem),
         "random": random_allocation,
     }
-    if cell.budget == ABLATED and cell.nats:
+    if ablated(cell):
         found |= {"A2C": agent(algorithm=A2C()), "PPO, cold start": agent(warm=False)}
     if cell.budget in widths:
         found["uniform"] = lambda problem, _: problem.uniform(int(cell.budget))
@@ -144,13 +144,17 @@ def work(cell: Cell, root: str) -> dict[str, Any]:
             rewards.setdefault(name, []).append(fresh.reward(solver(fresh, seed)))
             if cell.nats and name in (OURS, "annealing", "A2C", "PPO, cold start"):
                 marks.setdefault(name, []).append(progress(fresh))
-    if cell.budget == ABLATED and cell.nats:
+    if ablated(cell):
         judge, ours = problem(), solvers(cell, every)[OURS]
         for name, other in (("widths 2, 4, 8", problem(FEW_WIDTHS)), ("cost by bits", problem(every, Bits()))):
             chosen = [other.allocation(ours(other, seed)) for seed in SEEDS]
             rewards[name] = [judge.reward(judge.choice(allocation)) for allocation in chosen]
     write_json(path, {"cell": asdict(cell), "rewards": rewards, "marks": marks})
     return dict(read_json(path))
+
+
+def ablated(cell: Cell) -> bool:
+    return cell.budget == ABLATED and cell.nats > 0 and cell.preset != DRAWN
 
 
 def world(cell: Cell, root: Path) -> tuple[tuple[ExpertStats, ...], Workload, Meter]:
@@ -275,7 +279,8 @@ def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], j
                 here = [
                     one for cell, one in found.items() if (cell.preset, cell.budget, cell.nats) == (name, budget, nats)
                 ]
-                methods = {m: [v for one in here for v in one["rewards"][m]] for m in here[0]["rewards"]}
+                common = [m for m in here[0]["rewards"] if all(m in one["rewards"] for one in here)]
+                methods = {m: [v for one in here for v in one["rewards"][m]] for m in common}
                 case = f"{TITLES[name]}, {budget} bits"
                 added = compare(case, metric, methods, goal=nats > 0)
                 if nats and budget == ABLATED:
