@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Self
@@ -162,10 +162,10 @@ def calibrate(
 ) -> Calibration:
     """Price the samples and what is held out through the meter, fit to the samples, and see how well it does.
 
-    rounds: the meter, once for each round; a price is the median of its rounds. Every round is in another random order,
-    so that what drifts or disturbs a while is no allocation's own. What the hardware cannot hold
-    is left out. Energy is fitted where every price has it. A meter that fails ends the
-    calibration; with a `wattbit.policy.recorded.RecordedMeter` the next one goes on from there.
+    rounds: the meter, once for each round; a price is the least of its rounds, for what disturbs a machine makes it
+    slower. Every round is in another random order, so that a disturbance is no allocation's own. What the hardware
+    cannot hold is left out. Energy is fitted where every price has it. A meter that fails ends the calibration; with a
+    `wattbit.policy.recorded.RecordedMeter` the next one goes on from there.
     """
     found = prices(rounds, [*samples, *held_out], progress)
     priced = [one for one in found[: len(samples)] if one is not None]
@@ -195,7 +195,7 @@ def calibrate(
 def prices(
     rounds: Sequence[Meter], samples: Sequence[Sample], progress: Progress = silent
 ) -> list[tuple[Allocation, Workload, Cost] | None]:
-    """Medians over the rounds of what the meter says of each sample; None of one that the hardware cannot hold."""
+    """The fastest price of each sample over the rounds; None of one that the hardware cannot hold."""
     found: list[list[Cost]] = [[] for _ in samples]
     for number, meter in enumerate(rounds):
         order = np.random.default_rng(number).permutation(len(samples)).tolist()
@@ -204,10 +204,5 @@ def prices(
             with contextlib.suppress(InfeasibleError):
                 found[sample].append(meter.cost(*samples[sample]))
     progress("calibrate", len(rounds) * len(samples), len(rounds) * len(samples))
-    return [(*sample, _median(costs)) if costs else None for sample, costs in zip(samples, found, strict=True)]
-
-
-def _median(costs: Sequence[Cost]) -> Cost:
-    energies = [cost.energy_j for cost in costs if cost.energy_j is not None]
-    energy = median(energies) if len(energies) == len(costs) else None
-    return replace(costs[0], latency_s=median(cost.latency_s for cost in costs), energy_j=energy)
+    fastest = [min(costs, key=lambda cost: cost.latency_s) if costs else None for costs in found]
+    return [(*sample, cost) if cost else None for sample, cost in zip(samples, fastest, strict=True)]
