@@ -1,14 +1,14 @@
 """One trained model under every method: what `benchmarks/methods.py` runs for each preset and seed.
 
-A study keeps what it has found in one JSON file after every step, and goes on from there when it is started again. Given
-a limit it stops in time, what matters most first: the float model, the methods without retraining, then chains of
-fine-tuning (static 8 bit, then uniform, random, exact and DMPQ at each budget, all with the same steps and batches).
+A study keeps what it has found in one JSON file after every step, and goes on from there when it is started again.
+Given a limit it stops in time, what matters most first: the float model, the methods without retraining, then chains
+of fine-tuning (static 8 bit, then uniform, exact, random and DMPQ at each budget, all with the same steps and batches).
 """
 
 import copy
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,24 +33,25 @@ from wattbit.plan import Allocation, ExpertId, ExpertShape, ExpertStats, Precisi
 from wattbit.policy.methods.dmpq import DMPQ
 from wattbit.policy.methods.registry import METHODS, method
 from wattbit.presets import PRESETS
-from wattbit.recipe import Budget, Recipe
+from wattbit.recipe import Budget, Quantizer, Recipe
 
 BOARD = "virtual-z2"
-WIDTHS = (2, 3, 4, 6, 8)
-CALIBRATION = 64  # contexts of validation text; perplexity and tasks are of test text
+WIDTHS = (2, 3, 4, 8)
+CALIBRATION = 32  # contexts of validation text; perplexity and tasks are of test text
 TOKENS = 1000  # of the meter's workload
 ROUNDS = 2  # of fine-tuning; before the second DMPQ searches again, at the weights that the first one left
-TUNED = ("random", "exact", "dmpq")
-SLOW = ("milo-kurtosis", "milo-frequency")  # minutes with 256 experts: last
+QUANTIZER: Quantizer = "hqq"  # of every method that does not name its own, so that allocations compare
+SLOW = ("gptq", "milo-kurtosis", "milo-frequency")  # minutes with 256 experts: last
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """data: folder of the prepared tokens; text: the corpus' folder; tasks: GLUE folders; steps: of a fine-tuning round.
+    """data: folder of the prepared tokens; text: the corpus' folder; tasks: GLUE folders.
 
-    iterations: of DMPQ's policy. searches: of them at a time. seconds: when to stop, from the study's start.
+    steps: of a round of fine-tuning. iterations: of DMPQ's policy. searches: of them at a time. seconds: when to stop,
+    from the study's start.
     """
 
     preset: str
@@ -92,7 +93,7 @@ def search(table: Table, shape: ExpertShape, budget: float, seed: int, iteration
     torch.set_num_threads(1)
     start = time.monotonic()
     meter = ModelledMeter(shape, load(BOARD).target)
-    policy = DMPQ(meter, workload(table.found, table.top_k), iterations=iterations)
+    policy = DMPQ(meter, workload(table.found, table.top_k), iterations=iterations, quantizer=QUANTIZER)
     found = policy.decide(table, Budget(budget, WIDTHS), seed)  # type: ignore[arg-type]
     return found.to_json(), time.monotonic() - start
 
@@ -125,7 +126,7 @@ class Study:
     def run(self) -> None:
         self.open()
         self.describe()
-        self.untuned([name for name in METHODS if name not in (*SLOW, "dmpq")], 0.4)
+        self.untuned([name for name in METHODS if name not in (*SLOW, "dmpq")], 0.5)
         self.tuned()
         self.untuned([name for name in METHODS if name != "dmpq"], 1.0)
         self.say("end")
@@ -168,7 +169,7 @@ class Study:
         learner = self.learner
         learner.calibration_inputs(learner.config.expert_ids[0])
         wanted = [(e, Precision(b)) for b in WIDTHS for e in learner.config.expert_ids]
-        threads = ThreadPoolExecutor(3)
+        threads = ThreadPoolExecutor(2)
         self.scales = threads.map(lambda pair: learner.scales(*pair), wanted)
         start = time.monotonic()
         self.stats = self.subject.stats(WIDTHS)
@@ -196,7 +197,8 @@ class Study:
                     continue
                 start = time.monotonic()
                 try:
-                    recipe = method(name, meter, load_of).decide(self.subject, Budget(budget, WIDTHS), self.settings.seed)
+                    one = method(name, meter, load_of, QUANTIZER)
+                    recipe = one.decide(self.subject, Budget(budget, WIDTHS), self.settings.seed)
                 except WattbitError as error:
                     self.record["recipes"][key] = {"refused": str(error)}
                     continue
@@ -241,15 +243,15 @@ class Study:
                 self.chain(f"uniform@{budget}", Allocation.of(dict.fromkeys(ids, int(budget))))
             if budget == min(WIDTHS):
                 continue
-            for name in ("dmpq", "exact", "random"):
-                if self.late():
-                    return
-                if name == "dmpq":
-                    allocation = self.searched(budget)
-                else:
+            for name in ("exact", "random"):
+                if not self.late():
                     chosen = method(name).decide(self.subject, Budget(budget, WIDTHS), seed)
-                    allocation = chosen.allocation
-                self.chain(f"{name}@{budget}", allocation, budget if name == "dmpq" else None)
+                    self.chain(f"{name}@{budget}", chosen.allocation)
+            if not self.late():
+                self.chain(f"dmpq@{budget}", self.searched(budget))
+        for budget in self.settings.budgets:
+            if budget > min(WIDTHS) and not self.late():
+                self.chain(f"dmpq-cotrained@{budget}", self.searched(budget), budget)
 
     def searched(self, budget: float) -> Allocation:
         """DMPQ's recipe, judged without retraining too."""
@@ -267,7 +269,7 @@ class Study:
         before = learner.perplexity(allocation)
         allocations = [allocation]
         for turn in range(ROUNDS):
-            if turn and again is not None and not self.late(0.9):
+            if turn and again is not None:
                 held = learner.samples.held[:CALIBRATION]
                 stats = ModelSubject(OwnModel.of(learner), held, held).stats(WIDTHS)
                 found, _ = self.search(stats, again, self.settings.seed).result()
@@ -303,6 +305,3 @@ def run(settings: Settings) -> None:
             Study(settings, pool).run()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-Runner = Callable[[Settings], None]

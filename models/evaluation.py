@@ -9,6 +9,7 @@ end is one more, as WikiText counts them (245,569 in WikiText-2's test text).
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def windows(tokens: Tensor, context: int, stride: int) -> tuple[Tensor, Tensor]:
     last = len(tokens) - 1
     length = min(context, last)
     ends = [*range(length, last, stride), last]
-    news = [length, *(end - before for before, end in zip(ends, ends[1:], strict=False))]
+    news = [length, *(end - before for before, end in pairwise(ends))]
     place = torch.arange(length + 1)
     contexts = tokens[torch.tensor(ends)[:, None] - length + place]
     return contexts, place[:length] >= length - torch.tensor(news)[:, None]

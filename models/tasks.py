@@ -2,9 +2,9 @@
 
 The model is a language model, and stays one: a sentence's feature is the mean over its tokens of the normalised last
 hidden state, sentences of a pair are one text with a line's end between them, and the head is a logistic regression on
-standardised features, fitted by L-BFGS: the same features give the same head. Quantization is judged with the head that
-the float model's features gave (post-training), fine-tuned weights with a head of their own. A frozen model of this size
-is far below published scores, and RTE is near chance; what counts here is the difference that quantization makes.
+standardised features, fitted by L-BFGS: the same features give the same head. Quantization is judged with the head
+that the float model's features gave (post-training), fine-tuned weights with a head of their own. A frozen model of
+this size is far below published scores, and RTE is near chance; what counts is the difference that quantization makes.
 
 Published GLUE tests have no labels: the score is on the development split. In a folder that is `test.tsv` where it has
 labels (SST-2 as kept here), else `dev.tsv`.
@@ -25,7 +25,7 @@ from wattbit.errors import WattbitError
 from wattbit.models.corpus import GLUE_TASKS, TEXT_COLUMNS
 from wattbit.models.network import Experts, Transformer
 
-TRAIN_ROWS = 10_000  # that a head is fitted on, at most: the first ones
+TRAIN_ROWS = 5_000  # that a head is fitted on, at most: the first ones
 BATCH_TOKENS = 16384
 PENALTY = 1e-3  # of the head's squared weights
 STEPS = 100  # of L-BFGS
@@ -188,7 +188,8 @@ class Probe:
     def fit(
         cls, task: Task, network: Transformer, tokenizer: Tokenizer, experts: Sequence[Experts] | None = None
     ) -> "Probe":
-        return cls(task, tokenizer, Head.fit(features(network, tokenizer, task.train.texts, experts), task.train.labels))
+        found = features(network, tokenizer, task.train.texts, experts)
+        return cls(task, tokenizer, Head.fit(found, task.train.labels))
 
     def evaluate(self, network: Transformer, experts: Sequence[Experts] | None = None) -> float:
         found = features(network, self.tokenizer, self.task.dev.texts, experts)

@@ -14,6 +14,7 @@ from wattbit.files import atomic
 from wattbit.plan import Allocation, ExpertStats
 
 COLOURS = ("#1f5fa8", "#c8501e", "#2f8f4e", "#8a4fb0", "#7a7a7a", "#b8901a", "#3aa0a8")
+MARKERS = "osD^vP*X"
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -79,4 +80,42 @@ def front(
     panel.set_ylabel("validation perplexity")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def memory_front(points: Mapping[str, Sequence[tuple[float, float, float]]], path: Path) -> Path:
+    """Perplexity and its standard deviation over the experts' megabytes: {method: [(MB, mean, std)]}, MB ascending."""
+    figure, panel = plt.subplots(figsize=(7.2, 4.6))
+    for place, (name, line) in enumerate(points.items()):
+        megabytes, mean, std = zip(*sorted(line), strict=True)
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        panel.errorbar(megabytes, mean, yerr=std, label=name, capsize=2, linewidth=1, markersize=5, **style)
+    panel.set_xlabel("experts, MB as packed")
+    panel.set_ylabel("perplexity")
+    panel.set_yscale("log")
+    panel.grid(alpha=0.3, which="both")
+    panel.legend(frameon=False, fontsize=7, ncols=2)
+    return save(figure, path)
+
+
+def reasons(stats: Sequence[ExpertStats], allocation: Allocation, path: Path) -> Path:
+    """Every expert by layer and place, coloured by width, and its damage at the narrowest width over its tokens."""
+    by_expert = {s.expert: s for s in stats}
+    layers = sorted({s.expert.layer for s in stats})
+    figure, (map_of, scatter) = plt.subplots(1, 2, figsize=(11, 3.8))
+    bits = {p.expert: p.precision.weight_bits for p in allocation.placements}
+    image = np.array([[bits[e] for e in sorted(bits) if e.layer == layer] for layer in layers])
+    shown = map_of.imshow(image, aspect="auto", cmap="viridis", vmin=2, vmax=8)
+    map_of.set_xlabel("expert")
+    map_of.set_ylabel("layer")
+    map_of.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    figure.colorbar(shown, ax=map_of, label="weight width, bit", ticks=range(2, 9))
+    for width in sorted(set(bits.values())):
+        mine = [by_expert[e] for e in bits if bits[e] == width]
+        damage = [s.damage[0][1] for s in mine]
+        scatter.scatter([s.tokens for s in mine], damage, label=f"{width} bit", s=24, alpha=0.8)
+    scatter.set_xlabel("calibration tokens that it served")
+    scatter.set_ylabel(f"damage at {stats[0].damage[0][0]} bits, nats a token")
+    scatter.grid(alpha=0.3)
+    scatter.legend(frameon=False)
     return save(figure, path)

@@ -25,7 +25,7 @@ class Preset:
 
 WT2_MODEL = ModelConfig(vocab_size=8192, d_model=256, d_hidden=512, layers=4, heads=4, experts=16, context=256)
 WT2_TRAIN = TrainConfig(
-    steps=3000, batch=16, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1, device="auto", bf16=True
+    steps=2000, batch=16, learning_rate=2e-3, warmup_steps=100, weight_decay=0.1, device="auto", bf16=True
 )
 
 PRESETS = {

@@ -1,0 +1,129 @@
+"""`wattbit eval`, `compare` and `explain` on a small run."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from click.testing import CliRunner
+
+from tests.models_support import write_text_corpus
+from wattbit.cli import main
+from wattbit.commands.compare import Line, lines, markdown
+from wattbit.plan import Allocation, ExpertId
+
+
+def invoke(*words: str) -> str:
+    result = CliRunner().invoke(main, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of the tiny preset in runs/ and its comparison in out/."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        compare(write_text_corpus(folder / "text"))
+    return folder
+
+
+def compare(text: Path) -> str:
+    options = ["--methods", "rtn,exact", "--budgets", "2.5,3", "--seeds", "1", "--reference", "random", "--out", "out"]
+    return invoke("compare", "--preset", "tiny", "--data", str(text), *options)
+
+
+def test_compare_writes_a_table_of_real_bytes_and_resumes(compared: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(compared)
+    rows = list(csv.DictReader((compared / "out" / "table.csv").open()))
+    assert [(row["method"], row["budget_bits"]) for row in rows] == [
+        (method, bits) for bits in ("2.5", "3.0") for method in ("random", "rtn", "exact")
+    ]
+    by = {(row["method"], row["budget_bits"]): row for row in rows}
+    assert float(by["rtn", "2.5"]["mean_bits_mean"]) == 2
+    assert float(by["rtn", "2.5"]["expert_MB_mean"]) < float(by["rtn", "3.0"]["expert_MB_mean"])
+    assert "<svg" in (compared / "out" / "front.svg").read_text()
+    cells = {path: path.stat().st_mtime_ns for path in (compared / "out" / "cells").iterdir()}
+    assert len(cells) == 6
+    next(iter(cells)).unlink()
+    before = (compared / "out" / "table.md").read_text()
+    shown = compare(compared / "text")
+    assert sum(path.stat().st_mtime_ns == old for path, old in cells.items()) == 5
+    header, *_ = before.splitlines()
+    assert header in shown
+
+
+def test_eval_agrees_with_compare(compared: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(compared)
+    (path,) = (compared / "out" / "cells").glob("*-exact-3.json")
+    cell = json.loads(path.read_text())
+    (compared / "recipe.json").write_text(json.dumps(cell["recipe"]))
+    found = json.loads(invoke("eval", "--recipe", "recipe.json", "--json"))
+    assert found["perplexity"] == cell["perplexity"]
+    assert found["expert_bytes"] == cell["expert_bytes"]
+    assert found["cost"]["provenance"] == "modelled"
+    assert len(found["tokens"]) == 8
+    floats = json.loads(invoke("eval", "--json"))
+    assert floats["perplexity"]["token"] == pytest.approx(found["perplexity"]["token"], rel=0.05)
+    assert "perplexity a word (measured)" in invoke("eval")
+
+
+def test_explain_names_every_expert_and_draws(compared: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(compared)
+    invoke("stats")
+    bits = {ExpertId(layer, expert): 8 if expert == 1 else 2 for layer in range(2) for expert in range(4)}
+    Path("widths.json").write_text(json.dumps(Allocation.of(bits).to_json()))
+    shown = invoke("explain", "--recipe", "widths.json", "--out", "why")
+    record = json.loads(Path("why/explain.json").read_text())
+    assert [e["weight_bits"] for e in record["experts"]] == list(bits.values())
+    assert all(str(expert) in shown for expert in bits)
+    assert "<svg" in Path("why/widths.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "--method", "magic"], "a method is one of rtn, gptq, "),
+        (["eval", "--method", "rtn", "--bits", "1"], "a budget of 1.0 bits is below the narrowest width, 2; raise it"),
+        (["compare", "--budgets", "3;4", "--out", "x"], "a list of numbers is written like 2.5,3,4, not '3;4'"),
+        (["compare", "--methods", "rtn", "--reference", "best", "--out", "x"], "not 'best'"),
+        (["compare", "--budgets", "1", "--out", "x"], "a budget of 1.0 bits is below the narrowest width"),
+    ],
+)
+def test_bad_input_is_one_line(compared: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(compared)
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not Path("x").exists()
+
+
+def test_a_run_without_a_model_is_told_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["eval"])
+    assert result.exit_code == 1
+    assert "make one with `wattbit train`" in result.stderr
+
+
+def test_lines_pair_seeds_and_skip_what_was_refused():
+    def cell(perplexity: float) -> dict:
+        text = {"token": perplexity, "word": 2 * perplexity}
+        return {"mean_bits": 3.0, "expert_bytes": 10, "perplexity": text, "glue": {}, "cost": None, "decide_s": 1.0}
+
+    worse = {0: 1.02, 1: 1.03, 2: 1.01}
+    cells = {("a", 3.0, s): cell(10.0 + s) for s in range(3)} | {
+        ("b", 3.0, s): cell((10.0 + s) * w) for s, w in worse.items()
+    }
+    cells["c", 3.0, 0] = {"refused": "no"}
+    found = lines(cells, "a")
+    assert [(line.method, line.seeds) for line in found] == [("a", 3), ("b", 3)]
+    assert found[0].p is None
+    logs = [math.log(w) for w in worse.values()]
+    t = fmean(logs) / (stdev(logs) / math.sqrt(3))
+    assert found[1].p == pytest.approx(1 - t / math.sqrt(t * t + 2))  # Student's t with 2 degrees of freedom
+    assert isinstance(found[0], Line)
+    assert "10.00" not in markdown(found, "a").splitlines()[0]

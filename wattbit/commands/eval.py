@@ -1,0 +1,257 @@
+"""`wattbit eval`: what a recipe does to a model: perplexity, GLUE, bytes, latency, and what calibration saw."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wattbit.display import Display
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.files import read_json
+from wattbit.perform import RUNS, json_option, run_option
+from wattbit.plan import Meter, Workload
+from wattbit.progress import Progress
+from wattbit.recipe import Budget, Recipe
+from wattbit.report import figure, significant, table
+from wattbit.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wattbit.models.expert_model import ExpertModel
+    from wattbit.models.own import OwnModel
+    from wattbit.models.subject import ModelSubject
+    from wattbit.models.tasks import Probe
+
+TOKENS = 1000  # of the workload that the meter prices
+CONTEXTS = 64  # of calibration text
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A model with all that judges it. text: the split that perplexity is of.
+
+    meter: None where no meter prices this model's experts; probes: of wattbit's own models alone.
+    """
+
+    model: "ExpertModel"
+    subject: "ModelSubject"
+    text: str
+    tokens: "Tensor"
+    words: int
+    context: int
+    stride: int
+    meter: Meter | None
+    probes: "tuple[Probe, ...]" = ()
+
+    def workload(self) -> Workload:
+        stats = self.subject.stats(())
+        return Workload(TOKENS, self.subject.top_k, tuple((s.expert, s.frequency) for s in stats))
+
+    def decide(self, method: str, budget: Budget, seed: int) -> Recipe:
+        from wattbit.policy.methods.registry import ON_HARDWARE
+        from wattbit.policy.methods.registry import method as named
+
+        priced = method in ON_HARDWARE and self.meter is not None
+        return named(method, self.meter, self.workload() if priced else None).decide(self.subject, budget, seed)
+
+    def evaluate(self, recipe: Recipe | None, progress: Progress) -> dict[str, Any]:
+        """Everything that `wattbit eval` shows, of the model quantized so; None is the float model."""
+        from wattbit.models.evaluation import perplexity
+
+        pruning = None if recipe is None else recipe.pruning
+        with self._quantized(recipe) as rounded:
+            found = perplexity(
+                lambda contexts: self.model.losses(contexts, pruning),
+                self.tokens,
+                self.words,
+                self.context,
+                self.stride,
+                progress,
+            )
+            glue = {probe.task.name: probe.evaluate(self._own().network) for probe in self.probes}
+        return {
+            "method": "float" if recipe is None else recipe.method,
+            "mean_bits": 16.0 if recipe is None else recipe.allocation.mean_bits,
+            "expert_bytes": self.subject.memory_bytes(recipe),
+            "perplexity": found.to_json() | {"text": self.text},
+            "glue": glue,
+            "cost": self._cost(recipe),
+            "tokens": {str(expert): seen for expert, seen in self.subject.tokens().items()},
+            "rounded_to_nearest": rounded,
+        }
+
+    def _own(self) -> "OwnModel":
+        from wattbit.models.own import OwnModel
+
+        assert isinstance(self.model, OwnModel)
+        return self.model
+
+    def _cost(self, recipe: Recipe | None) -> dict[str, Any] | None:
+        """Milliseconds and millijoules a token, as the meter has them; None where it has none."""
+        if recipe is None or self.meter is None:
+            return None
+        try:
+            cost = self.meter.cost(recipe.allocation, self.workload())
+        except InfeasibleError:
+            return None
+        energy = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
+        return {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": energy, "provenance": cost.provenance}
+
+    @contextmanager
+    def _quantized(self, recipe: Recipe | None) -> "Iterator[list[str]]":
+        """The model with its experts as the recipe says; the experts whose quantizer fell back to round to nearest."""
+        from wattbit.models.quantizers.apply import fallen_back
+
+        packed = {} if recipe is None else self.subject.quantize(recipe)
+        floats = {expert: self.model.matrices(expert) for expert in packed}
+        try:
+            for expert, found in packed.items():
+                self.model.replace(expert, found.dequantize())
+            yield [] if recipe is None else [str(expert) for expert in fallen_back(recipe, packed)]
+        finally:
+            for expert, matrices in floats.items():
+                self.model.replace(expert, matrices)
+
+
+def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Progress) -> Judge:
+    """A run's float model; perplexity is of its corpus' test text where there is one, else of the validation text.
+
+    Calibration is validation text; with a validation split alone it is other contexts of it than `Subject.perplexity`.
+    """
+    import torch
+
+    from wattbit.models.corpus import read_test
+    from wattbit.models.data import encode, load_vocabulary
+    from wattbit.models.evaluation import count_words
+    from wattbit.models.own import OwnModel
+    from wattbit.models.subject import ModelSubject
+    from wattbit.models.tasks import Probe, read_task
+    from wattbit.pipeline import learner, meter
+
+    opened = learner(run)
+    vocabulary = load_vocabulary(run.path("data"))
+    split, texts = read_test(run.config.data)
+    samples, context = opened.samples, opened.config.context
+    return Judge(
+        OwnModel.of(opened),
+        ModelSubject(OwnModel.of(opened), samples.held[:CONTEXTS], samples.valid, progress),
+        split,
+        torch.from_numpy(encode(vocabulary, texts).astype("int64")),
+        sum(map(count_words, texts)),
+        context,
+        stride or max(1, context // 2),
+        meter(run),
+        tuple(Probe.fit(read_task(task), opened.network, vocabulary) for task in tasks),
+    )
+
+
+def judge_checkpoint(
+    source: str, data: str | None, context: int, stride: int | None, device: str, progress: Progress
+) -> Judge:
+    """A Hugging Face checkpoint, with its own tokenizer. It has no meter and no GLUE heads."""
+    import torch
+
+    from wattbit.models.corpus import read_corpus, read_test
+    from wattbit.models.evaluation import count_words
+    from wattbit.models.families.open import open_model
+    from wattbit.models.families.text import first_contexts
+    from wattbit.models.subject import ModelSubject
+
+    model, tokenizer = open_model(source, device)
+    calibration = first_contexts(tokenizer, read_corpus(data).train, CONTEXTS, context + 1).to(device)
+    split, texts = read_test(data)
+    encoded = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    held = torch.tensor(encoded[: context + 1])[None].to(device)
+    words = sum(map(count_words, texts))
+    subject = ModelSubject(model, calibration, held, progress)
+    tokens = torch.tensor(encoded, device=device)
+    return Judge(model, subject, split, tokens, words, context, stride or max(1, context // 2), None)
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The result as a table of two columns and what is to be known of it."""
+    ppl, cost = found["perplexity"], found["cost"]
+    lines = [
+        ["mean weight bits", figure(found["mean_bits"], 2)],
+        ["expert MB (packed)", significant(found["expert_bytes"] / 1e6)],
+        [f"perplexity a token ({ppl['text']} text, measured)", figure(ppl["token"], 3)],
+        ["perplexity a word (measured)", figure(ppl["word"], 2)],
+        *([f"GLUE {task} (measured)", figure(value, 4)] for task, value in found["glue"].items()),
+    ]
+    if cost:
+        lines.append([f"ms/token ({cost['provenance']})", significant(cost["ms_per_token"])])
+        lines.append([f"mJ/token ({cost['provenance']})", significant(cost["mj_per_token"])])
+    seen = sorted(found["tokens"].values())
+    lines.append(
+        ["calibration tokens an expert, least / median / most", f"{seen[0]} / {seen[len(seen) // 2]} / {seen[-1]}"]
+    )
+    said = [table([found["method"], ""], lines), f"window of {ppl['context']} tokens, stride {ppl['stride']}"]
+    if found["rounded_to_nearest"]:
+        said.append(f"rounded to nearest, for too few calibration tokens: {', '.join(found['rounded_to_nearest'])}")
+    return "\n".join(said)
+
+
+def read_recipe(path: Path) -> Recipe:
+    return Recipe.from_json(read_json(path))
+
+
+@click.command()
+@run_option
+@click.option("--model", help="Instead of a run: a Hugging Face checkpoint, a folder or hub id with safetensors.")
+@click.option("--data", help="Text for --model: a folder, wikitext-2, wikitext-103, c4; by default Python's sources.")
+@click.option("--context", default=512, show_default=True, type=click.IntRange(2), help="Window of --model, tokens.")
+@click.option("--device", default="cpu", show_default=True, help="Where --model is computed: cpu, cuda.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON file of a recipe to evaluate."
+)
+@click.option("--method", help="Method that decides a recipe, for instance gptq, mcmoe, dmpq; without one: float.")
+@click.option("--bits", default=4.0, show_default=True, help="Budget of --method: mean weight bits of an expert.")
+@click.option("--group-size", type=click.IntRange(1), help="Of --method: columns that share a scale; by default a row.")
+@click.option("--seed", default=0, show_default=True, help="Seed of --method.")
+@click.option("--task", "tasks", multiple=True, help="GLUE task of a run's model: a folder or glue/TASK; repeatable.")
+@click.option("--stride", type=click.IntRange(1), help="Of the sliding window, tokens; by default half the window.")
+@json_option
+def command(
+    folder: Path | None,
+    model: str | None,
+    data: str | None,
+    context: int,
+    device: str,
+    recipe: Path | None,
+    method: str | None,
+    bits: float,
+    group_size: int | None,
+    seed: int,
+    tasks: tuple[str, ...],
+    stride: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a run's float model or a checkpoint, its experts quantized by a recipe or a method."""
+    if recipe and method:
+        raise click.UsageError("give either --recipe or --method")
+    if model and (folder or tasks):
+        raise click.UsageError("--model is evaluated without --run and --task")
+    with Display() as display:
+        display.begin("open", "model")
+        if model:
+            judge = judge_checkpoint(model, data, context, stride, device, display)
+        else:
+            run = Run.open(folder) if folder else Run.latest(RUNS)
+            if run.record("train") is None:
+                raise WattbitError(f"{run.folder} has no trained model; run `wattbit train` with its options")
+            judge = judge_run(run, tasks, stride, display)
+        display.begin("decide", method or "recipe")
+        chosen = read_recipe(recipe) if recipe else None
+        if method:
+            chosen = judge.decide(method, Budget(bits, group_size=group_size), seed)
+        display.begin("evaluate", "perplexity and tasks")
+        found = judge.evaluate(chosen, display)
+    if as_json:
+        click.echo(json.dumps(found | {"recipe": chosen and chosen.to_json()}, indent=1))
+    else:
+        click.echo(summary(found))
