@@ -32,7 +32,7 @@ static void pause_briefly(uint32_t spins) {
 #endif
 }
 
-// A run waits for parts that were taken, not for threads: one that is descheduled before it takes a part holds up nobody.
+// A run waits for its parts, not for its threads: one that is descheduled before it takes a part holds up nobody.
 static void take_parts(wb_pool *pool) {
     for (uint32_t left = atomic_load(&pool->untaken); left;) {
         if (!atomic_compare_exchange_weak(&pool->untaken, &left, left - 1)) continue;
