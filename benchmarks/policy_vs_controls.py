@@ -9,11 +9,11 @@ there is no time to train. Two rewards: additive, which is the damage table alon
 beaten; and coupled, where the planner's time on the board counts (latency_nats below), which no table sees.
 
 `shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
-does, and gets as many evaluations as the policy. At ABLATED bits, of trained models: A2C, a cold start, the widths 2, 4
-and 8 alone, and a search whose hardware cost is the bits that pass, in place of the planner's time. A ratio is exp(difference of the
-rewards), that is of perplexities with the hardware's price included: above 1 where the policy is better. p is of a
-paired t-test over training seeds times policy seeds. "after N evaluations" is the best reward among the first N
-allocations priced.
+does, and gets as many evaluations as the policy. At ABLATED bits, of trained models: A2C, a cold start, no local search
+at the end, the widths 2, 4 and 8 alone, and a search whose hardware cost is the bits that pass, in place of the
+planner's time. A ratio is exp(difference of the rewards), that is of perplexities with the hardware's price included:
+above 1 where the policy is better. p is of a paired t-test over training seeds times policy seeds. "after N
+evaluations" is the best reward among the first N allocations priced.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,10 +78,11 @@ class Cell:
     iterations: int
     gate_draws: int
     choice_draws: int
+    local: float
 
     @property
-    def settings(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("iterations", "gate_draws", "choice_draws")}
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("iterations", "gate_draws", "choice_draws", "local")}
 
 
 class Free:
@@ -102,10 +103,10 @@ class Bits:
 
 def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
     """Every method by name: the choice that it makes for a problem with a seed."""
-    evaluations = cell.iterations * cell.gate_draws * cell.choice_draws
+    evaluations = AgentSettings(**cell.settings).evaluations
 
     def agent(**more: Any) -> Solver:
-        settings = AgentSettings(**cell.settings, **more)
+        settings = AgentSettings(**cell.settings | more)
         return lambda problem, seed: train(AllocationEnv(problem), seed, settings).choice
 
     found: dict[str, Solver] = {
@@ -118,7 +119,11 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
         "random": random_allocation,
     }
     if ablated(cell):
-        found |= {"A2C": agent(algorithm=A2C()), "PPO, cold start": agent(warm=False)}
+        found |= {
+            "A2C": agent(algorithm=A2C()),
+            "PPO, cold start": agent(warm=False),
+            "PPO, no local search": agent(local=0.0),
+        }
     if cell.budget in widths:
         found["uniform"] = lambda problem, _: problem.uniform(int(cell.budget))
     return found
@@ -255,7 +260,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 @click.option("--preset", "presets", multiple=True, help="demo, e64 or drawn64; by default demo and drawn64.")
 @click.option("--jobs", default=1, show_default=True, help="Processes side by side.")
 def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], jobs: int) -> None:
-    efforts = {"tiny": (5, 4, 4), "demo": (60, 6, 8), "e64": (60, 4, 6), DRAWN: (60, 4, 6)}
+    efforts = {"tiny": (5, 4, 4, 0.5), "demo": (60, 4, 6, 0.5), "e64": (60, 4, 6, 0.5), DRAWN: (30, 4, 6, 0.5)}
     names = ("tiny",) if quick else presets or ("demo", DRAWN)
     for name in (name for name in names if name != DRAWN):
         for seed in SEEDS:

@@ -3,7 +3,8 @@
 Gates stay at their start for the first half of the iterations, until experts can use them. The entropy bonus, a mean
 over experts, falls linearly to 0. A policy may start warm, from the exact solution of the damage table for the best set
 of widths (`exact.solve_shared`): it is offered as a choice, and the network is fitted to it so far that it is the
-likeliest, not the only one.
+likeliest, not the only one. Draws of hundreds of experts at once hardly ever hit the one change that is missing, so
+a training ends with a local search from its best choice, by the moves of `annealing`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from wattbit.errors import WattbitError
 from wattbit.files import atomic
+from wattbit.policy.annealing import anneal
 from wattbit.policy.environment import AllocationEnv, observe
 from wattbit.policy.exact import solve_shared
 from wattbit.policy.network import PolicyNet, of_gates
@@ -63,6 +65,13 @@ class AgentSettings:
     """Width of both networks."""
     warm: bool = True
     """Whether to start from the table's exact solution."""
+    local: float = 0.5
+    """Evaluations of the local search that ends the training, as a share of those of the updates."""
+
+    @property
+    def evaluations(self) -> int:
+        """Most allocations that a training prices, but for the repaired ones."""
+        return round(self.iterations * self.gate_draws * self.choice_draws * (1 + self.local))
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,9 @@ def _train(
     modes = [net.mode(observation) for observation in observations]
     for best, mode in zip(bests, modes, strict=True):
         best.offer(mode)
+    moves = round(settings.evaluations * settings.local / (1 + settings.local) / len(envs))
+    for best in bests if moves else ():
+        best.offer(anneal(best.problem, best.choice, moves, seed))
     return [
         Trained(best.choice, best.reward, mode, tuple(curve), Policy(net, best.problem.actions))
         for best, mode, curve in zip(bests, modes, curves, strict=True)
