@@ -25,11 +25,12 @@ from wattbit.errors import InfeasibleError
 from wattbit.files import read_json, write_json, write_text
 from wattbit.hls.meter import ModelledMeter
 from wattbit.models.data import prepare
-from wattbit.plan import Allocation, ExpertStats
+from wattbit.plan import Allocation, ExpertStats, Workload
 from wattbit.plots import memory_front
 from wattbit.presets import PRESETS
 from wattbit.report import table
 from wattbit.run import cache_folder
+from wattbit.tvm_schedules.host_meter import host_meter
 
 SEEDS = (0, 1, 2)
 STATIC = "uniform8"
@@ -81,6 +82,22 @@ def shortened(record: Record) -> Record:
     return found
 
 
+def on_host(record: Record) -> None:
+    """Add measured milliseconds a token of the experts' products on this machine, one thread, to a short study."""
+    model = PRESETS[record["preset"]].model
+    load_of = Workload(study.TOKENS, model.top_k, tuple((e, 1 / model.experts) for e in model.expert_ids))
+    times: dict[str, float] = {}
+    with host_meter(model.shape, study.WIDTHS, len(model.expert_ids)) as meter:
+        for one in [*record["recipes"].values(), *record["tuned"].values()]:
+            if "refused" in one:
+                continue
+            if one["bits"] not in times:
+                widths = dict(zip(model.expert_ids, map(int, one["bits"]), strict=True))
+                cost = meter.cost(Allocation.of(widths, engine="host"), load_of)
+                times[one["bits"]] = 1e3 * cost.latency_s / study.TOKENS
+            one["host_ms_per_token"] = times[one["bits"]]
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
@@ -112,7 +129,7 @@ def listed(records: Sequence[Record], part: str) -> list[str]:
 def untuned_table(records: Sequence[Record]) -> str:
     tasks = list(records[0]["float"]["glue"])
     header = ["method", "budget", "mean bits", "MB", "perplexity", "above float, %", "word perplexity"]
-    header += [*tasks, "ms/token (modelled)", "decide, s"]
+    header += [*tasks, "ms/token, FPGA (modelled)", "ms/token, host (measured)", "decide, s"]
 
     def line(name: str, budget: str, cells: Sequence[Record], above: str) -> list[str]:
         return [
@@ -125,6 +142,7 @@ def untuned_table(records: Sequence[Record]) -> str:
             pm([c["perplexity"]["word"] for c in cells], 1),
             *(pm([c["glue"][task] for c in cells], 3) for task in tasks),
             pm([c.get("ms_per_token") for c in cells], 4),
+            pm([cells[0].get("host_ms_per_token")], 4),
             pm([c.get("decide_s") for c in cells], 1),
         ]
 
@@ -139,7 +157,7 @@ def untuned_table(records: Sequence[Record]) -> str:
 def tuned_table(records: Sequence[Record]) -> str:
     tasks = list(records[0]["float"]["glue"])
     header = ["allocation", "mean bits", "perplexity", f"above {STATIC}, %", "above float, %", *tasks]
-    header += ["ms/token (modelled)"]
+    header += ["ms/token, FPGA (modelled)", "ms/token, host (measured)"]
     lines = []
     for key in listed(records, "tuned"):
         cells = [r["tuned"][key] for r in records]
@@ -152,6 +170,7 @@ def tuned_table(records: Sequence[Record]) -> str:
                 pm(rise(records, "tuned", key, None)),
                 *(pm([c["glue"][task] for c in cells], 3) for task in tasks),
                 pm([c["ms_per_token"] for c in cells], 4),
+                pm([cells[0].get("host_ms_per_token")], 4),
             ]
         )
     return table(header, lines)
@@ -223,6 +242,7 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--at-once", default=1, show_default=True, help="Studies at a time.")
 @click.option("--seconds", default=float("inf"), help="When a study stops; started again, it goes on.")
+@click.option("--host", is_flag=True, help="Measure the first seed's allocations on this machine; keep it quiet.")
 @click.option("--studies", type=click.Path(path_type=Path, file_okay=False), help="Where studies are kept.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write rows and tables there.")
 def main(
@@ -232,6 +252,7 @@ def main(
     device: str,
     at_once: int,
     seconds: float,
+    host: bool,
     studies: Path | None,
     path: Path | None,
 ) -> None:
@@ -250,6 +271,9 @@ def main(
             wanted += [] if finished else [one]
     studied(wanted, at_once)
     found = {p: [shortened(read_json(out / f"{p}-{seed}.json")) for seed in seeds] for p in presets}
+    if host:
+        for records in found.values():
+            on_host(records[0])
     every = [row for records in found.values() for row in rows(records)]
     show(every)
     if path:
