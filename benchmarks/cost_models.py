@@ -60,7 +60,7 @@ class Case:
         return [Workload(TOKENS, 2, frequency, batch) for batch in batches]
 
 
-HOST = Case(ExpertShape(512, 1024), 16, 2, 16, 16, 16, rounds=8)
+HOST = Case(ExpertShape(512, 1024), 16, 2, 16, 16, 16, rounds=16)
 SMALL = Case(ExpertShape(128, 256), 16, 2, 16, 16, 16, rounds=8)
 ARM = Case(ExpertShape(128, 256), 8, 2, 12, 12, 12)
 FPGA = Case(ExpertShape(32, 64), 8, 2, 5, 0, 3)
