@@ -102,6 +102,25 @@ def test_bad_input_is_one_line(compared: Path, words: list[str], message: str, m
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
+def test_eval_takes_a_hugging_face_checkpoint(family: str, tmp_path: Path):
+    from tests.hf_support import checkpoint, save_tokenizer
+
+    model = checkpoint(family, tmp_path / "model")
+    save_tokenizer(model)
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "input.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 2000)
+    (text / "test.txt").write_text("a lazy dog jumps\n" * 40)
+    options = ["eval", "--model", str(model), "--data", str(text), "--context", "16", "--json"]
+    floats, narrow = (json.loads(invoke(*options, *more)) for more in ([], ["--method", "gptq", "--bits", "2"]))
+    assert floats["perplexity"]["words"] == 40 * 5
+    assert narrow["expert_bytes"] < 0.25 * floats["expert_bytes"]
+    assert narrow["perplexity"]["token"] != floats["perplexity"]["token"]
+    assert narrow["cost"] is None
+    assert sum(narrow["tokens"].values()) > 0
+
+
 def test_a_run_without_a_model_is_told_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["eval"])

@@ -88,12 +88,11 @@ def memory_front(points: Mapping[str, Sequence[tuple[float, float, float]]], pat
     figure, panel = plt.subplots(figsize=(7.2, 4.6))
     for place, (name, line) in enumerate(points.items()):
         megabytes, mean, std = zip(*sorted(line), strict=True)
-        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        style = {"color": plt.get_cmap("tab20")(place % 20), "marker": MARKERS[place % len(MARKERS)]}
         panel.errorbar(megabytes, mean, yerr=std, label=name, capsize=2, linewidth=1, markersize=5, **style)
     panel.set_xlabel("experts, MB as packed")
     panel.set_ylabel("perplexity")
-    panel.set_yscale("log")
-    panel.grid(alpha=0.3, which="both")
+    panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=7, ncols=2)
     return save(figure, path)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.files import read_json
 from wattbit.perform import RUNS, json_option, run_option
 from wattbit.plan import Meter, Workload
 from wattbit.progress import Progress
@@ -194,10 +194,6 @@ def summary(found: dict[str, Any]) -> str:
     if found["rounded_to_nearest"]:
         said.append(f"rounded to nearest, for too few calibration tokens: {', '.join(found['rounded_to_nearest'])}")
     return "\n".join(said)
-
-
-def read_recipe(path: Path) -> Recipe:
-    return Recipe.from_json(read_json(path))
 
 
 @click.command()
