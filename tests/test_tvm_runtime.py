@@ -17,7 +17,7 @@ from tests.tvm_support import runnable
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.boardside import open_library
 from wattbit.tvm_schedules.cores import CORES, host_core
-from wattbit.tvm_schedules.costs import CostTable, WidthCost, modelled
+from wattbit.tvm_schedules.costs import Calibration, CostTable, WidthCost, modelled
 from wattbit.tvm_schedules.packing import pack
 from wattbit.tvm_schedules.timing import Matrix, Product, Timer
 from wattbit.tvm_schedules.toolchain import RUNNER, Kernel, emit_objects, kernels_for, link_library, link_program
@@ -165,3 +165,27 @@ def test_a_timer_takes_times(library: Path) -> None:
             timer.products(Product(7, ROWS, DEPTH), 1)
         with pytest.raises(WattbitError, match=r"did not run; depths must be whole groups"):
             timer.products(Product(BITS, ROWS, DEPTH, group_size=64), 1)
+
+
+class Ideal:
+    """A machine of one rate for all widths, with or without a time for each call."""
+
+    def __init__(self, call_s: float) -> None:
+        self.call_s = call_s
+
+    def weight_bytes(self, product: Product) -> int:
+        return product.rows * product.depth * product.weight_bits // 8
+
+    def products(self, product: Product, calls: int) -> list[float]:
+        return [self.call_s + self.weight_bytes(product) / 2e9] * calls
+
+
+@pytest.mark.parametrize(("call_s", "found"), [(5e-6, 5e-6), (0.0, 0.0), (-1e-6, 0.0)])
+def test_calibration_finds_the_call_and_the_rates(call_s: float, found: float) -> None:
+    machine = Ideal(call_s)
+    calibration = Calibration(CORE, 1, (4, 8), machine, machine)
+    calibration.round()
+    table = calibration.table()
+    assert table.call_s == pytest.approx(found, abs=1e-12)
+    for cost in table.widths.values():
+        assert cost.bytes_per_s == pytest.approx(2e9, rel=1e-6 if call_s >= 0 else 0.01)

@@ -97,6 +97,8 @@ class Calibration:
             system[row, 0], system[row, 1 + i] = 1, self._cold.weight_bytes(Product(bits, *shape))
             system[row] /= times[bits, shape]
         call, *seconds_per_byte = np.linalg.lstsq(system, np.ones(len(points)), rcond=None)[0].tolist()
+        if call < 0:  # too short to be told from noise
+            call, seconds_per_byte = 0.0, np.linalg.lstsq(system[:, 1:], np.ones(len(points)), rcond=None)[0].tolist()
         widths = {}
         for bits, each in zip(self._widths, seconds_per_byte, strict=True):
             compute = (times[bits, IN_CACHE] - times[bits, CALL]) / (IN_CACHE[0] * IN_CACHE[1])
