@@ -1,4 +1,4 @@
-"""Experts, inputs and the float64 reference of the GPU kernels' tests; without a card Triton interprets them."""
+"""Experts, inputs and the float64 reference of the GPU kernels' tests; without a card the CPU runs them."""
 
 import importlib.util
 from typing import Any

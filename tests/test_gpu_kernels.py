@@ -1,4 +1,4 @@
-"""The GPU kernels against float64: in Triton's interpreter, or on the card where there is one."""
+"""The GPU kernels against float64: on the card where there is one, else on the CPU."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId, Precision
 from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Shape
 from wattbit.tvm_schedules.gpu.layer import Layer
+from wattbit.tvm_schedules.gpu.tiling import Tiling
 
 # bfloat16 results: 2e-3 on the card, which rounds; the interpreter cuts off, in the hidden activations too
 TOLERANCE = 3e-3 if CARD else 1e-2
@@ -32,6 +33,29 @@ def test_a_layer_of_mixed_widths_equals_the_reference(
     assert error < TOLERANCE
     first = layer(x).clone()
     assert torch.equal(layer(x), first), "a second run differs"
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "up", "down"),
+    [  # a block with two row tiles and one left over; blocks that share the depth; two tiles of tokens, fewer warps
+        (Shape(3, 256, 200, swiglu=False), 1, Tiling(warps=4, each=2), Tiling(warps=2, splits=3, each=3)),
+        (Shape(2, 100, 136), 12, Tiling(warps=2, token_tiles=2, each=4), Tiling(warps=2, token_tiles=2, splits=2)),
+        (Shape(2, 256, 128, group=128), 1, Tiling(warps=2, ring=12288), Tiling(warps=4, splits=2, each=2)),
+    ],
+)
+def test_every_way_to_cut_a_launch_gives_the_same(shape: Shape, tokens: int, up: Tiling, down: Tiling) -> None:
+    _, _, error = run(shape, (2, 3, 6), 2, tokens, up_tiling=up, down_tiling=down)
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [2.0**-40, 2.0**40])
+def test_small_and_large_inputs_keep_their_precision(size: float) -> None:
+    """Codes are multiplied as bfloat16 numbers near 2^-133: neither they nor their products may be lost."""
+    shape = Shape(2, 64, 64, swiglu=False)
+    layer, x, _ = run(shape, (2, 8), 2, 1)
+    layer.router.zero_()  # both experts count for a half, whatever the size
+    y = layer(x).double()
+    torch.testing.assert_close(layer((x * size).contiguous()).double() / size, y, rtol=2e-2, atol=1e-3)
 
 
 def test_experts_that_got_no_token_add_nothing() -> None:

@@ -2,7 +2,7 @@
 
 The counter steps about every 100 ms, so a reading at an arbitrary moment is up to one step old. A window here begins
 and ends when the counter was seen to step, while work keeps the card busy: power is the joules between two steps over
-the time between them.
+the time between them. The first steps are left out: they still hold what the card did before.
 """
 
 import time
@@ -15,6 +15,7 @@ import torch
 from wattbit.errors import WattbitError
 
 TICK_TIMEOUT_S = 2.0
+SETTLING_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class EnergyCounter:
 
         WattbitError if the counter stands still.
         """
+        for _ in range(SETTLING_STEPS):
+            self._step(keep_busy)
         first = self._step(keep_busy)
         last = self._step(keep_busy)
         while last[0] - first[0] < least_s:

@@ -7,9 +7,10 @@
 //   ONE      a single token                          WHOLE    the depth is a multiple of 128
 //   RING     bytes of a warp's ring of loads         BLOCKS   that a multiprocessor must have room for
 //
-// A block takes tiles of 64 rows, one after another, of one expert that has tokens (a slot of the plan, see routing.py).
-// Its warps share the depth, span by span of some blocks of 32 columns. A lane copies the codes that it will need itself
-// through its warp's ring in shared memory, spans ahead, and multiplies them on tensor cores with float32 sums.
+// A block takes tiles of 64 rows, one by one, of one expert that has tokens (a slot of the plan: see routing.py). Its
+// warps share the depth, span by span of some blocks of 32 columns. A lane copies the codes that it will need itself
+// through its warp's ring in shared memory, spans ahead, and multiplies them on tensor cores with float32 sums. Inputs
+// and group scales take the same way: an ordinary load would wait for all copies that were asked for before it.
 //
 // Decoding: `packing.py` places a code in bits 0-7 of a 16-bit half. A bfloat16 with those bits alone is the number
 // code * 2^-133, exactly, for the numbers below 2^-126 are evenly spaced and the first binade above them has the same
@@ -84,8 +85,8 @@ DEVICE void copy_inputs(char *to, const unsigned short *row, int column, int dep
     }
 }
 
-// This warp's share of the products of row tiles blockIdx.x, + gridDim.x, ..: calls finish(tile, begin(tile), products)
-// for each, with products [tile of tokens][row / 8][token]. slice: which spans are its, of `slices`. row: a token's inputs.
+// This warp's share of the products of tiles blockIdx.x, + gridDim.x ..: for each finish(tile, begin(tile), products)
+// with products [tile of tokens][row / 8][token]. slice: which of `slices` shares of the spans. row: a token's inputs.
 template <int BITS, typename Begin, typename Finish>
 DEVICE void multiply(const Arguments &a, const unsigned *words, const unsigned short *scales, int slice, int slices,
                      const unsigned short *const (&row)[TILES], char *ring, const Begin &begin,

@@ -43,8 +43,9 @@ class Layer:
             raise WattbitError(f"top_k must be between 1 and the {shape.experts} experts, not {self.top_k}")
         pairs = self.tokens * self.top_k
         self._slots = min(shape.experts, pairs)
-        self._up_tiling = self.up_tiling or choose(self.tokens, shape.up[0], self._slots, may_split=False)
-        self._down_tiling = self.down_tiling or choose(self.tokens, shape.down[0], self._slots, may_split=True)
+        mask, mean = self.bank.widths, pairs / self._slots
+        self._up_tiling = self.up_tiling or choose(mask, mean, *shape.up, self._slots, may_split=False)
+        self._down_tiling = self.down_tiling or choose(mask, mean, *shape.down, self._slots, may_split=True)
         self._up = self._kernel(self.bank.up, self._up_tiling, down=False)
         self._down = self._kernel(self.bank.down, self._down_tiling, down=True)
         self._assembly = device.type == "cuda"

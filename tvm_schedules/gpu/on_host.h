@@ -88,8 +88,8 @@ static void multiply_tile(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, 
 }
 
 static unsigned enlarge(unsigned pair) {
-    const float power = std::ldexp(1.0f, 80);
-    return host::narrow(host::wide(pair & 0xFFFF) * power) | unsigned(host::narrow(host::wide(pair >> 16) * power)) << 16;
+    const float low = std::ldexp(host::wide(pair & 0xFFFF), 80), high = std::ldexp(host::wide(pair >> 16), 80);
+    return host::narrow(low) | unsigned(host::narrow(high)) << 16;
 }
 
 template <int BYTES>

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from wattbit.tvm_schedules.gpu.packing import tiles
+from wattbit.tvm_schedules.gpu.packing import COLUMN_BLOCK, tiles
 
 BLOCKS = 256  # an H200 has 132 multiprocessors
+MANY_TILES = 800
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,19 @@ def padded(count: int, least: int = 1) -> int:
     return max(least, 1 << (count - 1).bit_length())
 
 
-def choose(tokens: int, rows: int, slots: int, may_split: bool) -> Tiling:
-    """The tiling of a launch over `slots` experts of `rows` rows for so many tokens.
+def choose(widths: int, tokens: float, rows: int, depth: int, slots: int, may_split: bool) -> Tiling:
+    """The tiling of a launch over `slots` experts of rows x depth at the widths of a mask. tokens: of an expert, mean.
 
-    Few rows are split by depth where the launch can add parts, towards BLOCKS blocks.
+    Few row tiles are split by depth where the launch can add parts, and get more warps each. Where all weights are wide
+    and tiles many, a block takes several in turn.
     """
-    splits = min(4, max(1, BLOCKS // (tiles(rows) * slots))) if may_split else 1
-    return Tiling(token_tiles=min(padded(-(-tokens // 8)), 4), splits=splits, blocks=2 if tokens <= 8 else 1)
+    token_tiles = 2 if tokens > 8 else 1
+    count = tiles(rows) * slots
+    if may_split and count < BLOCKS:
+        splits = max(1, min(4, BLOCKS // count, depth // (64 * COLUMN_BLOCK)))
+        few = count * splits < 32
+        return Tiling(16 if few else 8, token_tiles, splits, blocks=1 if few else 2)
+    if tokens > 1 or count < BLOCKS // 2:
+        return Tiling(token_tiles=token_tiles)
+    narrow = widths & 0b1111  # 2 or 3 bits
+    return Tiling(warps=4, blocks=4, each=1 if narrow or count < MANY_TILES else 4)

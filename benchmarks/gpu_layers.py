@@ -1,0 +1,280 @@
+"""Whole MoE layers on an NVIDIA GPU under a policy's widths: what the policy chose, time, joules, perplexity.
+
+    python benchmarks/gpu_layers.py measure --stats FILE [--stats FILE] [--budget BITS] [--quick] [--json FILE]
+    python benchmarks/gpu_layers.py perplexity RUN --chosen FILE --json FILE
+    python benchmarks/gpu_layers.py prices STATS --chosen FILE --json FILE
+
+`measure` needs a CUDA device. FILE of --stats is the stats.json of a run; each adds a layer of as many experts.
+`perplexity` fine-tunes a run's model at the widths that `measure` chose; `prices` is the policy without a budget.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from gpu_timing import bandwidth, row
+from rows import Row, show, write
+
+from wattbit.errors import WattbitError
+from wattbit.files import read_json, write_json
+from wattbit.plan import Allocation, ExpertStats, Meter, Workload
+from wattbit.policy.search import SearchResult, SearchSettings, search
+from wattbit.tvm_schedules.gpu.bank import Shape
+from wattbit.tvm_schedules.gpu.device import find_card
+from wattbit.tvm_schedules.gpu.meter import GpuMeter, reached_experts
+from wattbit.tvm_schedules.gpu.model import GpuCostModel
+from wattbit.tvm_schedules.gpu.packing import GPU_WIDTHS
+
+LAYERS = {  # by the number of experts in the statistics: shape, experts a token
+    16: (Shape(16, 4096, 14336), 2),
+    64: (Shape(64, 2048, 1024), 8),
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the layers' part takes."""
+
+    samples: int = 24
+    held_out: int = 12
+    iterations: int = 20
+    energy_iterations: int = 2
+    window_s: float = 0.5
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget_bits: float = 3.5
+
+
+def _layer_of(stats: Sequence[ExpertStats]) -> tuple[Shape, Workload]:
+    """The layer that stands for a run with these statistics, and one token at a time through it."""
+    experts = 1 + max(s.expert.expert for s in stats)
+    if experts not in LAYERS:
+        raise WattbitError(f"there is a layer of 16 and one of 64 experts, none of {experts}; take another run's stats")
+    shape, top_k = LAYERS[experts]
+    return shape, Workload(1000, top_k, tuple((s.expert, s.frequency) for s in stats), batch=1)
+
+
+def layer_part(
+    stats: Sequence[ExpertStats], effort: Effort, bytes_per_s: float, say: Callable[[str], None]
+) -> tuple[list[Row], dict[str, Any]]:
+    """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured."""
+    shape, workload = _layer_of(stats)
+    experts, top_k = shape.experts, workload.top_k
+    meter = GpuMeter(shape, workload, GPU_WIDTHS, energy_s=effort.window_s)  # every expert at every width
+    reached = reached_experts(shape, workload)
+    ids = [s.expert for s in sorted(stats, key=lambda s: s.expert)]
+    generator = torch.Generator().manual_seed(1)
+
+    def draw() -> Allocation:
+        weights = torch.rand(len(GPU_WIDTHS), generator=generator) + 0.02
+        picks = torch.multinomial(weights, len(ids), replacement=True, generator=generator).tolist()
+        return Allocation.of({e: GPU_WIDTHS[k] for e, k in zip(ids, picks, strict=True)}, 8, "host")
+
+    def sample(count: int) -> list[tuple[Allocation, float, float | None]]:
+        drawn = [draw() for _ in range(count)]
+        return [(a, reading.latency_s, reading.energy_j) for a in drawn for reading in [meter.read(a)]]
+
+    model = GpuCostModel.calibrate(shape, reached, sample(effort.samples))
+    errors = _errors(model, sample(effort.held_out))
+    say(f"E={experts}: calibrated model on {effort.held_out} held-out allocations: {json.dumps(errors)}")
+    roofline = GpuCostModel.roofline(shape, reached, bytes_per_s, GPU_WIDTHS)
+
+    found = _policies(stats, workload, meter, model, roofline, effort)
+    for name, result in found.items():
+        say(f"E={experts}: policy on {name}: {result.priced} allocations priced")
+
+    allocations = {f"static {bits} bit": Allocation.of(dict.fromkeys(ids, bits), 8, "host") for bits in (8, 4, 3, 2)}
+    allocations |= {f"policy on {name}": result.best.allocation for name, result in found.items()}
+    controls = found["measured latency"].methods
+    allocations["random, same budget"] = controls["random"][0].allocation
+    allocations["exact optimum of the damage"] = controls["exact"][0].allocation
+    table = {name: _deployed(allocation, shape, workload, effort) for name, allocation in allocations.items()}
+    base = table["static 8 bit"]
+    rows = []
+    for name, entry in table.items():
+        case, bits = f"{experts} experts, one token, {name}", entry["mean_bits"]
+        goal = 2.5 if name.startswith("policy on measured") else None
+        ours, theirs = entry["us"], base["us"]
+        rows.append(row(case, f"us a layer at {bits:.2f} bit", ours, 0, theirs, 0, "static 8 bit", theirs / ours, goal))
+        if entry["mj"] is not None:
+            ours, theirs = entry["mj"], base["mj"]
+            rows.append(row(case, "mJ a layer above idle", ours, 0, theirs, 0, "static 8 bit", theirs / ours, None))
+    extra = {
+        "shape": f"{shape.d_model}-{shape.d_hidden}-{shape.d_model} SwiGLU, top {top_k} of {experts}",
+        "held_out_errors": errors,
+        "model": model.to_json(),
+        "table": table,
+        "rewards": {n: {m: [o.reward for o in r.methods[m]] for m in r.methods} for n, r in found.items()},
+        "priced": {name: result.priced for name, result in found.items()},
+    }
+    return rows, extra
+
+
+def _policies(
+    stats: Sequence[ExpertStats], workload: Workload, meter: GpuMeter, model: Meter, roofline: Meter, effort: Effort
+) -> dict[str, SearchResult]:
+    """Searches that see the same statistics and differ in who prices the hardware: the card, or a formula."""
+    settings = SearchSettings(
+        weight_bits=GPU_WIDTHS, budget_bits=effort.budget_bits, seeds=effort.seeds, iterations=effort.iterations
+    )
+    found = {"calibrated model": search(stats, model, workload, settings)}
+    found["roofline"] = search(stats, roofline, workload, settings)
+    meter.energy_s = 0.0
+    found["measured latency"] = search(stats, meter, workload, settings)
+    if meter.counter:
+        meter.energy_s = 0.1
+        with_energy = replace(
+            settings, seeds=effort.seeds[:1], iterations=effort.energy_iterations, energy_nats=settings.latency_nats
+        )
+        found["measured latency and energy"] = search(stats, meter, workload, with_energy)
+    return found
+
+
+def _deployed(allocation: Allocation, shape: Shape, workload: Workload, effort: Effort) -> dict[str, Any]:
+    """An allocation as it would run: a card that holds each expert at widths in use only, and kernels for these."""
+    widths = sorted({p.precision.weight_bits for p in allocation.placements})
+    own = GpuMeter(shape, workload, widths, energy_s=effort.window_s, repeats=15)
+    reading = own.read(allocation)
+    layers = len(own.layers)
+    after = own.rest(effort.window_s / 2)
+    watts = None
+    if reading.busy and reading.idle and after:
+        watts = {"busy": reading.busy.power_w, "idle before": reading.idle.power_w, "idle after": after.power_w}
+    del own
+    torch.cuda.empty_cache()
+    return {
+        "mean_bits": allocation.mean_bits,
+        "us": reading.latency_s / layers * 1e6,
+        "mj": None if reading.energy_j is None else reading.energy_j / layers * 1e3,
+        "memory_bytes": sum(shape.weight_bytes(p.precision.weight_bits) for p in allocation.placements),
+        "watts": watts,
+        "allocation": allocation.to_json(),
+    }
+
+
+def _errors(model: GpuCostModel, held_out: Sequence[tuple[Allocation, float, float | None]]) -> dict[str, float]:
+    """Mean and greatest relative error of latency and energy."""
+    found: dict[str, list[float]] = {"latency": [], "energy": []}
+    for allocation, seconds, joules in held_out:
+        modelled_s, modelled_j = model.batch(allocation)
+        found["latency"].append(abs(modelled_s / seconds - 1))
+        if joules and modelled_j is not None:
+            found["energy"].append(abs(modelled_j / joules - 1))
+    return {f"{k} {n}": f(v) for k, v in found.items() if v for n, f in (("mean", statistics.fmean), ("max", max))}
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Few samples and a short search: under 3 minutes.")
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
+@click.option(
+    "--stats",
+    "runs",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    required=True,
+    help="Of a run: stats.json.",
+)
+@click.option("--budget", default=3.5, help="Greatest mean weight width of the policy, in bits.")
+def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], budget: float) -> None:
+    """Search with the card as the meter, and time layers under the widths found."""
+    find_card()
+    effort = Effort(10, 4, 2, 1, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
+    rate = bandwidth(3)["sum"]
+    extra: dict[str, Any] = {"card": torch.cuda.get_device_name(), "read_bytes_per_s": rate, "layers": {}}
+    rows: list[Row] = []
+    for run in runs:
+        stats = tuple(ExpertStats.from_json(record) for record in read_json(run)["experts"])
+        found, about = layer_part(stats, effort, rate, click.echo)
+        extra["layers"][about["shape"]] = about
+        for case in dict.fromkeys(one.case for one in found):
+            show([one for one in found if one.case == case])
+        rows.extend(found)
+        if path:
+            write(rows, path)
+            write_json(path.with_suffix(".chosen.json"), extra)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--chosen", type=click.Path(path_type=Path, exists=True), required=True, help="measure's FILE.chosen.json"
+)
+@click.option("--steps", default=300, help="Fine-tuning steps of every allocation.")
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
+def perplexity(run: Path, chosen: Path, steps: int, path: Path | None) -> None:
+    """Fine-tune a run's model at every allocation that `measure` timed for as many experts; its perplexity."""
+    from wattbit.models.learner import MoELearner
+
+    learner = MoELearner.open(run / "data", run / "model")
+    tables = [
+        found["table"]
+        for shape, found in read_json(chosen)["layers"].items()
+        if f" of {learner.config.experts}" in shape
+    ]
+    if not tables:
+        raise WattbitError(f"{chosen} has no layer of {learner.config.experts} experts; measure with this run's stats")
+    result: dict[str, Any] = {"float": learner.perplexity(None), "steps": steps, "perplexity": {}}
+    known: dict[str, float] = {}  # methods often choose the same
+    for name, entry in tables[0].items():
+        allocation = Allocation.from_json(entry["allocation"])
+        widths = json.dumps([p.precision.weight_bits for p in allocation.placements])
+        if widths not in known:
+            learner.load(run / "model" / "float.safetensors")
+            learner.finetune(allocation, steps, seed=0)
+            known[widths] = learner.perplexity(allocation)
+        result["perplexity"][name] = known[widths]
+        click.echo(f"{name}, {allocation.mean_bits:.2f} bit: {result['perplexity'][name]:.3f}")
+        if path:
+            write_json(path, result)
+
+
+@main.command()
+@click.argument("stats", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--chosen", type=click.Path(path_type=Path, exists=True), required=True, help="measure's FILE.chosen.json"
+)
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
+def prices(stats: Path, chosen: Path, path: Path | None) -> None:
+    """The policy without a memory budget, on the calibrated model and on the roofline, at three prices of latency."""
+    experts = tuple(ExpertStats.from_json(record) for record in read_json(stats)["experts"])
+    shape, workload = _layer_of(experts)
+    reached = reached_experts(shape, workload)
+    record = read_json(chosen)
+    name = next(name for name in record["layers"] if name.endswith(f" of {shape.experts}"))
+    fitted = {int(bits): us * 1e-6 for bits, us in record["layers"][name]["model"]["us"].items()}
+    calibrated = GpuCostModel(shape, reached, fitted, None)
+    roofline = GpuCostModel.roofline(shape, reached, record["read_bytes_per_s"], GPU_WIDTHS)
+    table = []
+    for nats in (0.02, 0.1, 0.3):
+        for by, model in (("calibrated model", calibrated), ("roofline", roofline)):
+            settings = SearchSettings(weight_bits=GPU_WIDTHS, budget_bits=8.0, latency_nats=nats, iterations=60)
+            best = search(experts, model, workload, settings).best
+            layers = len({s.expert.layer for s in experts})
+            table.append(
+                {
+                    "latency_nats": nats,
+                    "priced by": by,
+                    "widths": {str(p.weight_bits): len(of) for p, of in best.allocation.classes.items()},
+                    "damage_nats": best.damage,
+                    "us a layer by the calibrated model": calibrated.batch(best.allocation)[0] / layers * 1e6,
+                }
+            )
+            click.echo(json.dumps(table[-1]))
+    if path:
+        write_json(path, table)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except WattbitError as error:
+        raise SystemExit(f"error: {error}") from None

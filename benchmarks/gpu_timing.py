@@ -1,0 +1,94 @@
+"""What the GPU benchmarks share: times of calls in graphs, the card's read bandwidth, layers with a given routing."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from rows import Row
+
+from wattbit.tvm_schedules.gpu.bank import Bank
+from wattbit.tvm_schedules.gpu.layer import Layer
+from wattbit.tvm_schedules.gpu.meter import graph_of
+
+LAUNCHES = 24  # at least, in one graph
+
+Call = Callable[[], object]
+
+
+@triton.jit
+def _read(x, out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # a Triton kernel
+    """Reads SIZE words a program and does next to nothing with them."""
+    words = tl.load(x + tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE))
+    top = tl.max(words, axis=0)
+    if top == 123456789:
+        tl.store(out, top)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds a call: median and standard deviation over repeats."""
+
+    us: float
+    std: float
+
+
+def times(cases: Mapping[str, Sequence[Call]], repeats: int) -> dict[str, Timing]:
+    """Time each case's calls, replayed in turn from a graph of its own; the cases are interleaved."""
+    graphs = {}
+    for name, calls in cases.items():
+        rounds = -(-LAUNCHES // len(calls))
+
+        def run(calls: Sequence[Call] = calls, rounds: int = rounds) -> None:
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+
+        graphs[name] = graph_of(run), rounds * len(calls)
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for repeat in range(repeats + 1):
+        for name, (graph, calls_in_graph) in graphs.items():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if repeat:  # the first warms up
+                found[name].append(begin.elapsed_time(end) * 1e3 / calls_in_graph)
+    return {name: Timing(statistics.median(us), statistics.stdev(us)) for name, us in found.items()}
+
+
+def bandwidth(repeats: int) -> dict[str, float]:
+    """Bytes a second that the card reads: a bfloat16 sum, and a kernel that only reads, by bytes a launch."""
+    data = torch.randn(2**31, dtype=torch.bfloat16, device="cuda")
+    words, out = data.view(torch.int32), torch.zeros(1, dtype=torch.int32, device="cuda")
+    found = {"sum": 2 * data.numel() / times({"sum": [data.sum]}, 3)["sum"].us * 1e6}
+    for megabytes in (8, 15, 30, 60, 120, 240):
+        count = megabytes * 250000 // 4096
+        parts = [words[i * count * 4096 :] for i in range(max(1, min(16, words.numel() // (count * 4096))))]
+        calls = [partial(_read[(count,)], part, out, SIZE=4096, num_warps=8) for part in parts]
+        found[f"{megabytes} MB"] = count * 16384 / times({"read": calls}, repeats)["read"].us * 1e6
+    return found
+
+
+def routed(bank: Bank, top_k: int, tokens: int = 1, first: int = 0) -> tuple[Layer, torch.Tensor]:
+    """A layer and an input that sends every token to experts first .. first + top_k - 1 of the bank."""
+    shape = bank.shape
+    router = torch.zeros(shape.experts, shape.d_model, device="cuda", dtype=torch.bfloat16)
+    router[:, : shape.experts] = torch.eye(shape.experts)
+    x = torch.randn(tokens, shape.d_model, device="cuda").to(torch.bfloat16)
+    x[:, : shape.experts] = 0
+    x[:, [(first + j) % shape.experts for j in range(top_k)]] = 8
+    layer = Layer(bank, router, top_k, tokens)
+    layer(x)
+    return layer, x
+
+
+def row(
+    case: str, metric: str, ours: float, std: float, peer: float, peer_std: float, name: str, ratio: float, goal: Any
+) -> Row:
+    return Row(case, metric, ours, std, peer, peer_std, name, ratio, goal, "measured", ())
