@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -10,9 +11,14 @@ from click.testing import CliRunner, Result
 from tests.hf_support import checkpoint, mixed_recipe, save_tokenizer
 from wattbit.cli import main
 from wattbit.files import write_json
+from wattbit.models.checkpoint import Checkpoint
+from wattbit.models.decode import greedy
 from wattbit.models.families.folder import QuantizedFolder
+from wattbit.models.families.gated import gated_weights
 from wattbit.models.families.open import open_model, open_tokenizer
 from wattbit.models.families.text import first_contexts
+from wattbit.models.gated import quantize as quantize_gated
+from wattbit.tvm_schedules.model.runtime import Decoder
 
 
 @pytest.fixture
@@ -22,8 +28,12 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
 def quantize(*words: object) -> Result:
-    return CliRunner().invoke(main, ["quantize", *map(str, words)])
+    return run("quantize", *words)
 
 
 def test_one_width(model: Path, tmp_path: Path) -> None:
@@ -88,6 +98,32 @@ def test_a_tokenizer_beside_code_of_its_own(tmp_path: Path) -> None:
     save_tokenizer(folder)
     network, tokenizer = open_model(folder)
     assert len(network.expert_ids) == 16 and tokenizer.decode(tokenizer("the fox")["input_ids"]) == "the fox"
+
+
+def test_a_checkpoint_compiled_and_continued(tmp_path: Path) -> None:
+    """From safetensors to text from the C runtime, as the reference in PyTorch continues it."""
+    folder = checkpoint("mixtral", tmp_path / "model")
+    save_tokenizer(folder)
+    recipe = mixed_recipe(folder)
+    write_json(tmp_path / "recipe.json", recipe.to_json())
+    words = ("--recipe", tmp_path / "recipe.json", "--group-size", 32, "--context", 40, "--out", tmp_path / "out")
+    done = run("compile", folder, *words)
+    assert done.exit_code == 0, done.output
+    config, floats = gated_weights(Checkpoint.open(folder), 40)
+    reference = quantize_gated(config, floats, recipe.allocation, group_size=32)
+    tokenizer = open_tokenizer(folder)
+    prompt = tokenizer("the quick brown fox")["input_ids"]
+    with Decoder(tmp_path / "out", threads=1) as decoder:
+        found = decoder.feed(prompt)
+        expected = reference.logits(torch.tensor(prompt))[-1].numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+    text = run("generate", "the quick brown fox", "--model", tmp_path / "out", "--tokens", 8)
+    assert text.exit_code == 0, text.output
+    assert text.stdout == tokenizer.decode(greedy(reference.logits, prompt, 8)) + "\n"
+    refused = run("generate", "the fox", "--model", tmp_path / "out", "--host", "localhost")
+    assert refused.exit_code == 2 and "--model is a model of its own" in refused.output
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    assert "write it with `wattbit compile`" in run("generate", "the fox", "--model", tmp_path / "out").stderr
 
 
 def test_contexts_are_the_first_tokens(model: Path) -> None:

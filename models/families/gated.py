@@ -7,6 +7,8 @@ the shards when they are asked for, so that the float model is never whole in me
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wattbit.errors import WattbitError
@@ -14,7 +16,8 @@ from wattbit.models.checkpoint import CONFIG, Checkpoint
 from wattbit.models.config import GatedConfig
 from wattbit.models.families.family import Family
 from wattbit.models.families.open import empty_network
-from wattbit.models.gated import shapes
+from wattbit.models.gated import decoder_config, matrix_bits, quantize_weights, rope, shapes
+from wattbit.plan import Allocation
 
 OUTER = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 LAYER = {
@@ -55,7 +58,7 @@ class GatedWeights(Mapping[str, Tensor]):
 
 
 def gated_weights(checkpoint: Checkpoint, context: int | None = None) -> tuple[GatedConfig, GatedWeights]:
-    """Sizes and float tensors for `wattbit.models.gated.quantize`; context: tokens, by default the checkpoint's own.
+    """Sizes and float tensors for `wattbit.models.gated.quantize`; context: tokens, at most the checkpoint's own.
 
     Raises WattbitError for a checkpoint that the runtime's arithmetic does not cover.
     """
@@ -97,7 +100,7 @@ def gated_config(checkpoint: Checkpoint, family: Family, network: Any, context: 
         head_width=attention.head_dim,
         experts=first.count,
         top_k=family.top_k(c),
-        context=context or c.max_position_embeddings,
+        context=min(context or c.max_position_embeddings, c.max_position_embeddings),
         renormalize=getattr(c, "norm_topk_prob", True),
         qk_norm=qk_norm(attention),
         qkv_bias=attention.k_proj.bias is not None,
@@ -112,3 +115,54 @@ def qk_norm(attention: Any) -> str:
     if not hasattr(attention, "q_norm"):
         return "none"
     return "head" if len(attention.q_norm.weight) == attention.head_dim else "whole"
+
+
+class GatedStream:
+    """What `wattbit.models.gated.quantize` makes of a checkpoint, one matrix in memory at a time.
+
+    shapes: of every tensor [rows, depth]; bits and group: of matrices of integers, as in wattbit.models.portable.
+    """
+
+    def __init__(
+        self,
+        config: GatedConfig,
+        floats: Mapping[str, Tensor],
+        allocation: Allocation,
+        backbone_bits: int = 8,
+        group_size: int | None = None,
+    ) -> None:
+        self.sizes = decoder_config(config)
+        self.bits: dict[str, int] = {}
+        self.group: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self._floats = floats
+        self._tables = dict(zip(("rope.cos", "rope.sin"), rope(config), strict=True))
+        self._last: tuple[str, Tensor, Tensor] | None = None  # the matrix quantized last, and its scales
+        for name, table in self._tables.items():
+            self.shapes[name] = (table.shape[0], table.shape[1])
+        for name, (rows, *columns) in shapes(config).items():
+            depth = columns[0] if columns else 1
+            self.shapes[name] = (rows, depth)
+            if (width := matrix_bits(name, allocation, backbone_bits)) is not None:
+                self.bits[name] = width
+                self.shapes[f"{name}.scale"] = (rows, depth // (group_size or depth))
+                if group_size is not None:
+                    self.group[name] = group_size
+
+    def load(self, name: str) -> NDArray[np.int8] | NDArray[np.float32]:
+        """A tensor of `shapes`."""
+        owner = name.removesuffix(".scale")
+        if name in self._tables:
+            found = self._tables[name]
+        elif owner in self.bits:
+            integers, scale = self._quantized(owner)
+            found = integers if owner == name else scale
+        else:
+            found = self._floats[name].float()
+        return found.numpy().reshape(self.shapes[name])
+
+    def _quantized(self, name: str) -> tuple[Tensor, Tensor]:
+        if self._last is None or self._last[0] != name:
+            columns = self.group.get(name, self.shapes[name][1])
+            self._last = (name, *quantize_weights(self._floats[name], self.bits[name], columns))
+        return self._last[1:]

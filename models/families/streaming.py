@@ -27,7 +27,7 @@ from wattbit.models.families.open import empty_network
 from wattbit.models.families.weights import Weights
 from wattbit.models.packed import PackedExpert
 from wattbit.models.quantizers.apply import ExpertRecipe, quantize_expert
-from wattbit.plan import ExpertId
+from wattbit.plan import Allocation, ExpertId
 from wattbit.progress import Progress, silent
 from wattbit.recipe import Recipe
 
@@ -95,7 +95,7 @@ class _Stream:
         self.layers = self.family.layers(self.network)
         self.mixtures = find_mixtures(self.family, self.network)
         self.numbers = {name: i for i, name in enumerate(self.mixtures)}
-        check_recipe(recipe, set(experts_of(self.mixtures)))
+        check_allocation(recipe.allocation, set(experts_of(self.mixtures)))
 
     def alone(self, folder: QuantizedFolder) -> None:
         """Quantize experts whose calibration tokens do not matter."""
@@ -193,9 +193,9 @@ def checkpoint_experts(checkpoint: Checkpoint) -> tuple[ExpertId, ...]:
     return experts_of(find_mixtures(*empty_network(checkpoint)))
 
 
-def check_recipe(recipe: Recipe, experts: set[ExpertId]) -> None:
-    """Raise WattbitError where a recipe is of a model with other experts."""
-    placed = {placement.expert for placement in recipe.allocation.placements}
+def check_allocation(allocation: Allocation, experts: set[ExpertId]) -> None:
+    """Raise WattbitError where a recipe's allocation is of a model with other experts."""
+    placed = {placement.expert for placement in allocation.placements}
     if strange := sorted(placed ^ experts):
         where = "the recipe, but not in the model" if strange[0] in placed else "the model, but not in the recipe"
         raise WattbitError(f"{strange[0]} is in {where} of {len(experts)} experts; give that model's own recipe")

@@ -25,6 +25,12 @@ PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes
 @click.command()
 @click.argument("prompt")
 @run_option
+@click.option(
+    "--model",
+    "compiled",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="In place of a run's model one that `wattbit compile` wrote, on this machine.",
+)
 @click.option("--board", help="Board to decode on: a name or a TOML file; by default that of the run.")
 @click.option("--host", help="SSH host to decode on, of the run's target; localhost is this machine, without SSH.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens to generate.")
@@ -46,6 +52,7 @@ PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes
 def command(
     prompt: str,
     folder: Path | None,
+    compiled: Path | None,
     board: str | None,
     host: str | None,
     tokens: int,
@@ -60,25 +67,28 @@ def command(
     """
     if board and host:
         raise click.UsageError("--board and --host both say where to decode; give one")
-    run = Run.open(folder) if folder else Run.latest(RUNS)
-    perform(run, "build" if host == THIS_MACHINE else "deploy", as_json=False)
-    from wattbit.models.data import load_vocabulary
+    if compiled and (folder or board or host):
+        raise click.UsageError(
+            "--model is a model of its own, for this machine; --run, --board and --host are of a run"
+        )
+    here = compiled  # the model's folder where it runs on this machine
+    if compiled:
+        vocabulary = compiled_vocabulary(compiled)
+    else:
+        run = Run.open(folder) if folder else Run.latest(RUNS)
+        perform(run, "build" if host == THIS_MACHINE else "deploy", as_json=False)
+        from wattbit.models.data import load_vocabulary
 
-    vocabulary = load_vocabulary(run.path("data"))
+        vocabulary = load_vocabulary(run.path("data"))
+        here = run.path("build", "host", "decoder") if host == THIS_MACHINE else None
     ids = vocabulary.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise WattbitError("the prompt has no tokens; give some text")
     request = {"prompt": ids, "temperature": temperature, "top_k": top_k, "seed": seed}
-    if host == THIS_MACHINE:
-        found = on_this_machine(run, tokens, request)
-    else:
-        found = on_board(run, board, host, tokens, request)
+    found = on_this_machine(here, tokens, request) if here else on_board(run, board, host, tokens, request)
     begin_s = time.monotonic()
     count = stream(vocabulary, found)
-    if host == THIS_MACHINE:
-        speed = f", {count / (time.monotonic() - begin_s):.0f} tokens/s with the prompt (measured)"
-    else:
-        speed = ""
+    speed = f", {count / (time.monotonic() - begin_s):.0f} tokens/s with the prompt (measured)" if here else ""
     click.echo(f"{count} tokens{speed}", err=True)
 
 
@@ -97,10 +107,19 @@ def stream(vocabulary: "Tokenizer", tokens: Iterator[int]) -> int:
     return len(ids)
 
 
-def on_this_machine(run: Run, count: int, request: dict[str, Any]) -> Iterator[int]:
+def compiled_vocabulary(folder: Path) -> "Tokenizer":
+    """The tokenizer that `wattbit compile` put beside the model."""
+    from tokenizers import Tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        raise WattbitError(f"{folder} has no tokenizer.json; write it with `wattbit compile`")
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def on_this_machine(folder: Path, count: int, request: dict[str, Any]) -> Iterator[int]:
     from wattbit.tvm_schedules.model.runtime import Decoder, Sampling
 
-    with Decoder(run.path("build", "host", "decoder")) as decoder:
+    with Decoder(folder) as decoder:
         sampling = Sampling(request["temperature"], request["top_k"], request["seed"])
         yield from decoder.generate(request["prompt"], count, sampling)
 
