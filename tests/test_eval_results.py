@@ -1,0 +1,36 @@
+"""results/methods.*: the rows and tables are what the committed studies give."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import methods
+
+    return methods
+
+
+def test_the_committed_rows_and_tables_follow_from_the_committed_studies(benchmark, tmp_path: Path):
+    studies = json.loads((ROOT / "results" / "methods.studies.json").read_text())
+    rows = [asdict(row) for records in studies.values() for row in benchmark.rows(records)]
+    committed = json.loads((ROOT / "results" / "methods.json").read_text())
+    assert len(rows) == len(committed)
+    for ours, theirs in zip(rows, committed, strict=True):
+        for name, value in theirs.items():
+            expected = tuple(value) if isinstance(value, list) else value
+            assert ours[name] == (pytest.approx(expected) if isinstance(value, float) else expected)
+    benchmark.write_tables(studies, tmp_path / "methods.json")
+    assert (tmp_path / "methods.tables.md").read_text() == (ROOT / "results" / "methods.tables.md").read_text()
+
+
+def test_what_not_all_seeds_have_is_left_out(benchmark):
+    records = json.loads((ROOT / "results" / "methods.studies.json").read_text())["wt2-e16"]
+    assert "exact@4.0" in records[0]["recipes"] and "exact@4.0" not in benchmark.listed(records, "recipes")
+    assert benchmark.rise(records, "tuned", "uniform8", "uniform8") == [0, 0, 0]
