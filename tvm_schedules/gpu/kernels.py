@@ -52,10 +52,11 @@ def _on_host(flags: tuple[str, ...]) -> Launch:
         raise WattbitError("there is no g++, which runs GPU kernels on the CPU; install it")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "experts.so"
-        command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *flags, "-x", "c++", str(SOURCE), "-o", library]
+        command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *flags, "-x", "c++", str(SOURCE)]
+        command += ["-o", str(library)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise ToolError([*map(str, command)], done.returncode, done.stderr)
+            raise ToolError(command, done.returncode, done.stderr)
         loaded = ctypes.CDLL(str(library))
 
     def launch(arguments: Arguments, grid: Grid) -> None:

@@ -1,0 +1,63 @@
+"""What bounds a launch of narrow weights: the expert kernel against itself with a part of its work left out.
+
+    python benchmarks/gpu_bounds.py --json FILE
+
+A variant's results are wrong; only its time counts. Mixtral's shape, one token, microseconds of up and down.
+"""
+
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+from gpu_experts import SHAPES, launches
+from gpu_timing import times
+
+from wattbit.errors import WattbitError
+from wattbit.files import write_json
+from wattbit.tvm_schedules.gpu import kernels
+from wattbit.tvm_schedules.gpu.device import find_card
+
+ONES = "multiply_tile(plain[n], 0x00010001, 0x00010001, 0x00010001, 0x00010001, lower_x, upper_x);"
+CHANGES = {  # variant: (what experts.cu says, what it says instead)
+    "as it is": (),
+    "no sum of inputs": ((ONES, ""),),
+    "half the products": ((ONES, ""), ("m < 4; ++m)", "m < 4; m += 2)")),
+    "no decoding": (
+        ("decode<BITS>(w + step * BITS, low);", "for (int h = 0; h < 8; ++h) low[h] = w[step * BITS + h % BITS];"),
+        ("decode<BITS>(upper, high);", "for (int h = 0; h < 8; ++h) high[h] = w[step * BITS + (h + 1) % BITS];"),
+    ),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the times to this file.")
+def main(path: Path | None) -> None:
+    find_card()
+    source = kernels.SOURCE.read_text()
+    found: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, changes in CHANGES.items():
+            text = source
+            for old, new in changes:
+                if text.count(old) != 1:
+                    raise WattbitError(f"{kernels.SOURCE.name} no longer holds {old!r} once; change this benchmark too")
+                text = text.replace(old, new)
+            kernels.SOURCE = Path(folder) / f"{len(found)}.cu"
+            kernels.SOURCE.write_text(text)
+            kernels._on_card.cache_clear()
+            for bits in (2, 3, 4):
+                up, down = launches(*SHAPES["Mixtral 8x7B"], bits)
+                timed = times({"up": up, "down": down}, repeats=7)
+                found[f"{name}, {bits}"] = timed["up"].us, timed["down"].us
+                click.echo(f"{name}, {bits} bit: up {timed['up'].us:.1f} us, down {timed['down'].us:.1f} us")
+                torch.cuda.empty_cache()
+    if path:
+        write_json(path, found)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except WattbitError as error:
+        raise SystemExit(f"error: {error}") from None
