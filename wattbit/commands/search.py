@@ -18,7 +18,7 @@ from wattbit.perform import RUNS, json_option, perform, run_option
 from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
 from wattbit.plan import Engine, ExpertShape, Meter, Target
 from wattbit.progress import Progress
-from wattbit.run import Run
+from wattbit.run import Run, code_digest
 
 if TYPE_CHECKING:
     from wattbit.policy.cost.calibration import Calibration
@@ -37,17 +37,17 @@ class Asked:
     measured, every so many; None for none.
     """
 
-    minimise: str | None
-    max_perplexity_rise: float | None
-    max_latency: float | None
-    max_energy: float | None
-    budget: float | None
-    algorithm: str
-    policy: str | None
-    retraining: int
-    calibrations: tuple[str, ...]
-    measure: int | None
-    seed: int
+    minimise: str | None = None
+    max_perplexity_rise: float | None = None
+    max_latency: float | None = None
+    max_energy: float | None = None
+    budget: float | None = None
+    algorithm: str = "ppo"
+    policy: str | None = None
+    retraining: int = 0
+    calibrations: tuple[str, ...] = ()
+    measure: int | None = None
+    seed: int = 0
 
 
 class Share(click.ParamType[float]):
@@ -100,7 +100,7 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     """
     run = Run.open(folder) if folder else Run.latest(RUNS)
     asked = Asked(policy=None if policy is None else str(policy), **options)
-    if asked == Asked(None, None, None, None, None, "ppo", None, 0, (), None, 0):
+    if asked == Asked():
         perform(run, "search", as_json)
         return
     perform(run, "stats", as_json=False)
@@ -133,7 +133,8 @@ def priced(
         raise WattbitError("--measure needs one --calibration, of the cores that measure; see `wattbit calibrate`")
     if not files:
         config = {name: run.config.settings[name] for name in ("model", "target")}
-        yield RecordedMeter(meter(run), f"the planner, {digest_json(config)}", place / "prices.jsonl"), None
+        name = f"the planner, {digest_json(config | {'code': code_digest('hls')})}"
+        yield RecordedMeter(meter(run), name, place / "prices.jsonl"), None
     elif len(files) == 1:
         log = place / "measured.jsonl"
         with search_meter(files[0], asked.measure, shape, len(expert_stats(run)), log, display) as found:
