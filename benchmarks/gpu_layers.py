@@ -92,7 +92,10 @@ def layer_part(
     controls = found["measured latency"].methods
     allocations["random, same budget"] = controls["random"][0].allocation
     allocations["exact optimum of the damage"] = controls["exact"][0].allocation
-    table = {name: _deployed(allocation, shape, workload, effort) for name, allocation in allocations.items()}
+    table = {}
+    for name, allocation in allocations.items():
+        table[name] = _deployed(allocation, shape, workload, effort)
+        say(f"E={experts}: {name}: {json.dumps({key: table[name][key] for key in ('mean_bits', 'us', 'mj')})}")
     base = table["static 8 bit"]
     rows = []
     for name, entry in table.items():

@@ -8,6 +8,7 @@ from tests.gpu_support import CARD, make_experts, matrix, needs_card, run
 from wattbit.arith import ExpertInts
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId, Precision
+from wattbit.tvm_schedules.gpu import kernels
 from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Shape
 from wattbit.tvm_schedules.gpu.layer import Layer
 from wattbit.tvm_schedules.gpu.tiling import Tiling
@@ -40,6 +41,7 @@ def test_a_layer_of_mixed_widths_equals_the_reference(
     [  # a block with two row tiles and one left over; blocks that share the depth; two tiles of tokens, fewer warps
         (Shape(3, 256, 200, swiglu=False), 1, Tiling(warps=4, each=2), Tiling(warps=2, splits=3, each=3)),
         (Shape(2, 100, 136), 12, Tiling(warps=2, token_tiles=2, each=4), Tiling(warps=2, token_tiles=2, splits=2)),
+        (Shape(2, 128, 128, group=128), 9, Tiling(warps=2, token_tiles=2), Tiling(warps=2, token_tiles=2, splits=2)),
         (Shape(2, 256, 128, group=128), 1, Tiling(warps=2, ring=12288), Tiling(warps=4, splits=2, each=2)),
     ],
 )
@@ -104,6 +106,18 @@ def test_widths_may_change_under_a_layer() -> None:
         assert np.linalg.norm(results[bits] - wanted) < 2e-2 * np.linalg.norm(wanted)
     with pytest.raises(WattbitError, match=r"not stored are \(expert, bits\) \[\(0, 4\)\]"):
         bank.choose([4, 8])
+
+
+def test_a_tiling_without_room_for_two_stages_is_refused_by_the_compiler() -> None:
+    with pytest.raises(WattbitError, match="failed with exit status"):
+        run(Shape(2, 64, 32), (8,), 1, 1, up_tiling=Tiling(ring=2048))
+
+
+def test_no_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    kernels._on_host.cache_clear()
+    with pytest.raises(WattbitError, match="there is no g"):
+        kernels.kernel(torch.device("cpu"), {"WARPS": 1})
 
 
 def test_an_exported_expert_keeps_its_integers() -> None:

@@ -104,7 +104,7 @@ def _cubin(flags: tuple[str, ...], capability: tuple[int, int]) -> bytes:
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = b" " * _asked(nvrtc.nvrtcGetProgramLogSize(program))
         _asked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise ToolError(["NVRTC"], int(status), log.decode(errors="replace"))
+        raise ToolError(["NVRTC"], int(status), log.decode(errors="replace").rstrip("\0"))
     code = b" " * _asked(nvrtc.nvrtcGetCUBINSize(program))
     _asked(nvrtc.nvrtcGetCUBIN(program, code))
     return code
