@@ -13,7 +13,7 @@ import importlib.util
 import tarfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ def _torchao(case: Case) -> Iterator[tuple[str, Peer]]:
         yield f"torchao {name}", _python_calls([lambda layer=layer: layer(x) for layer in layers], case.threads)
 
 
-def _python_calls(functions: list[Callable[[], Any]], threads: int) -> Peer:
+def _python_calls(functions: Sequence[Callable[[], Any]], threads: int) -> Peer:
     import torch
 
     def run(calls: int) -> list[float]:

@@ -67,7 +67,7 @@ def test_the_deployed_arithmetic_is_the_trained_models(learner: MoELearner) -> N
     """In double or in float32: but for a rare activation on the edge of two integers the logits are the same."""
     allocation = ALLOCATIONS["mixed"]
     tokens = learner.samples.valid[0, :-1]
-    modules = learner._brevitas(allocation)
+    modules = learner._experts(allocation)
     with torch.no_grad():
         trained = learner.network(tokens[None], modules)[0][0].double()
     difference = (reference(learner, allocation)(tokens) - trained).abs().amax(dim=-1)
