@@ -88,8 +88,17 @@ def memory_front(points: Mapping[str, Sequence[tuple[float, float, float]]], pat
     figure, panel = plt.subplots(figsize=(7.2, 4.6))
     for place, (name, line) in enumerate(points.items()):
         megabytes, mean, std = zip(*sorted(line), strict=True)
-        style = {"color": plt.get_cmap("tab20")(place % 20), "marker": MARKERS[place % len(MARKERS)]}
-        panel.errorbar(megabytes, mean, yerr=std, label=name, capsize=2, linewidth=1, markersize=5, **style)
+        panel.errorbar(
+            megabytes,
+            mean,
+            yerr=std,
+            label=name,
+            color=plt.get_cmap("tab20")(place % 20),
+            marker=MARKERS[place % len(MARKERS)],
+            capsize=2,
+            linewidth=1,
+            markersize=5,
+        )
     panel.set_xlabel("experts, MB as packed")
     panel.set_ylabel("perplexity")
     panel.grid(alpha=0.3)
