@@ -23,7 +23,7 @@ from wattbit.files import digest_json, read_json, sha256_file, write_json, write
 from wattbit.progress import Progress
 
 PACKAGE = Path(__file__).resolve().parent
-CODE_SUFFIXES = (".py", ".sv", ".v", ".c", ".h", ".cpp", ".toml", ".sh")
+CODE_SUFFIXES = (".py", ".sv", ".v", ".c", ".h", ".cpp", ".cu", ".toml", ".sh")
 
 
 def cache_folder() -> Path:
