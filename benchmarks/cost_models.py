@@ -230,7 +230,7 @@ def fpga(case: Case, seeds: Sequence[int]) -> list[Found]:
     A launch takes the same registers whatever the design: one batch size tells them not from cycles, so two are used.
     """
     from wattbit.board.targets import load
-    from wattbit.commands.calibrate import planned_demand
+    from wattbit.metering import planned_demand
     from wattbit.presets import share
 
     target = share(load("pynq-z2").target, FPGA_SHARE)

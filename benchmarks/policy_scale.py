@@ -25,10 +25,9 @@ from rows import Row, show, write
 from wattbit.board.targets import load
 from wattbit.hls.meter import ModelledMeter
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, ExpertStats, Meter, Placement, Workload
-from wattbit.policy.agent import AgentSettings, train
-from wattbit.policy.environment import AllocationEnv
+from wattbit.policy.agent import AgentSettings
 from wattbit.policy.exact import solve_shared
-from wattbit.policy.hierarchy import LARGE, train_in_groups
+from wattbit.policy.hierarchy import learn
 from wattbit.policy.problem import Problem
 
 LAYER = 64  # experts
@@ -87,10 +86,7 @@ def measure(experts: int, iterations: int, seed: int) -> Measured:
     def mark(*_: object) -> None:
         marks.append(time.perf_counter())
 
-    if experts < LARGE:
-        reward = train(AllocationEnv(problem), seed, settings, mark).reward
-    else:
-        reward = train_in_groups(problem, seed, settings, progress=mark).reward
+    reward = learn(problem, seed, settings, mark).reward
     whole = time.perf_counter() - start
     step = float(np.median(np.diff(marks)))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -71,6 +71,13 @@ def coarse(problem: Problem, group: NDArray[np.int64]) -> Problem:
     )
 
 
+def learn(problem: Problem, seed: int, settings: AgentSettings, progress: Progress = silent) -> Trained:
+    """A policy for a problem of any size: trained on its experts, from `LARGE` of them on in groups first."""
+    if problem.size[0] < LARGE:
+        return train(AllocationEnv(problem), seed, settings, progress)
+    return train_in_groups(problem, seed, settings, progress=progress)
+
+
 def train_in_groups(
     problem: Problem, seed: int, settings: AgentSettings, number: int = GROUPS, progress: Progress = silent
 ) -> Trained:

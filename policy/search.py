@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from wattbit.plan import Allocation, Cost, ExpertStats, Meter, Workload
 from wattbit.policy.controls import linear_in_frequency, random_allocation
-from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.exact import solve
 from wattbit.policy.problem import Choice, Problem
 from wattbit.policy.smoothing import smoothed
@@ -151,8 +150,8 @@ def search(
     seeds. For 32 experts and 5 widths some 4000 allocations a seed are priced: 4 s with a meter of 0.5 ms; from
     `hierarchy.LARGE` experts on, groups of them come first.
     """
-    from wattbit.policy.agent import AgentSettings, train  # torch, needed only here
-    from wattbit.policy.hierarchy import LARGE, train_in_groups
+    from wattbit.policy.agent import AgentSettings  # torch, needed only here
+    from wattbit.policy.hierarchy import learn
 
     problem = Problem(
         stats=smoothed(stats),
@@ -171,11 +170,8 @@ def search(
         "random": [random_allocation(problem, seed) for seed in settings.random_seeds],
         "exact": [solve(problem)],
     }
-    env, agent = AllocationEnv(problem), AgentSettings(iterations=settings.iterations)
-    if problem.size[0] < LARGE:
-        trained = {seed: train(env, seed, agent, progress) for seed in settings.seeds}
-    else:
-        trained = {seed: train_in_groups(problem, seed, agent, progress=progress) for seed in settings.seeds}
+    agent = AgentSettings(iterations=settings.iterations)
+    trained = {seed: learn(problem, seed, agent, progress) for seed in settings.seeds}
     choices[POLICY] = [policy.choice for policy in trained.values()]
     ahead = max(trained.values(), key=lambda policy: policy.reward)
     if save is not None:

@@ -22,12 +22,12 @@ from wattbit.board.launch_meter import LaunchMeter
 from wattbit.board.rail_watch import RailWatch
 from wattbit.board.targets import Power, load
 from wattbit.cli import main
-from wattbit.commands.calibrate import VISITS, cost_model, planned_demand, search_meter
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.hls.launches import cycles, launches, moved, timings
 from wattbit.hls.planner import plan
 from wattbit.hls.traffic import traffic
+from wattbit.metering import VISITS, cost_model, planned_demand, search_meter
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, PowerSample, Precision, Workload
 from wattbit.policy.cost.calibration import Calibration, Errors, Origin
 from wattbit.policy.cost.cores import CoresDemand

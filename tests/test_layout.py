@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("models", "policy", "hls", "tvm_schedules", "board")
 SHARED = {"plan", "arith", "files", "errors", "processes", "progress", "recipe", "shell"}
-JOINERS = {"cli", "pipeline", "presets"}  # the command line: the only modules that see two folders
+JOINERS = {"cli", "metering", "pipeline", "presets"}  # the command line: the only modules that see two folders
 
 
 def wattbit_imports(path: Path) -> set[str]:

@@ -32,9 +32,8 @@ class DMPQ:
 
     def decide(self, subject: Subject, budget: Budget, seed: int) -> Recipe:
         """As `Method.decide`; asks for the damage at every width of the budget."""
-        from wattbit.policy.agent import AgentSettings, train  # torch, needed only here
-        from wattbit.policy.environment import AllocationEnv
-        from wattbit.policy.hierarchy import LARGE, train_in_groups
+        from wattbit.policy.agent import AgentSettings  # torch, needed only here
+        from wattbit.policy.hierarchy import learn
 
         widths = open_widths(self.name, budget)
         problem = Problem(
@@ -47,9 +46,5 @@ class DMPQ:
             self.latency_nats,
             self.energy_nats,
         )
-        settings = AgentSettings(iterations=self.iterations)
-        if problem.size[0] < LARGE:
-            trained = train(AllocationEnv(problem), seed, settings, self.progress)
-        else:
-            trained = train_in_groups(problem, seed, settings, progress=self.progress)
+        trained = learn(problem, seed, AgentSettings(iterations=self.iterations), self.progress)
         return recipe(self.name, problem.experts, problem.widths[trained.choice].tolist(), self.quantizer, budget)

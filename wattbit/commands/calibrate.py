@@ -1,35 +1,27 @@
 """`wattbit calibrate`: a target's cost model, its constants measured on the target itself."""
 
-import base64
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from math import hypot
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wattbit.commands.deploy import one_run
 from wattbit.display import Display
-from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json
+from wattbit.metering import Place, metered
 from wattbit.perform import json_option
-from wattbit.plan import Allocation, ExpertId, ExpertShape, Meter, Provenance, Target, Workload
+from wattbit.plan import Allocation, ExpertId, ExpertShape, Meter, Workload
 from wattbit.run import Run, cache_folder
 
 if TYPE_CHECKING:
-    from wattbit.board.program import Program
     from wattbit.policy.cost.calibration import Calibration, Sample
     from wattbit.policy.cost.fpga import FpgaDemand
-    from wattbit.policy.cost.model import CostModel
-    from wattbit.tvm_schedules.host_meter import CoresMeter, Routing
+    from wattbit.tvm_schedules.host_meter import Routing
 
-VISITS = "wattbit.tvm_schedules.visits"
 SHAPE = ExpertShape(512, 1024)  # of the model that cores are calibrated on without a run
 EMULATED_SHAPE = ExpertShape(64, 128)  # on a virtual board, some fifty times slower
 EXPERTS, LAYERS, TOP_K = 16, 2, 2
@@ -37,9 +29,7 @@ WIDTHS = (2, 3, 4, 6, 8)
 BATCHES = (1, 4, 16)
 MIXTURES, HELD_OUT = 20, 15
 FPGA_BATCHES = (1, 2, 4, 8, 16)
-PLANNER_SIGMA = 0.025  # relative error of the planner's cycles in RTL simulation, see results/cost_models.md
 LAUNCHED = 4  # batches of a workload that go to a board
-EMULATED = "its cores are emulated: these figures try the path and mean nothing about a board"
 
 
 @click.command()
@@ -99,86 +89,6 @@ def summary(found: "Calibration") -> str:
     return "\n".join(lines)
 
 
-def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":
-    """The model that a calibration stands for, as a meter: `cores` price all experts of an allocation there.
-
-    Raises WattbitError for experts of another shape than were calibrated: what hides behind what differs.
-    """
-    from wattbit.policy.cost.cores import CoresDemand
-    from wattbit.tvm_schedules.host_meter import routing
-
-    settings = found.origin.settings
-    own = ExpertShape(*settings["shape"])
-    if own != shape:
-        raise WattbitError(
-            f"the calibration of {found.origin.target} is of experts {own.d_model} to {own.d_hidden}, not "
-            f"{shape.d_model} to {shape.d_hidden}; calibrate with this --run"
-        )
-    if found.origin.kind == "fpga":  # fitted to one design's launches, while the planner expects those of any
-        model = found.model(planned_demand(shape, Target.from_json(settings["target"])))
-        return replace(model, latency=replace(model.latency, sigma=hypot(model.latency.sigma, PLANNER_SIGMA)))
-    sizes = {int(bits): size for bits, size in settings["weight_bytes"].items()}
-    return found.model(CoresDemand(shape, sizes, routing))
-
-
-@contextmanager
-def search_meter(
-    path: Path, every: int | None, shape: ExpertShape, experts: int, log: Path, display: Display
-) -> Iterator[Meter]:
-    """What a search prices with: a calibrated model, of which every M-th price is real where `every` is given.
-
-    Real prices are those of the machine that the cores' calibration is of, and kept beside the log. Raises WattbitError
-    for a calibration of the FPGA's engines with `every`: no allocation gets a bitstream in a search.
-    """
-    from wattbit.policy.cost.calibration import Calibration
-    from wattbit.policy.cost.hybrid import HybridMeter
-    from wattbit.policy.recorded import RecordedMeter
-
-    found = Calibration.load(path)
-    model = cost_model(found, shape)
-    if every is None:
-        yield model
-        return
-    origin, settings = found.origin, found.origin.settings
-    if origin.kind != "cores":
-        raise WattbitError(f"{path} is of engines, which no search can build and measure; leave --measure out")
-    widths = [int(bits) for bits in settings["weight_bytes"]]
-    here = origin.target == "host"
-    place = Place(None if here else origin.target, None if here or origin.machine == origin.target else origin.machine)
-    with _metered(place, shape, widths, experts, settings["threads"], display) as meter:
-        name = f"{origin.target} {origin.machine} {digest_json(dict(settings))}"
-        real = RecordedMeter(meter, name, log.with_suffix(".real.jsonl"))
-        yield HybridMeter(model, real, every, log)
-
-
-def planned_demand(shape: ExpertShape, target: Target) -> "FpgaDemand":
-    """What the planner's engines for an allocation take, in cycles, bytes and products."""
-    from wattbit.hls.launches import moved
-    from wattbit.hls.meter import memory_bytes
-    from wattbit.hls.planner import plan
-    from wattbit.hls.traffic import traffic
-    from wattbit.policy.cost.fpga import EngineWork, FpgaDemand
-
-    def work(allocation: Allocation, workload: Workload) -> EngineWork:
-        planned = plan(allocation, shape, target, workload)
-        if not planned.fits:
-            raise InfeasibleError(f"{target.name} cannot hold the allocation ({', '.join(planned.excess)})")
-        sampled = traffic(workload)
-        what = moved(planned, sampled.experts, sampled.counts)
-        return EngineWork(planned.batch_cycles, sampled.layers, what.read_bytes, what.products, what.bit_products)
-
-    return FpgaDemand(work, lambda precision: memory_bytes(precision, shape))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where cores are: a board (None is this machine), how it is reached, and an external power meter."""
-
-    name: str | None
-    host: str | None = None
-    meter: str | None = None
-
-
 def _cores(run: Run | None, place: Place, threads: int, rounds: int, display: Display) -> tuple["Calibration", Path]:
     from wattbit.board.targets import load
     from wattbit.policy.cost.calibration import Origin, design, mixed
@@ -188,7 +98,7 @@ def _cores(run: Run | None, place: Place, threads: int, rounds: int, display: Di
 
     name, host = place.name, place.host
     shape, ids, widths, loads = _subject(run, EMULATED_SHAPE if name and load(name).tier else SHAPE)
-    with _metered(place, shape, widths, len(ids), threads, display) as meter:
+    with metered(place, shape, widths, len(ids), threads, display) as meter:
         sizes = {bits: expert_bytes(meter.core, bits, shape) for bits in widths}
         settings = {
             "shape": [shape.d_model, shape.d_hidden],
@@ -219,69 +129,6 @@ def _subject(
     loads = [Workload(load.tokens, load.top_k, load.frequency, batch) for batch in BATCHES]
     widths = tuple(sorted(run.config.settings["cotrain"]["search"]["weight_bits"]))
     return model_config(run).shape, [e for e, _ in load.frequency], widths, loads
-
-
-class RemotePasses:
-    """`wattbit.tvm_schedules.host_meter.Runner` on a board: a program that times passes there."""
-
-    def __init__(self, program: "Program", where: str) -> None:
-        self._program, self._where = program, where
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        self._program.send(request)
-        reply = self._program.read()
-        if "error" in reply:
-            raise WattbitError(f"{self._where}: {reply['error']}")
-        return reply
-
-    def times(
-        self, bits: Sequence[int], d_model: int, d_hidden: int, visits: Sequence[tuple[int, int]], least_s: float
-    ) -> tuple[list[float], float | None]:
-        reply = self.ask(bits=list(bits), d_model=d_model, d_hidden=d_hidden, visits=list(visits), least_s=least_s)
-        return reply["seconds"], reply["joules"]
-
-
-@contextmanager
-def _metered(
-    place: Place, shape: ExpertShape, widths: Sequence[int], experts: int, threads: int, display: Display
-) -> Iterator["CoresMeter"]:
-    """A meter of cores. To a board, kernels built here and the timing go over SSH and leave nothing there."""
-    from wattbit.board.connect import board
-    from wattbit.board.meters import open_meter
-    from wattbit.board.program import running
-    from wattbit.board.rail_watch import RailWatch
-    from wattbit.board.targets import WITHOUT_RAIL, load
-    from wattbit.tvm_schedules.cores import find_core
-    from wattbit.tvm_schedules.host_meter import CoresMeter, build_library, expert_bytes, host_meter
-    from wattbit.tvm_schedules.visits import memory_for
-
-    with ExitStack() as stack:
-        external = stack.enter_context(open_meter(place.meter)) if place.meter else None
-        if place.name is None:
-            yield _weighed(stack.enter_context(host_meter(shape, widths, experts, threads)), external)
-            return
-        described = load(place.name)
-        core = find_core(described.target.core)
-        if described.tier:
-            display.say(f"  {place.name}: {EMULATED}")
-        home = Path(stack.enter_context(TemporaryDirectory()))
-        build_library(core, widths, home / "kernels.so")
-        connection = stack.enter_context(board(place.name, cache_folder(), home / "board", display, place.host))
-        if external is None and described.tier is None and described.power.source not in WITHOUT_RAIL:
-            external = stack.enter_context(RailWatch(connection, described.power))
-        passes = RemotePasses(stack.enter_context(running(connection, VISITS)), place.host or place.name)
-        memory = memory_for(experts * expert_bytes(core, max(widths), shape))
-        sent = base64.b64encode((home / "kernels.so").read_bytes()).decode("ascii")
-        passes.ask(library=sent, core=core.name, threads=threads, memory=memory)
-        provenance: Provenance = "simulated" if described.tier else "measured"
-        yield _weighed(CoresMeter(shape, core, passes, provenance=provenance), external)
-
-
-def _weighed(meter: "CoresMeter", power: Any) -> "CoresMeter":
-    """The meter, its passes weighed where there is a power meter."""
-    from wattbit.tvm_schedules.host_meter import WEIGHED_S, Weighed
-
-    return meter if power is None else replace(meter, runner=Weighed(meter.runner, power), least_s=WEIGHED_S)
 
 
 def _fpga(run: Run, name: str | None, host: str | None, rounds: int, display: Display) -> tuple["Calibration", Path]:

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from wattbit.commands.calibrate import cost_model, planned_demand, search_meter
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, write_json
+from wattbit.metering import both, search_meter
 from wattbit.perform import RUNS, json_option, perform, run_option
 from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
-from wattbit.plan import Engine, ExpertShape, Meter, Target
+from wattbit.plan import Engine, Meter
 from wattbit.progress import Progress
 from wattbit.run import Run, code_digest
 
 if TYPE_CHECKING:
-    from wattbit.policy.cost.calibration import Calibration
-    from wattbit.policy.cost.model import CostModel
+    pass
 
 Quantity = Literal["damage", "latency", "energy"]
 QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency", "energy": "energy"}
@@ -148,36 +147,6 @@ def priced(
         yield both(made["fpga"], made["cores"], shape), {"fpga": search, "arm": widths}
 
 
-def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "CostModel":
-    """Engines and cores side by side, by the constants of both and the board's peak bandwidth, which they share.
-
-    The energy is not priced: each calibration's static power is of the whole board.
-    """
-    import numpy as np
-    from scipy.linalg import block_diag
-
-    from wattbit.policy.cost.cores import CoresDemand
-    from wattbit.policy.cost.fitting import Fitted
-    from wattbit.policy.cost.fpga import SharedDemand
-    from wattbit.policy.cost.model import CostModel
-    from wattbit.tvm_schedules.host_meter import routing
-
-    target = Target.from_json(fpga.origin.settings["target"])
-    engines, plain = cost_model(fpga, shape), cost_model(cores, shape)
-    sizes = {int(bits): size for bits, size in cores.origin.settings["weight_bytes"].items()}
-    demand = SharedDemand(planned_demand(shape, target), CoresDemand(shape, sizes, routing, "arm"))
-    one, other = engines.latency, plain.latency
-    latency = Fitted(
-        demand.names,
-        np.concatenate([one.theta, other.theta, [1 / target.ddr_bytes_per_s]]),
-        block_diag(one.covariance, other.covariance, [[0.0]]),
-        max(one.sigma, other.sigma),
-        min(one.samples, other.samples),
-        (*one.known, *other.known, demand.names[-1]),
-    )
-    return CostModel(demand, latency)
-
-
 def look(
     run: Run,
     asked: Asked,
@@ -190,11 +159,10 @@ def look(
 
     Raises WattbitError for limits that contradict each other or cannot be met, and for a policy of other actions.
     """
+    from wattbit.policy import hierarchy
     from wattbit.policy.a2c import A2C
-    from wattbit.policy.agent import AgentSettings, Policy, train
+    from wattbit.policy.agent import AgentSettings, Policy
     from wattbit.policy.constrained import Limits, best, weigh
-    from wattbit.policy.environment import AllocationEnv
-    from wattbit.policy.hierarchy import LARGE, train_in_groups
     from wattbit.policy.ppo import PPO
     from wattbit.policy.problem import Problem
     from wattbit.policy.repair import learn
@@ -240,12 +208,7 @@ def look(
     elif asked.policy:
         found = weigh(problem, Policy.load(Path(asked.policy)).choose(problem, draws=64, seed=asked.seed))
     else:
-        small = problem.size[0] < LARGE
-        trained = (
-            train(AllocationEnv(problem), asked.seed, settings, progress)
-            if small
-            else train_in_groups(problem, asked.seed, settings, progress=progress)
-        )
+        trained = hierarchy.learn(problem, asked.seed, settings, progress)
         trained.policy.save(place / "policy.safetensors")
         found = weigh(problem, trained.choice)
     allocation = problem.allocation(found.choice)

@@ -1,0 +1,200 @@
+"""Meters that join the folders: cores here or on a board, and the models that calibrations stand for."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from math import hypot
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from wattbit.display import Display
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.files import digest_json
+from wattbit.plan import Allocation, ExpertShape, Meter, Provenance, Target, Workload
+from wattbit.run import cache_folder
+
+if TYPE_CHECKING:
+    from wattbit.board.program import Program
+    from wattbit.policy.cost.calibration import Calibration
+    from wattbit.policy.cost.fpga import FpgaDemand
+    from wattbit.policy.cost.model import CostModel
+    from wattbit.tvm_schedules.host_meter import CoresMeter
+
+VISITS = "wattbit.tvm_schedules.visits"
+PLANNER_SIGMA = 0.025  # relative error of the planner's cycles in RTL simulation, see results/cost_models.md
+EMULATED = "its cores are emulated: these figures try the path and mean nothing about a board"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where cores are: a board (None is this machine), how it is reached, and an external power meter."""
+
+    name: str | None
+    host: str | None = None
+    meter: str | None = None
+
+
+class RemotePasses:
+    """`wattbit.tvm_schedules.host_meter.Runner` on a board: a program that times passes there."""
+
+    def __init__(self, program: "Program", where: str) -> None:
+        self._program, self._where = program, where
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        self._program.send(request)
+        reply = self._program.read()
+        if "error" in reply:
+            raise WattbitError(f"{self._where}: {reply['error']}")
+        return reply
+
+    def times(
+        self, bits: Sequence[int], d_model: int, d_hidden: int, visits: Sequence[tuple[int, int]], least_s: float
+    ) -> tuple[list[float], float | None]:
+        reply = self.ask(bits=list(bits), d_model=d_model, d_hidden=d_hidden, visits=list(visits), least_s=least_s)
+        return reply["seconds"], reply["joules"]
+
+
+@contextmanager
+def metered(
+    place: Place, shape: ExpertShape, widths: Sequence[int], experts: int, threads: int, display: Display
+) -> Iterator["CoresMeter"]:
+    """A meter of cores. To a board, kernels built here and the timing go over SSH and leave nothing there."""
+    from wattbit.board.connect import board
+    from wattbit.board.meters import open_meter
+    from wattbit.board.program import running
+    from wattbit.board.rail_watch import RailWatch
+    from wattbit.board.targets import WITHOUT_RAIL, load
+    from wattbit.tvm_schedules.cores import find_core
+    from wattbit.tvm_schedules.host_meter import CoresMeter, build_library, expert_bytes, host_meter
+    from wattbit.tvm_schedules.visits import memory_for
+
+    with ExitStack() as stack:
+        external = stack.enter_context(open_meter(place.meter)) if place.meter else None
+        if place.name is None:
+            yield _weighed(stack.enter_context(host_meter(shape, widths, experts, threads)), external)
+            return
+        described = load(place.name)
+        core = find_core(described.target.core)
+        if described.tier:
+            display.say(f"  {place.name}: {EMULATED}")
+        home = Path(stack.enter_context(TemporaryDirectory()))
+        build_library(core, widths, home / "kernels.so")
+        connection = stack.enter_context(board(place.name, cache_folder(), home / "board", display, place.host))
+        if external is None and described.tier is None and described.power.source not in WITHOUT_RAIL:
+            external = stack.enter_context(RailWatch(connection, described.power))
+        passes = RemotePasses(stack.enter_context(running(connection, VISITS)), place.host or place.name)
+        memory = memory_for(experts * expert_bytes(core, max(widths), shape))
+        sent = base64.b64encode((home / "kernels.so").read_bytes()).decode("ascii")
+        passes.ask(library=sent, core=core.name, threads=threads, memory=memory)
+        provenance: Provenance = "simulated" if described.tier else "measured"
+        yield _weighed(CoresMeter(shape, core, passes, provenance=provenance), external)
+
+
+def _weighed(meter: "CoresMeter", power: Any) -> "CoresMeter":
+    """The meter, its passes weighed where there is a power meter."""
+    from wattbit.tvm_schedules.host_meter import WEIGHED_S, Weighed
+
+    return meter if power is None else replace(meter, runner=Weighed(meter.runner, power), least_s=WEIGHED_S)
+
+
+def planned_demand(shape: ExpertShape, target: Target) -> "FpgaDemand":
+    """What the planner's engines for an allocation take, in cycles, bytes and products."""
+    from wattbit.hls.launches import moved
+    from wattbit.hls.meter import memory_bytes
+    from wattbit.hls.planner import plan
+    from wattbit.hls.traffic import traffic
+    from wattbit.policy.cost.fpga import EngineWork, FpgaDemand
+
+    def work(allocation: Allocation, workload: Workload) -> EngineWork:
+        planned = plan(allocation, shape, target, workload)
+        if not planned.fits:
+            raise InfeasibleError(f"{target.name} cannot hold the allocation ({', '.join(planned.excess)})")
+        sampled = traffic(workload)
+        what = moved(planned, sampled.experts, sampled.counts)
+        return EngineWork(planned.batch_cycles, sampled.layers, what.read_bytes, what.products, what.bit_products)
+
+    return FpgaDemand(work, lambda precision: memory_bytes(precision, shape))
+
+
+def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":
+    """The model that a calibration stands for, as a meter: `cores` price all experts of an allocation there.
+
+    Raises WattbitError for experts of another shape than were calibrated: what hides behind what differs.
+    """
+    from wattbit.policy.cost.cores import CoresDemand
+    from wattbit.tvm_schedules.host_meter import routing
+
+    settings = found.origin.settings
+    own = ExpertShape(*settings["shape"])
+    if own != shape:
+        raise WattbitError(
+            f"the calibration of {found.origin.target} is of experts {own.d_model} to {own.d_hidden}, not "
+            f"{shape.d_model} to {shape.d_hidden}; calibrate with this --run"
+        )
+    if found.origin.kind == "fpga":  # fitted to one design's launches, while the planner expects those of any
+        model = found.model(planned_demand(shape, Target.from_json(settings["target"])))
+        return replace(model, latency=replace(model.latency, sigma=hypot(model.latency.sigma, PLANNER_SIGMA)))
+    sizes = {int(bits): size for bits, size in settings["weight_bytes"].items()}
+    return found.model(CoresDemand(shape, sizes, routing))
+
+
+def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "CostModel":
+    """Engines and cores side by side, by the constants of both and the board's peak bandwidth, which they share.
+
+    The energy is not priced: each calibration's static power is of the whole board.
+    """
+    import numpy as np
+    from scipy.linalg import block_diag
+
+    from wattbit.policy.cost.cores import CoresDemand
+    from wattbit.policy.cost.fitting import Fitted
+    from wattbit.policy.cost.fpga import SharedDemand
+    from wattbit.policy.cost.model import CostModel
+    from wattbit.tvm_schedules.host_meter import routing
+
+    target = Target.from_json(fpga.origin.settings["target"])
+    engines, plain = cost_model(fpga, shape), cost_model(cores, shape)
+    sizes = {int(bits): size for bits, size in cores.origin.settings["weight_bytes"].items()}
+    demand = SharedDemand(planned_demand(shape, target), CoresDemand(shape, sizes, routing, "arm"))
+    one, other = engines.latency, plain.latency
+    latency = Fitted(
+        demand.names,
+        np.concatenate([one.theta, other.theta, [1 / target.ddr_bytes_per_s]]),
+        block_diag(one.covariance, other.covariance, [[0.0]]),
+        max(one.sigma, other.sigma),
+        min(one.samples, other.samples),
+        (*one.known, *other.known, demand.names[-1]),
+    )
+    return CostModel(demand, latency)
+
+
+@contextmanager
+def search_meter(
+    path: Path, every: int | None, shape: ExpertShape, experts: int, log: Path, display: Display
+) -> Iterator[Meter]:
+    """What a search prices with: a calibrated model, of which every M-th price is real where `every` is given.
+
+    Real prices are those of the machine that the cores' calibration is of, and kept beside the log. Raises WattbitError
+    for a calibration of the FPGA's engines with `every`: no allocation gets a bitstream in a search.
+    """
+    from wattbit.policy.cost.calibration import Calibration
+    from wattbit.policy.cost.hybrid import HybridMeter
+    from wattbit.policy.recorded import RecordedMeter
+
+    found = Calibration.load(path)
+    model = cost_model(found, shape)
+    if every is None:
+        yield model
+        return
+    origin, settings = found.origin, found.origin.settings
+    if origin.kind != "cores":
+        raise WattbitError(f"{path} is of engines, which no search can build and measure; leave --measure out")
+    widths = [int(bits) for bits in settings["weight_bytes"]]
+    here = origin.target == "host"
+    place = Place(None if here else origin.target, None if here or origin.machine == origin.target else origin.machine)
+    with metered(place, shape, widths, experts, settings["threads"], display) as meter:
+        name = f"{origin.target} {origin.machine} {digest_json(dict(settings))}"
+        real = RecordedMeter(meter, name, log.with_suffix(".real.jsonl"))
+        yield HybridMeter(model, real, every, log)
