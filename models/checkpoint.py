@@ -55,10 +55,13 @@ class Checkpoint:
     @classmethod
     def of(cls, folder: Path, shards: Sequence[Path]) -> Self:
         """What those files of a folder hold."""
+        config = read_json(folder / CONFIG)
+        if not isinstance(config, dict):
+            raise WattbitError(f"{folder / CONFIG} is no JSON object; download it again")
         headers = {path: read_header(path) for path in shards}
         files = {name: path for path, header in headers.items() for name in header}
         shapes = {name: shape for header in headers.values() for name, shape in header.items()}
-        return cls(folder, dict(read_json(folder / CONFIG)), files, shapes)
+        return cls(folder, config, files, shapes)
 
     def _check_index(self) -> None:
         for tensor, name in _weight_map(self.folder).items():

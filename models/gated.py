@@ -70,11 +70,16 @@ def _gated_shapes(name: str, width: int, hidden: int) -> dict[str, tuple[int, ..
     return {f"{name}.gate": (hidden, width), f"{name}.up": (hidden, width), f"{name}.down": (width, hidden)}
 
 
+def check_group(depth: int, group: int) -> None:
+    """Raise WattbitError where rows of `depth` columns have no such groups."""
+    if depth % group or (group != depth and group % GROUP_UNIT):
+        raise WattbitError(f"group_size must be a multiple of {GROUP_UNIT} that divides {depth} columns, not {group}")
+
+
 def quantize_weights(weights: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """Integers [N, K] and scales [N, K / group] of float weights: of the clips the one of least squared error."""
     rows, depth = weights.shape
-    if depth % group or (group != depth and group % GROUP_UNIT):
-        raise WattbitError(f"group_size must be a multiple of {GROUP_UNIT} that divides {depth} columns, not {group}")
+    check_group(depth, group)
     top = 2 ** (bits - 1) - 1
     grouped = weights.float().view(rows, -1, group)
     peak = grouped.abs().amax(dim=-1).clamp(min=1e-12)  # [N, G]

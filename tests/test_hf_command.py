@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.hf_support import checkpoint, mixed_recipe, save_tokenizer
 from wattbit.cli import main
-from wattbit.files import write_json
+from wattbit.files import read_json, write_json
 from wattbit.models.checkpoint import Checkpoint
 from wattbit.models.decode import greedy
 from wattbit.models.families.folder import QuantizedFolder
@@ -82,6 +83,44 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, model: Path) -> N
         result = quantize(model, "--bits", 4, "--device", "cuda", "--out", tmp_path / "out")
         assert result.exit_code == 1 and "no GPU" in result.stderr
     assert quantize(model, "--bits", 9, "--out", tmp_path / "out").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"float_columns": {"L0E0": [64]}}, "must leave some of the columns 0..63, not 64"),
+        ({"float_columns": {"L0E0": list(range(64))}}, "must leave some of the columns 0..63"),
+        ({"float_columns": {"L0E0": [3, 3]}}, "must be different and at least 0, not [3, 3]"),
+        ({"float_columns": {"L0E0": [-1]}}, "must be different and at least 0, not [-1]"),
+        ({"ranks": {"L0E0": -2}}, "must be at least 0, not -2"),
+        ({"ranks": {"L7E0": 2}}, "ranks or float_columns of L7E0, which the model lacks"),
+        ({"compensator_bits": 9}, "compensator_bits must be within 2..8, not 9"),
+        ({"group_size": "x"}, "no recipe (TypeError"),
+        ({"pruning": {"ratio": [0.1]}}, "no recipe (KeyError: 'protected')"),
+        ({"foo": 1}, "no recipe (TypeError"),
+        ([], "no recipe (TypeError"),
+    ],
+)
+def test_a_recipe_that_is_none_of_this_model(changed: Any, said: str, model: Path, tmp_path: Path) -> None:
+    recipe = mixed_recipe(model).to_json() | changed if changed else changed
+    write_json(tmp_path / "recipe.json", recipe)
+    result = quantize(model, "--recipe", tmp_path / "recipe.json", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_attention_heads", 0), ("hidden_act", "x"), ("hidden_size", "x")])
+def test_a_configuration_of_no_network(name: str, value: object, model: Path, tmp_path: Path) -> None:
+    write_json(model / "config.json", read_json(model / "config.json") | {name: value})
+    result = quantize(model, "--bits", 4, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "config.json makes no network" in result.stderr, result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_groups_that_no_matrix_has(model: Path, tmp_path: Path) -> None:
+    result = run("compile", model, "--bits", 4, "--group-size", 48, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "a multiple of 32 that divides 64 columns, not 48" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_little_text(model: Path, tmp_path: Path) -> None:

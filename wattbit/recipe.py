@@ -50,6 +50,14 @@ class Recipe:
             raise WattbitError(f"a quantizer is one of {', '.join(QUANTIZERS)}, not {self.quantizer!r}")
         if self.group_size is not None and self.group_size < 1:
             raise WattbitError(f"group_size must be at least 1 or None, not {self.group_size}")
+        if not 2 <= self.compensator_bits <= 8:
+            raise WattbitError(f"compensator_bits must be within 2..8, not {self.compensator_bits}")
+        for expert, rank in self.ranks.items():
+            if rank < 0:
+                raise WattbitError(f"the rank of {expert}'s compensators must be at least 0, not {rank}")
+        for expert, columns in self.float_columns.items():
+            if len(set(columns)) < len(columns) or min(columns, default=0) < 0:
+                raise WattbitError(f"float_columns of {expert} must be different and at least 0, not {list(columns)}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,16 +75,24 @@ class Recipe:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        pruning = record["pruning"]
-        return cls(
-            **dict(record)
-            | {
-                "allocation": Allocation.from_json(record["allocation"]),
-                "ranks": {ExpertId.parse(e): int(rank) for e, rank in record["ranks"].items()},
-                "float_columns": {ExpertId.parse(e): tuple(c) for e, c in record["float_columns"].items()},
-                "pruning": pruning and Pruning(tuple(pruning["ratio"]), pruning["protected"]),
-            }
-        )
+        """Raises WattbitError for what `to_json` has not made."""
+        try:
+            pruning = record["pruning"]
+            return cls(
+                **dict(record)
+                | {
+                    "allocation": Allocation.from_json(record["allocation"]),
+                    "ranks": {ExpertId.parse(e): int(rank) for e, rank in record["ranks"].items()},
+                    "float_columns": {
+                        ExpertId.parse(e): tuple(map(int, c)) for e, c in record["float_columns"].items()
+                    },
+                    "pruning": pruning and Pruning(tuple(pruning["ratio"]), pruning["protected"]),
+                }
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise WattbitError(
+                f"it is no recipe ({type(error).__name__}: {error}); give one that wattbit wrote"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from wattbit.models.checkpoint import CONFIG, Checkpoint
 from wattbit.models.config import GatedConfig
 from wattbit.models.families.family import Family
 from wattbit.models.families.open import empty_network
-from wattbit.models.gated import decoder_config, matrix_bits, quantize_weights, rope, shapes
+from wattbit.models.gated import check_group, decoder_config, matrix_bits, quantize_weights, rope, shapes
 from wattbit.plan import Allocation
 
 OUTER = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
@@ -145,6 +145,7 @@ class GatedStream:
             self.shapes[name] = (rows, depth)
             if (width := matrix_bits(name, allocation, backbone_bits)) is not None:
                 self.bits[name] = width
+                check_group(depth, group_size or depth)
                 self.shapes[f"{name}.scale"] = (rows, depth // (group_size or depth))
                 if group_size is not None:
                     self.group[name] = group_size

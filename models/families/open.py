@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from wattbit.errors import WattbitError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FAMILIES: tuple[Family, ...] = (MIXTRAL, SWITCH, OLMOE, QWEN_MOE, DEEPSEEK_MOE, DEEPSEEK_MOE_16B)
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.classes}
+BAD_CONFIG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # in a configuration
 
 
@@ -47,7 +49,11 @@ def family_of(checkpoint: Checkpoint) -> Family:
 def empty_network(checkpoint: Checkpoint) -> tuple[Family, Any]:
     """The family and a network without weights; WattbitError where no layer has experts."""
     family = family_of(checkpoint)
-    network: Any = family.network(family.config(checkpoint), checkpoint.config["model_type"])
+    try:
+        network: Any = family.network(family.config(checkpoint), checkpoint.config["model_type"])
+    except BAD_CONFIG as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise WattbitError(f"{checkpoint.folder / CONFIG} makes no network ({reason}); download it again") from None
     if all(family.mixture(network.get_submodule(name)) is None for name in family.layers(network)):
         raise WattbitError(f"{checkpoint.folder} has no MoE layers: its {CONFIG} makes all of them dense")
     return family, network

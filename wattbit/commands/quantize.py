@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wattbit.display import Display
+from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.perform import json_option
 from wattbit.recipe import QUANTIZERS, Quantizer, Recipe
@@ -96,7 +97,11 @@ def command(
 
 
 def read_recipe(path: Path) -> Recipe:
-    return Recipe.from_json(read_json(path))
+    record = read_json(path)
+    try:
+        return Recipe.from_json(record)
+    except WattbitError as error:
+        raise WattbitError(f"{path}: {error}") from None
 
 
 def uniform(checkpoint: "Checkpoint", bits: int, quantizer: Quantizer, group_size: int) -> Recipe:
