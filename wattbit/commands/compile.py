@@ -11,6 +11,7 @@ import click
 from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
 from wattbit.errors import WattbitError
+from wattbit.files import atomic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,8 +102,9 @@ def command(
         stream = GatedStream(config, floats, allocation, backbone_bits, group_size)
         sizes = DecoderConfig.from_json(stream.sizes)
         source = CheckpointSource(sizes, stream.bits, stream.group, stream.shapes, stream.load)
+        with atomic(out / TOKENIZER) as temporary:
+            shutil.copyfile(tokenizer, temporary)
         record = build(source, core or host_core().name, out, display)
-        shutil.copyfile(tokenizer, out / TOKENIZER)
     click.echo(
         f"{out}: {record['weights']['bytes'] / 1e6:.1f} MB for {record['core']}; `wattbit generate --model {out}`"
     )

@@ -111,8 +111,9 @@ def compiled_vocabulary(folder: Path) -> "Tokenizer":
     """The tokenizer that `wattbit compile` put beside the model."""
     from tokenizers import Tokenizer
 
-    if not (folder / "tokenizer.json").is_file():
-        raise WattbitError(f"{folder} has no tokenizer.json; write it with `wattbit compile`")
+    for name in ("model.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise WattbitError(f"{folder} has no {name}; write it with `wattbit compile`")
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
