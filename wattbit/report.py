@@ -11,7 +11,6 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from wattbit import plots
 from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, Cost, ExpertStats
 from wattbit.run import Run
@@ -245,6 +244,8 @@ def weighed(energy: dict[str, Any]) -> str:
 
 def write(run: Run, tokens: int) -> dict[str, Any]:
     """Write report/report.md, report.html, report.json and the pictures of a run whose stages are done."""
+    from wattbit import plots  # Matplotlib takes longer to import than `wattbit --help` should
+
     folder = run.path("report")
     cotrain, search = read_json(run.path("cotrain", "cotrain.json")), read_json(run.path("search", "search.json"))
     stats = [ExpertStats.from_json(record) for record in read_json(run.path("stats", "stats.json"))["experts"]]
