@@ -1,14 +1,12 @@
 """What every policy is compared with, beside uniform widths: linear in frequency, greedy, random of the same budget."""
 
 import heapq
-import random
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wattbit.errors import WattbitError
-from wattbit.policy.exact import EXACT_STATES
-from wattbit.policy.problem import Choice, Floats, Problem
+from wattbit.policy.problem import Choice, Problem
+from wattbit.policy.sampling import draw
 
 
 def linear_in_frequency(problem: Problem) -> Choice:
@@ -82,63 +80,5 @@ def greedy(problem: Problem) -> Choice:
 
 
 def random_allocation(problem: Problem, seed: int) -> Choice:
-    """A choice drawn uniformly from all choices that spend the budget as far as widths allow.
-
-    Exact: ways[n][b] counts the choices of the first n experts that take b bits, in unbounded integers; experts are
-    then drawn from the last to the first, each width with the share of the choices that it leaves. Where that is too
-    much (`exact.EXACT_STATES`), every expert is drawn alone with probabilities exp(-t bits) whose mean is the budget,
-    which is nearly the same for many experts, and random experts take a step until the budget is spent.
-    """
-    experts, _ = problem.size
-    if experts * problem.budget > EXACT_STATES:
-        return _nearly_random(problem, np.random.default_rng(seed))
-    widths = [int(b) for b in problem.widths]
-    ways = [np.zeros(problem.budget + 1, dtype=object)]
-    ways[0][0] = 1
-    for _ in range(experts):
-        after = np.zeros(problem.budget + 1, dtype=object)
-        for width in widths:
-            after[width:] += ways[-1][: problem.budget + 1 - width]
-        ways.append(after)
-    left = int(np.flatnonzero(ways[-1])[-1])
-    draw = random.Random(seed)
-    choice = np.zeros(experts, dtype=np.int64)
-    for i in reversed(range(experts)):
-        shares = [int(ways[i][left - width]) if width <= left else 0 for width in widths]
-        ticket = draw.randrange(sum(shares))
-        while ticket >= shares[choice[i]]:
-            ticket -= shares[choice[i]]
-            choice[i] += 1
-        left -= widths[choice[i]]
-    return choice
-
-
-def _nearly_random(problem: Problem, draw: np.random.Generator) -> Choice:
-    experts, actions = problem.size
-    bits = problem.widths.astype(float)
-
-    def shares(tilt: float) -> Floats:
-        odds: Floats = np.exp(-tilt * (bits - bits[0 if tilt >= 0 else -1]))
-        odds /= odds.sum()
-        return odds
-
-    low, high = -50.0, 50.0
-    for _ in range(60):
-        tilt = (low + high) / 2
-        low, high = (tilt, high) if shares(tilt) @ bits > problem.budget_bits else (low, tilt)
-    choice = draw.choice(actions, size=experts, p=shares(high))
-    while (room := problem.budget - int(problem.bits(choice))) < 0 or _steps(problem, choice, room).any():
-        expert, action = draw.choice(np.argwhere(_steps(problem, choice, room)))
-        choice[expert] = action
-    return choice
-
-
-def _steps(problem: Problem, choice: Choice, room: int) -> NDArray[np.bool_]:
-    """Which [N, K] of the actions one width away, narrower if there is no room, wider by at most the room else."""
-    ladder = np.unique(problem.widths)
-    at = np.searchsorted(ladder, problem.widths[choice])
-    beside = ladder[np.clip(at + (1 if room >= 0 else -1), 0, len(ladder) - 1)]
-    more = beside - problem.widths[choice]
-    possible = (more != 0) & (more <= max(room, 0))
-    reached: NDArray[np.bool_] = possible[:, None] & (problem.widths[None, :] == beside[:, None])
-    return reached
+    """A choice drawn uniformly from all choices that spend the budget as far as widths allow; see `policy.sampling`."""
+    return draw(len(problem.experts), problem.widths, problem.budget, seed)

@@ -13,9 +13,9 @@ from wattbit.policy.methods.clustering import fuzzy_means
 from wattbit.policy.methods.inputs import step_to
 from wattbit.policy.methods.milo import MiLo, kurtosis_rank
 from wattbit.policy.methods.moqa import MoQa, clustered, float_columns, significance
-from wattbit.policy.methods.random import draw
 from wattbit.policy.methods.router_norm import ranked, three_levels, two_levels
 from wattbit.policy.methods.size import budget_bytes
+from wattbit.policy.sampling import draw
 from wattbit.recipe import Budget
 
 
