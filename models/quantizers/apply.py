@@ -64,13 +64,14 @@ def quantize_expert(kind: Expert, matrices: Matrices, how: ExpertRecipe, inputs:
     """
     quantizer = "rtn" if how.quantizer == "gptq" and len(inputs) < tokens_needed(matrices) else how.quantizer
     kept = torch.tensor(how.float_columns, dtype=torch.int32, device=inputs.device) if how.float_columns else None
-    first = gptq.hessian(inputs) if quantizer == "gptq" else None
-    found = {name: _weight(matrices[name], how, quantizer, first, kept) for name in kind.first}
-    second = None
+    to_integers = _quantizer(
+        how, quantizer, inputs if kept is None else inputs[:, other_columns(kept, inputs.shape[1])]
+    )
+    found = {name: _weight(matrices[name], how, to_integers, kept) for name in kind.first}
     if quantizer == "gptq":
         quantized = {name: weight.dequantize() for name, weight in found.items()}
-        second = gptq.hessian(kind.hidden({**matrices, **quantized}, inputs.float()))
-    found[kind.last] = _weight(matrices[kind.last], how, quantizer, second, None)
+        to_integers = _quantizer(how, quantizer, kind.hidden({**matrices, **quantized}, inputs.float()))
+    found[kind.last] = _weight(matrices[kind.last], how, to_integers, None)
     return PackedExpert({name: found[name] for name in matrices}, quantizer, len(inputs))
 
 
@@ -104,15 +105,12 @@ def fallen_back(recipe: Recipe, experts: Mapping[ExpertId, PackedExpert]) -> tup
 
 
 def _weight(
-    weights: Tensor, how: ExpertRecipe, quantizer: Quantizer, hessian: Tensor | None, columns: Tensor | None
+    weights: Tensor, how: ExpertRecipe, to_integers: Callable[[Tensor], Quantized], columns: Tensor | None
 ) -> PackedWeight:
     kept = None
     if columns is not None:
         kept = weights[:, columns.long()].half()
-        other = other_columns(columns, weights.shape[1])
-        weights = weights[:, other]
-        hessian = None if hessian is None else hessian[other][:, other]
-    to_integers = _quantizer(how, quantizer, hessian)
+        weights = weights[:, other_columns(columns, weights.shape[1])]
     if not how.rank:
         return PackedWeight(PackedMatrix.of(to_integers(weights)), columns=columns, kept=kept)
     u, v = compensate(weights, how.rank, to_integers)
@@ -123,9 +121,10 @@ def _weight(
     return PackedWeight(matrix, PackedMatrix.of(qu), PackedMatrix.of(qv), columns, kept)
 
 
-def _quantizer(how: ExpertRecipe, quantizer: Quantizer, hessian: Tensor | None) -> Callable[[Tensor], Quantized]:
-    if quantizer == "gptq" and hessian is not None:
-        return partial(gptq.quantize, hessian=hessian, bits=how.bits, group_size=how.group_size)
+def _quantizer(how: ExpertRecipe, quantizer: Quantizer, inputs: Tensor) -> Callable[[Tensor], Quantized]:
+    """How matrices that read these inputs [n, K] become integers."""
+    if quantizer == "gptq":
+        return partial(gptq.Solver(gptq.hessian(inputs), how.group_size).quantize, bits=how.bits)
     if quantizer == "hqq":
         return partial(hqq.quantize, bits=how.bits, group_size=how.group_size)
     return partial(rtn.quantize, bits=how.bits, group_size=how.group_size)

@@ -30,34 +30,46 @@ def loss(weights: Tensor, found: Quantized, hessian: Tensor) -> Tensor:
     return ((change @ hessian) * change).sum(dim=1) / 2
 
 
+class Solver:
+    """What all matrices that read the same inputs share: the Hessian [K, K], the order of columns and the factor."""
+
+    def __init__(self, hessian: Tensor, group_size: int | None = None) -> None:
+        columns = len(hessian)
+        self._hessian = hessian
+        self._group = group_columns(columns, group_size)
+        self._order = torch.arange(columns, device=hessian.device)
+        if self._group == columns:
+            self._order = hessian.diagonal().argsort(descending=True, stable=True)
+        seen = bool(hessian.any())
+        self._factor = _inverse_factor(hessian[self._order][:, self._order]) if seen else None
+
+    def quantize(self, weights: Tensor, bits: int) -> Quantized:
+        """Weights [N, K]; bits 2 to 8. Inputs that are all zero give round to nearest."""
+        check_bits(bits)
+        plain_scale, plain_zero = range_grid(weights, bits, self._group)  # [N, G]
+        plain = rtn.on_grid(weights, plain_scale, plain_zero, bits, self._group)
+        if self._factor is None:
+            return plain
+        integers, scale, zero = _by_columns(weights[:, self._order].float(), self._factor, bits, self._group)
+        found = Quantized(integers[:, self._order.argsort()], scale, zero, bits, self._group)
+        worse = (loss(weights, found, self._hessian) > loss(weights, plain, self._hessian))[:, None]
+        return Quantized(
+            torch.where(worse, plain.integers, found.integers),
+            torch.where(worse, plain_scale, scale),
+            torch.where(worse, plain_zero, zero),
+            bits,
+            self._group,
+        )
+
+
 def quantize(weights: Tensor, hessian: Tensor, bits: int, group_size: int | None = None) -> Quantized:
-    """Weights [N, K] for a Hessian [K, K]; bits 2 to 8. Inputs that are all zero give round to nearest."""
-    check_bits(bits)
-    columns = weights.shape[1]
-    group = group_columns(columns, group_size)
-    plain_scale, plain_zero = range_grid(weights, bits, group)  # [N, G]
-    plain = rtn.on_grid(weights, plain_scale, plain_zero, bits, group)
-    if not bool(hessian.any()):
-        return plain
-    order = torch.arange(columns, device=weights.device)
-    if group == columns:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    integers, scale, zero = _by_columns(weights[:, order].float(), hessian[order][:, order], bits, group)
-    found = Quantized(integers[:, order.argsort()], scale, zero, bits, group)
-    worse = (loss(weights, found, hessian) > loss(weights, plain, hessian))[:, None]
-    return Quantized(
-        torch.where(worse, plain.integers, found.integers),
-        torch.where(worse, plain_scale, scale),
-        torch.where(worse, plain_zero, zero),
-        bits,
-        group,
-    )
+    """`Solver.quantize` of one matrix."""
+    return Solver(hessian, group_size).quantize(weights, bits)
 
 
-def _by_columns(rest: Tensor, hessian: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+def _by_columns(rest: Tensor, factor: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """Integers [N, K], scale and zero point [N, G] of weights `rest` [N, K], which are changed, column by column."""
     columns = rest.shape[1]
-    factor = _inverse_factor(hessian)
     integers = torch.empty_like(rest, dtype=torch.uint8)
     scales, zeros = [], []
     for start in range(0, columns, BLOCK):
