@@ -22,7 +22,7 @@ from wattbit.files import read_json, sha256_file, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.models.corpus import read_test
 from wattbit.models.data import encode, load_vocabulary
-from wattbit.models.evaluation import Losses, count_words, learner_losses, perplexity, quantized_experts
+from wattbit.models.evaluation import Losses, count_words, learner_losses, perplexity
 from wattbit.models.learner import MoELearner
 from wattbit.models.network import Experts
 from wattbit.models.own import OwnModel
@@ -280,7 +280,7 @@ class Study:
             torch.backends.cuda.matmul.allow_tf32 = False
         whole, self.learner = self.learner, learner
         try:
-            experts = quantized_experts(learner, allocation)
+            experts = learner.quantized_experts(allocation)
             probes = [Probe.fit(task, learner.network, words, experts) for task, words in self.tasks]
             judged = self.judge(learner_losses(learner, allocation), probes, experts)
         finally:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from wattbit.errors import WattbitError
 from wattbit.models.learner import MoELearner
-from wattbit.models.network import Experts, token_losses
-from wattbit.models.quant import LayerQuantizer
+from wattbit.models.network import token_losses
 from wattbit.plan import Allocation
 from wattbit.progress import Progress, silent
 
@@ -81,22 +80,10 @@ def perplexity(
     return Perplexity(math.exp(nats / predicted), math.exp(nats / words), predicted, words, context, stride)
 
 
-@torch.no_grad()
-def quantized_experts(learner: MoELearner, allocation: Allocation) -> list[Experts]:
-    """A learner's experts at the widths of an allocation in the deployed arithmetic, one function a layer."""
-    found = []
-    for layer, block in enumerate(learner.network.layers):
-        mine = [e for e in learner.config.expert_ids if e.layer == layer]
-        scales = [learner.scales(e, allocation.precision(e)) for e in mine]
-        quantizer = LayerQuantizer.of(scales, learner.network.device)
-        found.append(quantizer.experts(block.mixture.w1, block.mixture.w2))
-    return found
-
-
 def learner_losses(learner: MoELearner, allocation: Allocation | None) -> Losses:
     """Of a learner's network with its experts at the widths of an allocation, None for float."""
     network = learner.network
-    experts = None if allocation is None else quantized_experts(learner, allocation)
+    experts = None if allocation is None else learner.quantized_experts(allocation)
 
     def losses(contexts: Tensor) -> Tensor:
         contexts = contexts.to(network.device)

@@ -109,6 +109,13 @@ class MoELearner:
         """Validation perplexity with every expert at its precision; None is the float model."""
         return perplexity(self.network, self.samples.valid, None if allocation is None else self._experts(allocation))
 
+    @torch.no_grad()
+    def quantized_experts(self, allocation: Allocation) -> list[Experts]:
+        """The experts at the widths of an allocation in the deployed arithmetic, one function a layer."""
+        used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for p in allocation.placements}
+        mixtures = [block.mixture for block in self.network.layers]
+        return [q.experts(m.w1, m.w2) for q, m in zip(self._quantizers(allocation, used), mixtures, strict=True)]
+
     def finetune(self, allocation: Allocation, steps: int, seed: int, progress: Progress = silent) -> None:
         """Quantization-aware training of all weights at constant scales, straight through the rounding (STE)."""
         self.finetune_over([allocation], steps, seed, progress)
@@ -200,9 +207,7 @@ class MoELearner:
     def _experts(self, allocation: Allocation) -> list[Experts]:
         """Every layer's experts at the widths of an allocation: Brevitas modules, or what equals them on a GPU."""
         if self.network.device.type != "cpu":
-            used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for p in allocation.placements}
-            mixtures = [block.mixture for block in self.network.layers]
-            return [q.experts(m.w1, m.w2) for q, m in zip(self._quantizers(allocation, used), mixtures, strict=True)]
+            return self.quantized_experts(allocation)
         modules: list[dict[int, BrevitasExpert]] = [{} for _ in range(self.config.layers)]
         for identity in self.config.expert_ids:
             modules[identity.layer][identity.expert] = self.expert(identity, allocation.precision(identity))

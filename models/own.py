@@ -12,10 +12,9 @@ from wattbit.models.expert_model import LayerTrace, Matrices
 from wattbit.models.learner import MoELearner
 from wattbit.models.network import Block, Routing, Transformer, rotate, token_losses
 from wattbit.models.pruning import prune, token_importance
+from wattbit.models.statistics import gradient_norms
 from wattbit.plan import ExpertId
 from wattbit.recipe import Pruning
-
-GRADIENT_CONTEXTS = 16  # that go through the network together
 
 
 class OwnModel:
@@ -70,15 +69,7 @@ class OwnModel:
         return found
 
     def gradient_norms(self, contexts: Tensor) -> dict[ExpertId, float]:
-        weights = [w for block in self.network.layers for w in (block.mixture.w1, block.mixture.w2)]
-        totals = [torch.zeros_like(w) for w in weights]
-        for part in contexts.to(self.network.device).split(GRADIENT_CONTEXTS):
-            loss = token_losses(self.network(part[:, :-1])[0], part[:, 1:]).sum() / contexts[:, 1:].numel()
-            for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
-                total.add_(gradient)
-        squares = [total.square().sum(dim=(1, 2)) for total in totals]  # [E] each
-        norms = [(a + b).sqrt().tolist() for a, b in zip(squares[::2], squares[1::2], strict=True)]
-        return {expert: norms[expert.layer][expert.expert] for expert in self.expert_ids}
+        return gradient_norms(self.network, contexts.to(self.network.device))
 
     @torch.no_grad()
     def losses(self, contexts: Tensor, pruning: Pruning | None = None) -> Tensor:

@@ -11,6 +11,8 @@ from wattbit.models.network import Routing, Transformer, token_losses
 from wattbit.plan import ExpertId, ExpertStats
 from wattbit.progress import Progress, silent
 
+GRADIENT_CONTEXTS = 16  # that go through the network together
+
 Quantized = Callable[[ExpertId, int], BrevitasExpert]
 """The expert at a weight width."""
 
@@ -24,7 +26,7 @@ def expert_stats(
     progress: Progress = silent,
 ) -> tuple[ExpertStats, ...]:
     """Statistics on contexts [n, S + 1], with each expert alone quantized at each width."""
-    gradients = _gradient_norms(network, contexts)
+    gradients = gradient_norms(network, contexts)
     with torch.no_grad():
         trace = _Trace.of(network, contexts)
         found = []
@@ -60,10 +62,10 @@ def _describe(
     )
 
 
-def _gradient_norms(network: Transformer, contexts: Tensor) -> dict[ExpertId, float]:
-    """L2 norm of the gradient of the mean loss over each expert's weights."""
+def gradient_norms(network: Transformer, contexts: Tensor) -> dict[ExpertId, float]:
+    """L2 norm of the gradient of the mean loss over each expert's weights, on contexts [n, S + 1]."""
     network.zero_grad()
-    for part in contexts.split(16):
+    for part in contexts.split(GRADIENT_CONTEXTS):
         loss = token_losses(network(part[:, :-1])[0], part[:, 1:])
         (loss.sum() / contexts[:, 1:].numel()).backward()
     norms = {}
