@@ -68,6 +68,8 @@ def _task(name: str, train: list[tuple[str, str]], dev: list[tuple[str, str]]) -
     classes = sorted({label for _, label in train})
     index = {label: i for i, label in enumerate(classes)}
     strange = sorted({label for _, label in dev} - set(classes))
+    if not dev:
+        raise WattbitError(f"{name} has no rows to be judged on; give its whole dev.tsv")
     if len(classes) < 2 or strange:
         raise WattbitError(f"{name} has the classes {', '.join(classes)} and dev's {', '.join(strange)}; look at it")
 
@@ -81,7 +83,13 @@ def _read_tsv(path: Path) -> list[tuple[str, str]] | None:
     """Text and label of each row; None without labels. Without a header (CoLA) they are the columns 4 and 2."""
     if not path.is_file():
         raise WattbitError(f"{path} does not exist; a GLUE folder has train.tsv and dev.tsv")
-    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise WattbitError(f"{path} is not UTF-8 text (byte {error.start}); give GLUE's own file") from None
+    if not lines:
+        raise WattbitError(f"{path} is empty; give GLUE's own file")
+    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     titles = rows[0]
     columns = [i for i, title in enumerate(titles) if title in TEXT_COLUMNS]
     if not columns:

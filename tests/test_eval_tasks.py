@@ -56,6 +56,17 @@ def test_what_is_no_task_is_refused(tmp_path: Path):
         read_task("glue/stsb")
     with pytest.raises(WattbitError, match=r"train.tsv does not exist; a GLUE folder has train.tsv and dev.tsv"):
         read_task(str(tmp_path))
+    folder = write_sst(tmp_path / "sst2")
+    for content, said in (
+        (b"", "dev.tsv is empty"),
+        (b"sentence\xff\tlabel\n", r"dev.tsv is not UTF-8 text \(byte 8\)"),
+        (b"sentence\tlabel\n", "sst2 has no rows to be judged on"),
+        (b"sentence\nfine\n", "has sentences without labels"),
+        (b"sentence\tlabel\nfine\tmaybe\n", "has the classes 0, 1 and dev's maybe"),
+    ):
+        (folder / "dev.tsv").write_bytes(content)
+        with pytest.raises(WattbitError, match=said):
+            read_task(str(folder))
 
 
 def test_metrics_are_their_definitions():
