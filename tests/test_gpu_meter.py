@@ -70,6 +70,19 @@ def test_a_card_without_the_counter_has_none(monkeypatch: pytest.MonkeyPatch) ->
     assert EnergyCounter.find(torch.device("cuda")) is None
 
 
+def test_a_card_too_old_for_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_capability": (8, 6),
+        "get_device_name": "NVIDIA A10",
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    with pytest.raises(WattbitError, match=r"NVIDIA A10 is of compute capability 8.6; use a card of 9.0 or later"):
+        find_card()
+
+
 @pytest.mark.skipif(CARD, reason="there is a CUDA device")
 def test_no_card_is_named_and_the_cpu_offered() -> None:
     with pytest.raises(WattbitError, match=r"no CUDA device 0: PyTorch .* sees 0; use the ARM and host kernels"):

@@ -7,14 +7,21 @@ import torch
 
 from wattbit.errors import WattbitError
 
+CAPABILITY = (9, 0)  # launches that overlap, see on_card.h
+
 
 def find_card(index: int = 0) -> torch.device:
-    """CUDA device `index`. WattbitError if there is none."""
+    """CUDA device `index`. WattbitError if there is none, or one that the kernels are not for."""
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= seen:
         raise WattbitError(
             f"no CUDA device {index}: PyTorch {torch.__version__} sees {seen}; use the ARM and host kernels"
-            " (`wattbit build`), or set TRITON_INTERPRET=1 to run these kernels on the CPU, for tests"
+            " (`wattbit build`)"
+        )
+    if (found := torch.cuda.get_device_capability(index)) < CAPABILITY:
+        has, needed = (".".join(map(str, version)) for version in (found, CAPABILITY))
+        raise WattbitError(
+            f"{torch.cuda.get_device_name(index)} is of compute capability {has}; use a card of {needed} or later"
         )
     return torch.device("cuda", index)
 
