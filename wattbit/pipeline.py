@@ -51,7 +51,8 @@ def check(run: Run) -> None:
 def learner(run: Run) -> "MoELearner":
     from wattbit.models.learner import MoELearner
 
-    return MoELearner.open(run.path("data"), run.path("model"))
+    teaching = run.config.settings["cotrain"]["distillation"]
+    return MoELearner.open(run.path("data"), run.path("model"), distillation=teaching)
 
 
 def meter(run: Run) -> "ModelledMeter":
