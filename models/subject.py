@@ -11,7 +11,7 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.models.expert_model import ExpertModel, LayerTrace, Matrices
 from wattbit.models.packed import PackedExpert
-from wattbit.models.quantizers.apply import ExpertRecipe, expert_bytes, quantize_expert
+from wattbit.models.quantizers.apply import ExpertRecipe, check_recipe, expert_bytes, quantize_expert
 from wattbit.plan import ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
 from wattbit.recipe import Pruning, Recipe
@@ -95,7 +95,9 @@ class ModelSubject:
         return sum(expert_bytes(self.model, sizes[e], ExpertRecipe.of(recipe, e)) for e in self.experts)
 
     def quantize(self, recipe: Recipe) -> dict[ExpertId, PackedExpert]:
-        """Every expert as the recipe says, and which quantizer it got; see `apply.fallen_back`."""
+        """Every expert as the recipe says, and which quantizer it got; see `apply.fallen_back`. WattbitError for a
+        recipe of another model."""
+        check_recipe(recipe, self.experts, self._float[self.experts[0]][self.model.first[0]].shape[1])
         found = {}
         for expert in self.experts:
             found[expert] = self._pack(expert, ExpertRecipe.of(recipe, expert))

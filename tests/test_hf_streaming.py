@@ -255,6 +255,10 @@ def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
     quantize_checkpoint(model, recipe, tmp_path / "out")
     with pytest.raises(WattbitError, match="holds another quantization"):
         quantize_checkpoint(model, mixed_recipe(model.folder, "hqq"), tmp_path / "out")
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "wattbit.json").write_text("[]")
+    with pytest.raises(WattbitError, match="is of format None, not 'wattbit checkpoint 1'; quantize anew"):
+        quantize_checkpoint(model, recipe, tmp_path / "strange")
     other = Checkpoint.open(checkpoint("mixtral", tmp_path / "other", initializer_range=0.2))
     with pytest.raises(WattbitError, match="holds another quantization"):
         quantize_checkpoint(other, recipe, tmp_path / "out")

@@ -1,6 +1,7 @@
 """Laws of the shared types: JSON both ways, digests by content, errors that name value and remedy."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,9 @@ def test_a_measurement_is_never_modelled() -> None:
 def test_target_with_a_misspelt_field() -> None:
     with pytest.raises(WattbitError, match="no field 'luts'"):
         Target.from_json(TARGET.to_json() | {"luts": 3})
+
+
+@pytest.mark.parametrize("record", [[], {"L0E0": 4}, {"L0E0": {"precision": "w4a8"}}, {"L0E0": {"engine": "arm"}}])
+def test_what_is_no_allocation_is_refused(record: Any) -> None:
+    with pytest.raises(WattbitError, match=r"it is no allocation \(.*\); give one that wattbit wrote"):
+        Allocation.from_json(record)

@@ -247,6 +247,17 @@ def test_pruning_without_limit_is_top_one(learner: MoELearner, model: OwnModel):
     assert not torch.allclose(pruned, model.losses(contexts), rtol=1e-3)
 
 
+def test_a_recipe_of_another_model_is_refused(subject: ModelSubject):
+    more = Allocation.of(dict.fromkeys((*subject.experts, ExpertId(5, 0)), 4))
+    for recipe, said in (
+        (Recipe("x", more), "L5E0 is in the recipe, but not in the model"),
+        (replace(uniform(3), ranks={ExpertId(5, 0): 1}), "ranks or float_columns of L5E0, which the model lacks"),
+        (replace(uniform(3), float_columns={ExpertId(0, 0): (10**6,)}), "must leave some of the columns"),
+    ):
+        with pytest.raises(WattbitError, match=said):
+            subject.perplexity(recipe)
+
+
 def test_median_pruning_lies_between(subject: ModelSubject):
     def priced(pruning: Pruning | None) -> float:
         return subject.perplexity(replace(uniform(8), pruning=pruning))

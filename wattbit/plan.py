@@ -183,12 +183,18 @@ class Allocation:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        return cls(
-            tuple(
-                Placement(ExpertId.parse(expert), value["engine"], Precision.parse(value["precision"]))
-                for expert, value in record.items()
+        """Raises WattbitError for what `to_json` has not made."""
+        try:
+            return cls(
+                tuple(
+                    Placement(ExpertId.parse(expert), value["engine"], Precision.parse(value["precision"]))
+                    for expert, value in record.items()
+                )
             )
-        )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise WattbitError(
+                f"it is no allocation ({type(error).__name__}: {error}); give one that wattbit wrote"
+            ) from None
 
     @property
     def digest(self) -> str:

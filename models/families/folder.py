@@ -41,7 +41,7 @@ class QuantizedFolder:
         """A new folder, or one that the same work left unfinished. about: what else the experts depend on."""
         asked = {"recipe": recipe.to_json(), "weights": digest_of(checkpoint), **about}
         if (out / RECORD).is_file():
-            if read_json(out / RECORD)["asked"] != asked:
+            if cls(out)._record["asked"] != asked:
                 raise WattbitError(f"{out} holds another quantization; give another folder or delete that one")
         elif out.exists() and any(out.iterdir()):
             raise WattbitError(f"{out} is not empty and holds no quantized model; give another folder")
@@ -52,22 +52,26 @@ class QuantizedFolder:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """A whole one; WattbitError for one that is unfinished."""
-        record = read_json(folder / RECORD)
-        if record.get("format") != FORMAT:
-            raise WattbitError(
-                f"{folder / RECORD} is of format {record.get('format')!r}, not {FORMAT!r}; quantize anew"
-            )
-        if record["result"] is None:
+        found = cls(folder)
+        if found.result is None:
             raise WattbitError(f"{folder} is unfinished; run its `wattbit quantize` again, which goes on from there")
-        return cls(folder)
+        return found
 
     @property
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.folder / RECORD)["result"]
+        return self._record["result"]
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe.from_json(read_json(self.folder / RECORD)["asked"]["recipe"])
+        return Recipe.from_json(self._record["asked"]["recipe"])
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        record = read_json(self.folder / RECORD)
+        found = record.get("format") if isinstance(record, dict) else None
+        if found != FORMAT:
+            raise WattbitError(f"{self.folder / RECORD} is of format {found!r}, not {FORMAT!r}; quantize anew")
+        return record
 
     def copy_rest(self, checkpoint: Checkpoint, progress: Progress = silent) -> None:
         """Everything but the experts, one shard in memory at a time."""
@@ -95,7 +99,7 @@ class QuantizedFolder:
         return load_experts(self._experts(layer), device)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        write_json(self.folder / RECORD, read_json(self.folder / RECORD) | {"result": dict(result)})
+        write_json(self.folder / RECORD, self._record | {"result": dict(result)})
 
     def checkpoint(self) -> Checkpoint:
         """The tensors that are not experts'."""

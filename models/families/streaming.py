@@ -26,8 +26,8 @@ from wattbit.models.families.mixture import Mixture, joined, replace
 from wattbit.models.families.open import empty_network
 from wattbit.models.families.weights import Weights
 from wattbit.models.packed import PackedExpert
-from wattbit.models.quantizers.apply import ExpertRecipe, quantize_expert
-from wattbit.plan import Allocation, ExpertId
+from wattbit.models.quantizers.apply import ExpertRecipe, check_recipe, quantize_expert
+from wattbit.plan import ExpertId
 from wattbit.progress import Progress, silent
 from wattbit.recipe import Recipe
 
@@ -95,7 +95,8 @@ class _Stream:
         self.layers = self.family.layers(self.network)
         self.mixtures = find_mixtures(self.family, self.network)
         self.numbers = {name: i for i, name in enumerate(self.mixtures)}
-        check_recipe(recipe, self.mixtures, self.family.first[0])
+        columns = next(iter(self.mixtures.values())).matrices(0)[self.family.first[0]].shape[1]
+        check_recipe(recipe, experts_of(self.mixtures), columns)
 
     def alone(self, folder: QuantizedFolder) -> None:
         """Quantize experts whose calibration tokens do not matter."""
@@ -191,30 +192,6 @@ def experts_of(mixtures: Mapping[str, Mixture]) -> tuple[ExpertId, ...]:
 def checkpoint_experts(checkpoint: Checkpoint) -> tuple[ExpertId, ...]:
     """The experts that a checkpoint's configuration makes, without reading weights."""
     return experts_of(find_mixtures(*empty_network(checkpoint)))
-
-
-def check_recipe(recipe: Recipe, mixtures: Mapping[str, Mixture], first: str) -> None:
-    """Raise WattbitError where a recipe is of a model with other or narrower experts; `first` reads their inputs."""
-    experts = set(experts_of(mixtures))
-    check_allocation(recipe.allocation, experts)
-    if strange := sorted({*recipe.ranks, *recipe.float_columns} - experts):
-        raise WattbitError(
-            f"the recipe has ranks or float_columns of {strange[0]}, which the model lacks; leave it out"
-        )
-    columns = next(iter(mixtures.values())).matrices(0)[first].shape[1]
-    for expert, kept in recipe.float_columns.items():
-        if max(kept, default=0) >= columns or len(kept) == columns:
-            raise WattbitError(
-                f"float_columns of {expert} must leave some of the columns 0..{columns - 1}, not {max(kept)}"
-            )
-
-
-def check_allocation(allocation: Allocation, experts: set[ExpertId]) -> None:
-    """Raise WattbitError where a recipe's allocation is of a model with other experts."""
-    placed = {placement.expert for placement in allocation.placements}
-    if strange := sorted(placed ^ experts):
-        where = "the recipe, but not in the model" if strange[0] in placed else "the model, but not in the recipe"
-        raise WattbitError(f"{strange[0]} is in {where} of {len(experts)} experts; give that model's own recipe")
 
 
 def collect(mixture: Mixture, run: Callable[[], Any]) -> LayerTrace:

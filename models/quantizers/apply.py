@@ -1,6 +1,6 @@
 """One expert as a recipe wants it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
@@ -8,12 +8,13 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from wattbit.errors import WattbitError
 from wattbit.models.expert_model import Matrices
 from wattbit.models.packed import PackedExpert, PackedMatrix, PackedWeight, other_columns, packed_bytes
 from wattbit.models.quantizers import gptq, hqq, rtn
 from wattbit.models.quantizers.grid import Quantized, group_columns
 from wattbit.models.quantizers.low_rank import compensate
-from wattbit.plan import ExpertId
+from wattbit.plan import Allocation, ExpertId
 from wattbit.recipe import Quantizer, Recipe
 
 MIN_TOKENS = 64  # calibration tokens that GPTQ needs at the least, see `tokens_needed`
@@ -53,6 +54,28 @@ class ExpertRecipe:
             recipe.compensator_bits,
             tuple(sorted(recipe.float_columns.get(expert, ()))),
         )
+
+
+def check_recipe(recipe: Recipe, experts: Collection[ExpertId], columns: int) -> None:
+    """Raise WattbitError where a recipe is of a model with other experts, or experts of fewer input columns."""
+    check_allocation(recipe.allocation, experts)
+    if strange := sorted({*recipe.ranks, *recipe.float_columns}.difference(experts)):
+        raise WattbitError(
+            f"the recipe has ranks or float_columns of {strange[0]}, which the model lacks; leave it out"
+        )
+    for expert, kept in recipe.float_columns.items():
+        if max(kept, default=0) >= columns or len(kept) == columns:
+            raise WattbitError(
+                f"float_columns of {expert} must leave some of the columns 0..{columns - 1}, not {max(kept)}"
+            )
+
+
+def check_allocation(allocation: Allocation, experts: Collection[ExpertId]) -> None:
+    """Raise WattbitError where a recipe's allocation is of a model with other experts."""
+    placed = {placement.expert for placement in allocation.placements}
+    if strange := sorted(placed.symmetric_difference(experts)):
+        where = "the recipe, but not in the model" if strange[0] in placed else "the model, but not in the recipe"
+        raise WattbitError(f"{strange[0]} is in {where} of {len(experts)} experts; give that model's own recipe")
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def command(
         raise click.UsageError("give either --recipe or --bits")
     from wattbit.models.checkpoint import Checkpoint
     from wattbit.models.families.gated import GatedStream, gated_weights
-    from wattbit.models.families.streaming import check_allocation
+    from wattbit.models.quantizers.apply import check_allocation
     from wattbit.plan import Allocation
     from wattbit.tvm_schedules.cores import host_core
     from wattbit.tvm_schedules.model.format import DecoderConfig
@@ -98,7 +98,7 @@ def command(
             allocation = read_recipe(recipe_file).allocation
         else:
             allocation = Allocation.of(dict.fromkeys(config.expert_ids, bits or 0), engine="arm")
-        check_allocation(allocation, set(config.expert_ids))
+        check_allocation(allocation, config.expert_ids)
         stream = GatedStream(config, floats, allocation, backbone_bits, group_size)
         sizes = DecoderConfig.from_json(stream.sizes)
         source = CheckpointSource(sizes, stream.bits, stream.group, stream.shapes, stream.load)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json, write_text
 from wattbit.perform import RUNS, json_option, run_option
 from wattbit.plan import Allocation, ExpertStats
@@ -17,7 +18,10 @@ from wattbit.run import Run
 def read_allocation(path: Path) -> Allocation:
     """Of a recipe's or an allocation's JSON file."""
     record: dict[str, Any] = read_json(path)
-    return Recipe.from_json(record).allocation if "allocation" in record else Allocation.from_json(record)
+    try:
+        return Recipe.from_json(record).allocation if "allocation" in record else Allocation.from_json(record)
+    except WattbitError as error:
+        raise WattbitError(f"{path}: {error}") from None
 
 
 def rows(found: dict[str, Any]) -> str:
