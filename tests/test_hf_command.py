@@ -161,6 +161,12 @@ def test_a_checkpoint_compiled_and_continued(tmp_path: Path) -> None:
     assert text.stdout == tokenizer.decode(greedy(reference.logits, prompt, 8)) + "\n"
     refused = run("generate", "the fox", "--model", tmp_path / "out", "--host", "localhost")
     assert refused.exit_code == 2 and "--model is a model of its own" in refused.output
+    for name, said in (("tokenizer.json", "tokenizer.json cannot be read"), ("model.json", "is of no runtime's model")):
+        kept = (tmp_path / "out" / name).read_bytes()
+        (tmp_path / "out" / name).write_text("{}")
+        broken = run("generate", "the fox", "--model", tmp_path / "out")
+        assert broken.exit_code == 1 and said in broken.stderr, broken.output
+        (tmp_path / "out" / name).write_bytes(kept)
     (tmp_path / "out" / "tokenizer.json").unlink()
     assert "write it with `wattbit compile`" in run("generate", "the fox", "--model", tmp_path / "out").stderr
 

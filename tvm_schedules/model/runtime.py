@@ -47,13 +47,17 @@ class Decoder:
 
     def __init__(self, folder: Path, threads: int | None = None, check: bool = True) -> None:
         record = read_json(folder / "model.json")
-        path = folder / record["weights"]["file"]
+        try:
+            path, wanted = folder / record["weights"]["file"], record["weights"]["digest"]
+            library, core = folder / record["library"]["file"], record["core"]
+        except (KeyError, TypeError):
+            raise WattbitError(f"{folder / 'model.json'} is of no runtime's model; build or deploy it again") from None
         self.config, _, digest = weights_file.read_table(path)
-        if digest != record["weights"]["digest"]:
+        if digest != wanted:
             raise WattbitError(f"{path} is not the file of {folder / 'model.json'}; build or deploy the model again")
         if check:
             weights_file.verify(path)
-        self._library = _open(folder / record["library"]["file"], record["core"])
+        self._library = _open(library, core)
         with path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, np.uint8)

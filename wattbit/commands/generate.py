@@ -114,7 +114,12 @@ def compiled_vocabulary(folder: Path) -> "Tokenizer":
     for name in ("model.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise WattbitError(f"{folder} has no {name}; write it with `wattbit compile`")
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises no other class
+        raise WattbitError(
+            f"{folder / 'tokenizer.json'} cannot be read ({error}); write it with `wattbit compile`"
+        ) from None
 
 
 def on_this_machine(folder: Path, count: int, request: dict[str, Any]) -> Iterator[int]:
