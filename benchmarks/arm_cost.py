@@ -15,7 +15,7 @@ from statistics import median, stdev
 from typing import Any
 
 import click
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.files import write_json
 from wattbit.tvm_schedules.cores import CORES, Core, host_core
@@ -103,7 +103,7 @@ def describe(core: Core, table: CostTable | None) -> dict[str, Any]:
     return {"widths": entries} | ({"call_s_measured": table.call_s, "threads": table.threads} if table else {})
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="One round and one thread, and only this machine's core.")
 @click.option("--threads", type=int, default=os.cpu_count() or 1, show_default=True, help="Threads beside one alone.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")

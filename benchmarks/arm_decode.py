@@ -21,7 +21,7 @@ from statistics import median, stdev
 
 import click
 import numpy as np
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
@@ -227,7 +227,7 @@ def compare(case: str, mine: str, found: dict[str, list[float]]) -> list[Row]:
     return rows
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="A small model and few tokens.")
 @click.option("--run", "folder", type=click.Path(path_type=Path, file_okay=False), help="Run to decode as well.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)), show_default=True, help="Threads of every variant.")

@@ -19,7 +19,7 @@ from statistics import median, stdev
 
 import click
 from kernel_peers import Case, Peer, build_ggml, missing_torchao, peers
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.tvm_schedules.cores import Core, host_core
 from wattbit.tvm_schedules.timing import Product, Timer
@@ -100,7 +100,7 @@ def compare_together(timer: Timer, case: str, peer: Case, repeats: int, ggml: Pa
     return [row(case, metric, ours, found, name, PEER if name == best else None) for name, found in times.items()]
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="The smallest shape and few repeats: a look at what runs here.")
 @click.option("--threads", multiple=True, type=int, help="Numbers of threads; one and all cores if not given.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.errors import InfeasibleError
 from wattbit.files import digest_json, read_json, write_json
@@ -298,7 +298,7 @@ def plot(found: Sequence[Sequence[Found]], path: Path) -> None:
     save(figure, path)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="One seed, fewer prices, no RTL: under 3 minutes.")
 @click.option("--target", "targets", type=click.Choice(("host", "arm", "fpga")), multiple=True, help="Only these.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import click
+from rows import Benchmark
 
 from wattbit.board.bench import Settings
 from wattbit.board.energy import evaluate
@@ -109,7 +110,7 @@ nothing else. "Inside": the true energy lies within the stated 95 % interval.
 """
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help=f"{QUICK} profiles instead of {PROFILES}.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write every profile here, a table beside it.")
 def main(quick: bool, path: Path | None) -> None:

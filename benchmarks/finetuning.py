@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 from quantizers import Found, models, row
-from rows import show, write
+from rows import Benchmark, show, write
 
 from wattbit.models import learner as learner_module
 from wattbit.models.learner import MoELearner
@@ -38,7 +38,7 @@ def tuned(data: Path, model_dir: Path, seed: int, steps: int, found: Found) -> N
             case.setdefault(name, []).append(learner.perplexity(allocation))
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help=f"One seed, {QUICK_STEPS} steps.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where models are kept.")

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import click
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.files import read_json
 from wattbit.perform import RUNS, perform
@@ -54,7 +54,7 @@ def compare(case: str, seeds: tuple[int, ...], methods: list[dict[str, Any]]) ->
     return rows
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="The tiny preset: minutes, and figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, path: Path | None) -> None:

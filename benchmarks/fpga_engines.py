@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, ExpertStats, Target, Workload
@@ -301,7 +301,7 @@ def efficiency(folder: Path) -> list[Row]:
     return [Row(title, m, a, 0.0, b, 0.0, "peak", a / b, goal, "simulated", ()) for m, a, b, goal in pairs]
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="One tiny model, one seed: minutes, and figures that mean nothing.")
 @click.option("--text", help="Folder of WikiText-2 or other text; Python's own sources if not given.")
 @click.option("--budget", "budgets", type=float, multiple=True, help="Mean weight bits of the policy; may be repeated.")

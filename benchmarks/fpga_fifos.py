@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.arith import ExpertInts, forward
 from wattbit.hls.accelerator import Accelerator, verilate
@@ -127,7 +127,7 @@ def measure(design: Design, libraries: dict[str, Path], latency: int) -> list[Ro
     return rows
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="Small engines and two depths: some two minutes.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, path: Path | None) -> None:

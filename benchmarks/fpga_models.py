@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
-from rows import about
+from rows import Benchmark, about
 
 from wattbit.arith import ExpertInts, forward
 from wattbit.files import digest_json, read_json, write_json
@@ -152,7 +152,7 @@ def resource_row(number: int, point: Point, folder: Path) -> dict[str, Any]:
     )
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="One design and one synthesis.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables to this file.")
 def main(quick: bool, path: Path | None) -> None:

@@ -12,6 +12,7 @@ import click
 import torch
 from gpu_experts import SHAPES, launches
 from gpu_timing import times
+from rows import Benchmark
 
 from wattbit.errors import WattbitError
 from wattbit.files import write_json
@@ -30,7 +31,7 @@ CHANGES = {  # variant: (what experts.cu says, what it says instead)
 }
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the times to this file.")
 def main(path: Path | None) -> None:
     find_card()

@@ -13,7 +13,7 @@ import click
 import gpu_peers as peers
 import torch
 from gpu_timing import Call, bandwidth, routed, row, times
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.gpu.bank import Bank, Shape, matrix_bytes
@@ -169,7 +169,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="Few repeats: under 3 minutes.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, help="Only these parts.")

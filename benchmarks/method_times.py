@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 import click
 import numpy as np
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertStats, Workload
 from wattbit.policy.methods.registry import METHODS, method
@@ -100,7 +100,7 @@ def seconds(name: str, model: Subject, seed: int) -> float:
     return time.perf_counter() - start
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--quick", is_flag=True, help="384 and 1536 experts only.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Where to write the rows.")
 def main(quick: bool, path: Path | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 import study
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.board.targets import load
@@ -235,7 +235,7 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
     write_json(path.with_suffix(".studies.json"), {name: list(records) for name, records in studies.items()})
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--data", help="Corpus of the models, as `wattbit train` takes it; WikiText-2 for the published table.")
 @click.option("--task", "tasks", multiple=True, help="GLUE task: a folder or glue/TASK; repeatable.")
 @click.option("--quick", is_flag=True, help="The tiny preset, two seeds, one budget: figures that mean nothing.")

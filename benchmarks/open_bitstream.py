@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
+from rows import Benchmark
 
 from wattbit.arith import ExpertInts
 from wattbit.board.targets import load
@@ -126,7 +127,7 @@ def say(what: str, done: int, total: int) -> None:
     click.echo(f"  {what} {done}/{total}", err=True)
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--quick", is_flag=True, help="The smallest design only.")
 @click.option("--only", multiple=True, help="A design by the beginning of its name; several times for several.")
 @click.option("--minutes", default=120.0, help="What a design gets at most.")

@@ -24,7 +24,7 @@ from typing import Any
 import click
 import numpy as np
 from policy_vs_controls import SEEDS, run_of
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.files import digest_json, read_json, write_json
@@ -99,7 +99,7 @@ def compare(case: str, metric: str, ours: Sequence[float], peer: str, theirs: Se
     return Row(case, metric, mean, stdev(ours), other, stdev(theirs), peer, ratio, None, "measured", SEEDS, p)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="The tiny preset, few steps: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 @click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of seeds done.")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.board.targets import load
 from wattbit.hls.meter import ModelledMeter
@@ -98,7 +98,7 @@ def alone(call: Callable[..., Measured], *arguments: int) -> Measured:
         return pool.submit(call, *arguments).result()
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="Up to 512 experts, few iterations, one seed.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, path: Path | None) -> None:

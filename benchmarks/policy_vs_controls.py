@@ -27,7 +27,7 @@ from typing import Any
 import click
 import numpy as np
 from policy_scale import statistics
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.board.targets import load as load_board
@@ -253,7 +253,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="The tiny preset, two budgets: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write rows here, a plot beside.")
 @click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of cells done.")

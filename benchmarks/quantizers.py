@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import click
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.models.config import DEMO_MODEL, DEMO_TRAIN
@@ -101,7 +101,7 @@ def row(case: str, metric: str, ours: Sequence[float], peer: Sequence[float], na
     )
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help=f"One seed, a model trained for {QUICK_STEPS} steps.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where models are kept.")

