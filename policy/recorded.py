@@ -29,13 +29,11 @@ class RecordedMeter:
     def __init__(self, meter: Meter, name: str, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:
         self.meter = meter
         self.path = path
+        self._name = name
         self._sleep = sleep
         self._known: dict[str, Cost | str] = {}  # a text is why it is infeasible
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read(name)
-        else:
-            self._append({"meter": name})
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         key = digest_json([allocation.digest, [[str(e), share] for e, share in workload.frequency], _sizes(workload)])
@@ -79,7 +77,10 @@ class RecordedMeter:
                 self._known[record["key"]] = Cost.from_json(record["cost"]) if "cost" in record else record["not"]
 
     def _append(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
+            if file.tell() == 0:
+                file.write(json.dumps({"meter": self._name}) + "\n")
             file.write(json.dumps(record) + "\n")
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -12,7 +13,10 @@ from click.testing import CliRunner
 from tests.models_support import write_text_corpus
 from wattbit.cli import main
 from wattbit.commands.compare import Line, lines, markdown
+from wattbit.files import write_json
 from wattbit.plan import Allocation, ExpertId
+from wattbit.presets import run_config
+from wattbit.run import Run
 
 
 def invoke(*words: str) -> str:
@@ -88,6 +92,8 @@ def test_explain_names_every_expert_and_draws(compared: Path, monkeypatch: pytes
     [
         (["eval", "--method", "magic"], "a method is one of rtn, gptq, "),
         (["eval", "--method", "rtn", "--bits", "1"], "a budget of 1.0 bits is below the narrowest width, 2; raise it"),
+        (["eval", "--method", "rtn", "--bits", "nan"], "a budget of nan bits is below the narrowest width, 2"),
+        (["compare", "--task", "nowhere", "--out", "x"], "'nowhere' is neither a folder nor a GLUE task"),
         (["compare", "--budgets", "3;4", "--out", "x"], "a list of numbers is written like 2.5,3,4, not '3;4'"),
         (["compare", "--methods", "rtn", "--reference", "best", "--out", "x"], "not 'best'"),
         (["compare", "--budgets", "1", "--out", "x"], "a budget of 1.0 bits is below the narrowest width"),
@@ -146,3 +152,15 @@ def test_lines_pair_seeds_and_skip_what_was_refused():
     assert found[1].p == pytest.approx(1 - t / math.sqrt(t * t + 2))  # Student's t with 2 degrees of freedom
     assert isinstance(found[0], Line)
     assert "10.00" not in markdown(found, "a").splitlines()[0]
+
+
+def test_a_run_of_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = run_config("tiny", None, "virtual-z2", 0)
+    cotrain = config.settings["cotrain"] | {"bygone": 1}
+    run = Run.create(tmp_path / "runs", replace(config, settings=dict(config.settings) | {"cotrain": cotrain}))
+    write_json(run.path("stages", "train.json"), {})
+    for words in (["eval"], ["stats"]):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 1
+        assert "config.json is of another version" in result.stderr and "'bygone'" in result.stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click import BadParameter
 from click.testing import CliRunner
 
 from wattbit.cli import main
@@ -91,7 +92,9 @@ def test_a_meter_that_fails_stops_a_search_that_then_goes_on(folder: Path, monke
         (("--budget", "1"), "below the narrowest width, 2, the smallest feasible"),
         (("--max-latency", "0.01"), "the closest has latency"),
         (("--minimise", "energy", "--max-perplexity-rise", "1%"), "prices no energy"),
+        (("--budget", "nan"), "a mean weight width in bits, for instance 3.5, not nan"),
         (("--policy", "none.safetensors"), "holds no policy"),
+        (("--calibration", "none.json"), "there is no calibration none.json; make one with"),
         (("--policy", "none.safetensors", "--max-latency", "0.5"), "without --policy"),
     ],
 )
@@ -138,3 +141,6 @@ def test_calibrated_engines_and_cores_are_chosen_between(folder: Path, tmp_path:
 def test_a_share_is_a_percentage_or_a_number() -> None:
     share = command.Share()
     assert share.convert("1%", None, None) == share.convert("0.01", None, None) == 0.01
+    for word in ("one", "nan", "inf", "-2", "-1%", "%"):
+        with pytest.raises(BadParameter, match=f"'{word}' is no share"):
+            share.convert(word, None, None)

@@ -91,7 +91,10 @@ def test_what_does_not_fit_is_remembered_too(tmp_path: Path) -> None:
 
 
 def test_prices_of_another_meter_are_refused(tmp_path: Path) -> None:
-    RecordedMeter(AdditiveMeter(), "board a", tmp_path / "prices.jsonl")
+    path = tmp_path / "prices.jsonl"
+    path.touch()  # of a run that was killed before its first price
+    price = RecordedMeter(AdditiveMeter(), "board a", path)
+    price.cost(allocation(4), WORKLOAD)
     with pytest.raises(WattbitError, match="holds prices of board a, not of board b"):
         RecordedMeter(AdditiveMeter(), "board b", tmp_path / "prices.jsonl")
 

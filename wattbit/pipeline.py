@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wattbit import report
+from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Precision, Target, Workload
 from wattbit.processes import workers
@@ -40,18 +41,22 @@ def check(run: Run) -> None:
     from wattbit.models.config import TrainConfig
     from wattbit.policy.cotrain import CotrainSettings
 
-    model_config(run)
-    target(run)
-    TrainConfig.from_json(run.config.settings["train"])
-    search = CotrainSettings.from_json(run.config.settings["cotrain"]).search
+    try:
+        model_config(run)
+        target(run)
+        TrainConfig.from_json(run.config.settings["train"])
+        search = CotrainSettings.from_json(run.config.settings["cotrain"]).search
+    except (AttributeError, KeyError, TypeError) as error:
+        raise WattbitError(f"{run.folder}/config.json is of another version ({error}); start a new run") from None
     for bits in search.weight_bits:
         Precision(bits, search.act_bits)
 
 
 def learner(run: Run) -> "MoELearner":
     from wattbit.models.learner import MoELearner
+    from wattbit.policy.cotrain import CotrainSettings
 
-    teaching = run.config.settings["cotrain"]["distillation"]
+    teaching = CotrainSettings.from_json(run.config.settings["cotrain"]).distillation
     return MoELearner.open(run.path("data"), run.path("model"), distillation=teaching)
 
 

@@ -105,7 +105,7 @@ class Budget:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.mean_bits < min(self.weight_bits):
+        if not self.mean_bits >= min(self.weight_bits):  # NaN too
             raise WattbitError(
                 f"a budget of {self.mean_bits} bits is below the narrowest width, {min(self.weight_bits)}; raise it"
             )

@@ -109,9 +109,13 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Self:
         """WattbitError when the file is absent, of another version or of no calibration."""
+        if not path.is_file():
+            raise WattbitError(f"there is no calibration {path}; make one with `wattbit calibrate`")
         record = read_json(path)
         try:
             return cls.from_json(record)
+        except WattbitError as error:
+            raise WattbitError(f"{path}: {error}") from None
         except (AttributeError, KeyError, TypeError) as error:
             raise WattbitError(f"{path} is no calibration ({error}); make one with `wattbit calibrate`") from None
 

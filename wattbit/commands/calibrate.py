@@ -59,6 +59,8 @@ def command(
     """
     if host and name is None:
         raise WattbitError("--host needs --board, for what the board is: a name or a TOML file")
+    if meter and engine == "fpga":
+        raise WattbitError("--meter weighs cores; the launches of --engine fpga are only timed, leave it out")
     run = one_run(folder) if folder is not None or engine == "fpga" else None
     with Display() as display:
         display.begin("calibrate", host or name or "this machine")

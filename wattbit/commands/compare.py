@@ -14,7 +14,7 @@ import click
 from wattbit.commands.eval import Judge, judge_run
 from wattbit.display import Display
 from wattbit.errors import WattbitError
-from wattbit.files import read_json, write_json, write_text
+from wattbit.files import digest_json, read_json, write_json, write_text
 from wattbit.perform import RUNS, model_options, perform
 from wattbit.presets import run_config
 from wattbit.progress import Progress
@@ -184,14 +184,18 @@ def command(
     Each seed is a run of its own, each method at each budget a file under OUT/cells; what is there is not redone.
     """
     from wattbit import plots
+    from wattbit.models.tasks import read_task
 
     chosen, wanted = known(methods, reference), numbers(budgets)
     for bits in wanted:
         Budget(bits)
+    for task in tasks:
+        read_task(task)
+    judged = f"-{digest_json(tasks)}" if tasks else ""
     cells: dict[tuple[str, float, int], Cell] = {}
     for each in range(seed, seed + seeds):
         run = Run.create(RUNS, run_config(preset, data, board, each))
-        paths = {(m, b): out / "cells" / f"{run.config.digest}-{m}-{b:g}.json" for m in chosen for b in wanted}
+        paths = {(m, b): out / "cells" / f"{run.config.digest}{judged}-{m}-{b:g}.json" for m in chosen for b in wanted}
         if not all(path.exists() for path in paths.values()):
             perform(run, "train", as_json=False)
             _fill(run, paths, each, tasks)

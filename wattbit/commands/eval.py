@@ -131,8 +131,9 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
     from wattbit.models.own import OwnModel
     from wattbit.models.subject import ModelSubject
     from wattbit.models.tasks import Probe, read_task
-    from wattbit.pipeline import learner, meter
+    from wattbit.pipeline import check, learner, meter
 
+    check(run)
     opened = learner(run)
     vocabulary = load_vocabulary(run.path("data"))
     split, texts = read_test(run.config.data)

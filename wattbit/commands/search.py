@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from math import expm1, log1p
+from math import expm1, inf, isfinite, log1p
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
@@ -19,9 +19,6 @@ from wattbit.pipeline import expert_stats, learner, meter, model_config, workloa
 from wattbit.plan import Engine, Meter
 from wattbit.progress import Progress
 from wattbit.run import Run, code_digest
-
-if TYPE_CHECKING:
-    pass
 
 Quantity = Literal["damage", "latency", "energy"]
 QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency", "energy": "energy"}
@@ -56,9 +53,12 @@ class Share(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return float(value[:-1]) / 100 if str(value).endswith("%") else float(value)
+            share = float(value[:-1]) / 100 if str(value).endswith("%") else float(value)
         except ValueError:
+            share = -1.0
+        if not 0 <= share < inf:
             self.fail(f"{value!r} is no share; write it like 1% or 0.01", param, ctx)
+        return share
 
 
 @click.command()
@@ -99,6 +99,8 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     """
     run = Run.open(folder) if folder else Run.latest(RUNS)
     asked = Asked(policy=None if policy is None else str(policy), **options)
+    if asked.budget is not None and not isfinite(asked.budget):
+        raise WattbitError(f"--budget is a mean weight width in bits, for instance 3.5, not {asked.budget}")
     if asked == Asked():
         perform(run, "search", as_json)
         return
@@ -179,6 +181,7 @@ def look(
         raise WattbitError("a trained policy has learned its own prices; search with limits without --policy")
     if asked.minimise and not limited:
         raise WattbitError(f"the least {asked.minimise} needs a limit, for instance --max-perplexity-rise 1%")
+    trained = Policy.load(Path(asked.policy)) if asked.policy else None
     own = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
     problem = Problem(
         stats=smoothed(expert_stats(run)),
@@ -205,12 +208,12 @@ def look(
         found = best(
             problem, least, limits, asked.seed, replace(settings, iterations=min(60, own.iterations)), progress=progress
         )
-    elif asked.policy:
-        found = weigh(problem, Policy.load(Path(asked.policy)).choose(problem, draws=64, seed=asked.seed))
+    elif trained:
+        found = weigh(problem, trained.choose(problem, draws=64, seed=asked.seed))
     else:
-        trained = hierarchy.learn(problem, asked.seed, settings, progress)
-        trained.policy.save(place / "policy.safetensors")
-        found = weigh(problem, trained.choice)
+        learned = hierarchy.learn(problem, asked.seed, settings, progress)
+        learned.policy.save(place / "policy.safetensors")
+        found = weigh(problem, learned.choice)
     allocation = problem.allocation(found.choice)
     record |= {
         "allocation": allocation.to_json(),
