@@ -58,7 +58,4 @@ def main(path: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except WattbitError as error:
-        raise SystemExit(f"error: {error}") from None
+    main()

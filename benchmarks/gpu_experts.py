@@ -15,7 +15,6 @@ import torch
 from gpu_timing import Call, bandwidth, routed, row, times
 from rows import Benchmark, Row, show, write
 
-from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.gpu.bank import Bank, Shape, matrix_bytes
 from wattbit.tvm_schedules.gpu.device import find_card
 from wattbit.tvm_schedules.gpu.layer import Layer
@@ -200,7 +199,4 @@ def main(quick: bool, path: Path | None, parts: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except WattbitError as error:
-        raise SystemExit(f"error: {error}") from None
+    main()

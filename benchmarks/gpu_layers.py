@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 from gpu_timing import bandwidth, row
-from rows import Row, show, write
+from rows import Benchmark, Row, show, write
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json
@@ -175,7 +175,7 @@ def main() -> None:
     pass
 
 
-@main.command()
+@main.command(cls=Benchmark)
 @click.option("--quick", is_flag=True, help="Few samples and a short search: under 3 minutes.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 @click.option(
@@ -206,7 +206,7 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], budget: floa
             write_json(path.with_suffix(".chosen.json"), extra)
 
 
-@main.command()
+@main.command(cls=Benchmark)
 @click.argument("run", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--chosen", type=click.Path(path_type=Path, exists=True), required=True, help="measure's FILE.chosen.json"
@@ -240,7 +240,7 @@ def perplexity(run: Path, chosen: Path, steps: int, path: Path | None) -> None:
             write_json(path, result)
 
 
-@main.command()
+@main.command(cls=Benchmark)
 @click.argument("stats", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--chosen", type=click.Path(path_type=Path, exists=True), required=True, help="measure's FILE.chosen.json"
@@ -277,7 +277,4 @@ def prices(stats: Path, chosen: Path, path: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except WattbitError as error:
-        raise SystemExit(f"error: {error}") from None
+    main()

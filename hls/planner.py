@@ -14,22 +14,22 @@ through a memory port of its own; a width may have both kinds, its hot experts o
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
-from itertools import combinations, islice, product
+from itertools import combinations, islice
 from math import inf
-from operator import gt, le, mul
+from operator import gt, mul
 from typing import Any
 
 import numpy as np
 
 from wattbit.errors import WattbitError
-from wattbit.hls.cycles import RESULT_GAP, TO_LOAD, Port, Timing, overhead
-from wattbit.hls.engine import dsp_version
-from wattbit.hls.engine_class import PARALLELISM, SETS_MAX, EngineClass, Home
+from wattbit.hls.cycles import RESULT_GAP, overhead
+from wattbit.hls.datapaths import Chip, Option, chip_of
+from wattbit.hls.engine_class import SETS_MAX, EngineClass, Home
 from wattbit.hls.engine_plan import EnginePlan
-from wattbit.hls.resources import Resources, Scales, model, shell
+from wattbit.hls.resources import Resources, shell
+from wattbit.hls.shares import Shares, divide, ways
 from wattbit.hls.traffic import Traffic, traffic
-from wattbit.plan import Allocation, ExpertId, ExpertShape, Precision, Target, Workload
+from wattbit.plan import Allocation, ExpertShape, Precision, Target, Workload
 
 COPY_GAIN = 0.85  # another engine must bring its experts' time below this share, for it costs area and building time
 STEP_GAIN = 0.98  # a larger datapath must bring its engine's time below this share
@@ -56,26 +56,6 @@ def cycles(allocation: Allocation, shape: ExpertShape, target: Target, workload:
     return search.cycles(parts) * workload.tokens / workload.batch if search.holds(parts) else None
 
 
-Counts = tuple[int, int, int, int]
-"""LUTs, flip-flops, DSPs, RAMB18."""
-
-Shares = tuple[tuple[tuple[int, ...], int], ...]
-"""Experts of each engine and its level."""
-
-
-@dataclass(frozen=True)
-class _Option:
-    """A datapath with pe1 = simd2 = pe and simd1 = pe2 = simd. load: cycles of fetching an expert, 0 on chip."""
-
-    pe: int
-    simd: int
-    cycles: int
-    load: float
-    start: float
-    """Cycles before the first vector is at the pace of the others."""
-    counts: Counts
-
-
 @dataclass(frozen=True, eq=False)
 class _Part:
     """One engine in the making: its experts and its datapath, a level of its chain.
@@ -87,7 +67,7 @@ class _Part:
     home: Home
     experts: tuple[int, ...]
     level: int
-    option: _Option
+    option: Option
     busy: Any
     cycles: float
 
@@ -109,99 +89,10 @@ class _Pool:
     slots: tuple[int, ...]  # BRAM18 of a stream of each chosen width
 
 
-@cache
-def _shares(groups: int, total: int) -> tuple[tuple[int, ...], ...]:
-    """All ways to give each of `groups` at least one of at most `total`."""
-    return tuple(some for some in product(range(1, total + 1), repeat=groups) if sum(some) <= total)
-
-
-class _Chip:
-    """Datapaths and their price on one target; it remembers the chains, for a plan is made thousands of times."""
-
-    def __init__(self, shape: ExpertShape, target: Target) -> None:
-        self.shape = shape
-        self.target = target
-        self.port = Port()
-        self.version = dsp_version(target.part or "")
-        self.limits = (target.lut, target.ff, target.dsp, target.bram18)
-        self.streams = max(target.memory_ports - 1, 0)
-        self.chains: dict[tuple[Precision, Home, int], tuple[_Option, ...]] = {}
-        self.shells: dict[tuple[int, int], Counts] = {}
-
-    def holds(self, engines: Sequence[Counts], streams: int) -> bool:
-        """Whether the target holds the engines, so many of which stream, and their shell."""
-        return streams <= self.streams and all(map(le, self.need(engines, streams), self.limits))
-
-    def need(self, engines: Sequence[Counts], streams: int) -> list[int]:
-        """LUT, FF, DSP and BRAM18 of engines and shell."""
-        key = (len(engines), streams)
-        if key not in self.shells:
-            expert = (ExpertId(0, 0),)
-            specs = [
-                EngineClass(Precision(8), 8, 8, 8, 8, expert, i, "stream" if i < streams else "chip")
-                for i in range(len(engines))
-            ]
-            self.shells[key] = shell(specs, self.shape, self.version).counts
-        return list(map(sum, zip(self.shells[key], *engines, strict=True)))
-
-    def chain(self, precision: Precision, home: Home, sets: int) -> tuple[_Option, ...]:
-        """For each number of products a cycle, fewest first, the datapath that takes the least of the target."""
-        key = (precision, home, sets if home == "chip" else 0)
-        if key not in self.chains:
-            best: dict[int, tuple[float, _Option]] = {}
-            for pe in (p for p in PARALLELISM if self.shape.d_hidden % p == 0):
-                for simd in (s for s in PARALLELISM if self.shape.d_model % s == 0):
-                    share, option = self.option(precision, home, sets, pe, simd)
-                    if option.cycles not in best or share < best[option.cycles][0]:
-                        best[option.cycles] = (share, option)
-            self.chains[key] = tuple(best[cycles][1] for cycles in sorted(best, reverse=True))
-        return self.chains[key]
-
-    def option(self, precision: Precision, home: Home, sets: int, pe: int, simd: int) -> tuple[float, _Option]:
-        experts = tuple(ExpertId(0, i) for i in range(sets if home == "chip" else 1))
-        spec = EngineClass(precision, pe, simd, simd, pe, experts, 0, home)
-        scales = Scales.expected(precision, self.shape)
-        timing = Timing.of(spec, self.shape, scales.lane_bits)
-        resources = model(spec, self.shape, self.version, scales)
-        load = timing.load * self.port.read_cycles
-        start = float(timing.fill)
-        if home == "stream":  # where the datapath waits for weights, it is done as soon as they are there
-            waits = load > 2 * timing.per_vector
-            start = self.port.read_latency + TO_LOAD + (0 if waits else timing.image[0] + timing.fill)
-        return resources.share(self.target), _Option(pe, simd, timing.per_vector, load, start, resources.counts)
-
-
-def _divide(
-    experts: tuple[int, ...], times: Sequence[Sequence[float]], levels: tuple[int, ...]
-) -> tuple[Shares, float]:
-    """Experts of each engine, and the cycles of the slowest. times: every expert's on each engine."""
-    if len(levels) == 1:
-        return ((experts, levels[0]),), sum(map(times[0].__getitem__, experts))
-    ids: list[list[int]] = [[] for _ in levels]
-    load = [0.0] * len(levels)
-    roomy = list(enumerate(times))
-    for expert in experts:
-        first, at = inf, 0
-        for i, time in roomy:
-            end = load[i] + time[expert]
-            if end < first:
-                first, at = end, i
-        ids[at].append(expert)
-        load[at] = first
-        if len(ids[at]) == SETS_MAX:
-            roomy = [(i, time) for i, time in roomy if i != at]
-    return tuple((tuple(own), level) for own, level in zip(ids, levels, strict=True) if own), max(load)
-
-
-@lru_cache(maxsize=16)
-def _chip(shape: ExpertShape, target: Target) -> _Chip:
-    return _Chip(shape, target)
-
-
 def _search(shape: ExpertShape, target: Target, workload: Workload) -> "_Search":
     if target.part is None or target.clock_mhz is None:
         raise WattbitError(f"target {target.name} has no FPGA; use another, or place the experts on arm")
-    return _Search(_chip(shape, target), traffic(workload))
+    return _Search(chip_of(shape, target), traffic(workload))
 
 
 def _classes(allocation: Allocation, loads: Traffic) -> dict[Precision, tuple[int, ...]]:
@@ -221,19 +112,13 @@ def _classes(allocation: Allocation, loads: Traffic) -> dict[Precision, tuple[in
 class _Search:
     """The search for one allocation's engines; what it has tried it remembers, for growing plans try much again."""
 
-    chip: _Chip
+    chip: Chip
     traffic: Traffic
     made: dict[tuple[Precision, Home, tuple[int, ...], int], _Part] = field(default_factory=dict)
     divided: dict[tuple[Precision, Home, tuple[int, ...], tuple[int, ...]], tuple[Shares, float]] = field(
         default_factory=dict
     )
-
     totals: dict[tuple[tuple[int, ...], int, float], float] = field(default_factory=dict)
-
-    @property
-    def order(self) -> list[int]:
-        """Each expert's place when the busiest are first."""
-        return self.traffic.place
 
     def best(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[_Part]:
         """The fastest engines found; they do not fit if none does."""
@@ -279,7 +164,7 @@ class _Search:
             order = np.argsort(waste / bits, kind="stable")
             slots = tuple(self.chip.chain(precision, "stream", 1)[-1].counts[3] for precision in chosen)
             pool = _Pool(chosen, ids[order], width[order], bits[order].cumsum(), busy[order], everything, slots)
-            for streams in _shares(len(chosen), self.chip.streams):
+            for streams in ways(len(chosen), self.chip.streams):
                 count = self.streamed(pool, streams, 0)
                 total = np.bincount(pool.width[:count], pool.busy[:count], len(chosen))
                 found.append(((total / streams).max(), count > len(ids), pool, streams))
@@ -402,7 +287,7 @@ class _Search:
         beside = sum(part.home == "stream" for part in rest)
         used = self.chip.need([part.option.counts for part in parts], sum(part.home == "stream" for part in parts))
         spare = [there - taken for there, taken in zip(self.chip.limits, used, strict=True)][:3]
-        experts = tuple(sorted((i for part in group for i in part.experts), key=self.order.__getitem__))
+        experts = tuple(sorted((i for part in group for i in part.experts), key=self.traffic.place.__getitem__))
         wanted = COPY_GAIN * max(part.cycles for part in group)
         for level in range(len(chain) - 1, -1, -1):
             if any(map(gt, chain[level].counts, spare)):
@@ -434,7 +319,7 @@ class _Search:
             totals = [self.total(experts, option) for option in options]
             if all(totals) and 1 / sum(1 / total for total in totals) > wanted:
                 return None
-            self.divided[key] = _divide(experts, [self.traffic.mean(*option) for option in options], levels)
+            self.divided[key] = divide(experts, [self.traffic.mean(*option) for option in options], levels)
         shares, longest = self.divided[key]
         return None if longest > wanted else shares
 

@@ -33,7 +33,7 @@ SIZES = {
     "initializer_range": 0.1,
     "tie_word_embeddings": False,
 }
-DEEPSEEK = SIZES | {
+SHARED = SIZES | {  # of every DeepSeek
     "num_key_value_heads": 4,
     "num_hidden_layers": 3,
     "intermediate_size": 80,
@@ -41,6 +41,8 @@ DEEPSEEK = SIZES | {
     "n_routed_experts": 8,
     "n_shared_experts": 2,
     "num_experts_per_tok": 3,
+}
+DEEPSEEK = SHARED | {
     "first_k_dense_replace": 1,
     "kv_lora_rank": 16,
     "q_lora_rank": None,
@@ -85,14 +87,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "decoder_start_token_id": 0,
     },
 }
-DEEPSEEK_16B = SIZES | {  # its own configuration; transformers has no class of it
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 3,
-    "intermediate_size": 80,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
+DEEPSEEK_16B = SHARED | {  # its own configuration; transformers has no class of it
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
 }
