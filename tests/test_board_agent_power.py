@@ -34,7 +34,7 @@ def test_hwmon_reads_microwatts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "n/a"])
 def test_an_unreadable_sensor_raises(tmp_path: Path, text: str) -> None:
     source = HwmonSource(write_hwmon(tmp_path, text), "12V")
-    with pytest.raises(WattbitError, match="power sensor 12V cannot be read"):
+    with pytest.raises(WattbitError, match=f"power sensor 12V reads '{text}', which is no number of microwatts"):
         source.read()
     source.path.unlink()
     with pytest.raises(WattbitError, match="power sensor 12V cannot be read"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import board_faults
-from benchmarks.board_faults import CROSS, Faults, scenarios
+from fault_site import CROSS, QUICK
+from faults import Faults, scenarios
 from tests.board_support import cache_or_skip
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
 
 def test_the_number_of_faults(tmp_path: Path) -> None:
     assert len(scenarios(Faults(tmp_path), quick=False)) == NUMBER
-    assert board_faults.QUICK.pairs >= 5
+    assert QUICK.pairs >= 5
 
 
 @pytest.mark.parametrize("number", range(NUMBER))

@@ -28,9 +28,12 @@ class HwmonSource:
 
     def _watts(self) -> float:
         try:
-            return int(self.path.read_text()) * 1e-6
-        except (OSError, ValueError) as error:
+            text = self.path.read_text().strip()
+        except OSError as error:
             raise WattbitError(f"power sensor {self.rail} cannot be read: {error}") from None
+        if not text.isdecimal():
+            raise WattbitError(f"power sensor {self.rail} reads {text!r}, which is no number of microwatts")
+        return int(text) * 1e-6
 
 
 class RailSource:
