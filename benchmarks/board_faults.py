@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the stand-in 
 from fault_site import CROSS, QUICK
 from faults import Faults, Outcome, scenarios
 from rows import Benchmark
+
 from wattbit.board import virtual
 from wattbit.files import write_json, write_text
 

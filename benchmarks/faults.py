@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_site import CHIP, SENSOR, Site, sensor, when
+
 from wattbit.board import client
 from wattbit.board.agent.manifest import verify
 from wattbit.board.client import AgentClient

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from fault_site import CROSS, QUICK
 from faults import Faults, scenarios
+
 from tests.board_support import cache_or_skip
 
 pytestmark = pytest.mark.slow
