@@ -101,7 +101,7 @@ class Traffic:
         return self._means[key]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)  # a model's layers may be spread over dozens of boards, each with a workload of its own
 def traffic(workload: Workload) -> Traffic:
     """Sampled batches of a workload. Raises WattbitError if its frequencies are no shares."""
     shares = dict(sorted(workload.frequency))

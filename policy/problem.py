@@ -120,7 +120,6 @@ class Problem:
             [Placement(e, engine, Precision(b, self.act_bits)) for b, engine in actions] for e in self.experts
         ]
         self._costs: dict[bytes, Cost | InfeasibleError] = {}
-        self._choices: dict[bytes, Choice] = {}
         self.reference = self._static()
         if self.energy_nats and self.reference.energy_j is None:
             raise WattbitError(
@@ -165,7 +164,8 @@ class Problem:
     @property
     def priced(self) -> tuple[Choice, ...]:
         """Every choice that the meter has priced so far and the hardware can hold, in order."""
-        return tuple(choice for key, choice in self._choices.items() if isinstance(self._costs[key], Cost))
+        held = (key for key, cost in self._costs.items() if isinstance(cost, Cost))
+        return tuple(np.frombuffer(key, np.int8).astype(np.int64) for key in held)
 
     def allocation(self, choice: Choice) -> Allocation:
         return Allocation(tuple(row[k] for row, k in zip(self._placements, choice.tolist(), strict=True)))
@@ -223,9 +223,8 @@ class Problem:
 
     def cost(self, choice: Choice) -> Cost:
         """The meter's price of a choice; raises InfeasibleError when the hardware cannot hold it."""
-        key = choice.tobytes()
+        key = choice.astype(np.int8).tobytes()
         if key not in self._costs:
-            self._choices[key] = choice.copy()
             try:
                 self._costs[key] = self.meter.cost(self.allocation(choice), self.workload)
             except InfeasibleError as error:
@@ -267,10 +266,11 @@ class Problem:
         used = np.isin(np.arange(len(self.widths)), choice)
         if self.widths[used][0] * len(choice) > self.budget:
             used[:] = True
-        shrunk = choice.copy()
-        while (over := int(self.bits(shrunk)) - self.budget) > 0:
-            self._step(shrunk, used, -1, over)
-        return shrunk
+        over = int(self.bits(choice)) - self.budget
+        if over <= 0:
+            return choice.copy()
+        steps = self._steps(choice, used, -1)
+        return self._after(choice, steps, int(steps.bits.cumsum().searchsorted(over)) + 1)
 
     def fit(self, choice: Choice) -> Choice:
         """`shrink` a choice, then spend what is left of the budget.
@@ -280,19 +280,61 @@ class Problem:
         """
         fitted = self.shrink(choice)
         used = np.isin(np.arange(len(self.widths)), np.union1d(choice, fitted))
-        while (room := self.budget - int(self.bits(fitted))) > 0 and self._step(fitted, used, 1, room):
+        room = self.budget - int(self.bits(fitted))
+        steps = self._steps(fitted, used, 1)
+        spare = room - int(np.ptp(self.widths[used]))  # as long as so much is spent, every step fits
+        fitted = self._after(fitted, steps, int(steps.bits.cumsum().searchsorted(spare, "right")))
+        while (room := self.budget - int(self.bits(fitted))) > 0 and self._widen(fitted, used, room):
             pass
         return fitted
 
-    def _step(self, choice: Choice, used: NDArray[np.bool_], sign: int, bits: int) -> bool:
-        """Take the best step of one expert in place: narrower (sign -1), or wider (1) by at most `bits`."""
-        change = (self.widths[None, :] - self.widths[choice][:, None]) * sign  # [N, K], bits saved or spent
+    def _steps(self, choice: Choice, used: NDArray[np.bool_], sign: int) -> "_Steps":
+        """All steps narrower (sign -1), or wider while that lowers damage (1), in the order in which they are best.
+
+        An expert's best steps from where it is follow the lower hull of its damage, so their price only rises, and all
+        experts' steps merge by it.
+        """
+        here, found = choice.copy(), []
+        price = np.full(len(choice), -np.inf)
+        while True:
+            change = (self.widths[None, :] - self.widths[here][:, None]) * sign  # [N, K], bits saved or spent
+            rise = (self.damage - self.damages(here)[:, None]) / np.maximum(change, 1)  # nats a bit
+            rise[~(used[None, :] & (change > 0))] = np.inf
+            best = rise.argmin(axis=1)
+            own = rise[np.arange(len(here)), best]
+            moved = np.flatnonzero(own < (0.0 if sign > 0 else np.inf))
+            if not len(moved):
+                break
+            price[moved] = np.maximum(price[moved], own[moved])  # equal ones may differ in a last bit
+            found.append((price[moved], moved, best[moved], change[moved, best[moved]]))
+            here[moved] = best[moved]
+        columns = zip(*found, strict=True) if found else ([np.zeros(0, np.int64)],) * 4
+        prices, experts, to, bits = (np.concatenate(column) for column in columns)
+        order = np.lexsort((experts, prices))
+        return _Steps(experts[order], to[order], bits[order])
+
+    def _after(self, choice: Choice, steps: "_Steps", count: int) -> Choice:
+        """The choice after the first `count` steps."""
+        changed = choice.copy()
+        changed[steps.experts[:count]] = steps.to[:count]  # of an expert's steps the last one stays
+        return changed
+
+    def _widen(self, choice: Choice, used: NDArray[np.bool_], room: int) -> bool:
+        """Take the best step of one expert to a wider width in place, by at most `room` bits."""
+        change = self.widths[None, :] - self.widths[choice][:, None]  # [N, K]
         rise = (self.damage - self.damages(choice)[:, None]) / np.maximum(change, 1)  # nats a bit
-        allowed = used[None, :] & (change > 0)
-        if sign > 0:
-            allowed &= (change <= bits) & (rise < 0)
+        allowed = used[None, :] & (change > 0) & (change <= room) & (rise < 0)
         if not allowed.any():
             return False
         expert, width = np.unravel_index(np.where(allowed, rise, np.inf).argmin(), rise.shape)
         choice[expert] = width
         return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Steps of single experts, the best first: expert, its next action, and the bits that it saves or spends."""
+
+    experts: NDArray[np.int64]
+    to: Choice
+    bits: NDArray[np.int64]
