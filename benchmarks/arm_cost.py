@@ -1,17 +1,21 @@
 """Cost tables of the cores, and how well this machine's own predicts shapes and mixes that it was not made of.
 
-    python benchmarks/arm_cost.py [--quick] [--json FILE]
+    python benchmarks/arm_cost.py [--quick] [--threads N ...] [--json FILE]
 
 Rows compare a prediction (ours) with what was measured (peer): the ratio is measured over predicted. The table of
 this machine's core is measured, in rounds that take turns with the held-out products; those of other cores are
-modelled: instructions counted under qemu and llvm-mca's cycles. FILE.tables.json holds them.
+modelled: instructions counted under qemu and llvm-mca's cycles. FILE.tables.json holds them. Each seed is a calibration
+and a draw of mixes of its own. Beside the error stands what the measurement is worth: how far every other round's
+median is from that of the rounds between.
 """
 
 import os
 import random
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import click
@@ -21,16 +25,17 @@ from wattbit.files import write_json
 from wattbit.tvm_schedules.cores import CORES, Core, host_core
 from wattbit.tvm_schedules.costs import Calibration, CostTable
 from wattbit.tvm_schedules.cycles import cycles_per_mac
+from wattbit.tvm_schedules.host_meter import build_library
 from wattbit.tvm_schedules.instructions import EMULATORS, instructions
 from wattbit.tvm_schedules.timing import Product, Timer
-from wattbit.tvm_schedules.toolchain import Kernel, emit_objects, link_library
+from wattbit.tvm_schedules.toolchain import Kernel, emit_objects
 
 WIDTHS = range(2, 9)
 HELD_OUT = ((4096, 1024), (1536, 2048), (5632, 2048), (11008, 4096), (14336, 4096), (4096, 14336))
 MIX_SIZE, MIXES, MIX_SHAPES = 8, 6, ((4096, 1024), (1536, 2048), (5632, 2048), (4096, 4096))
 COUNTED = (256, 1024)  # rows and depth of the products whose instructions are counted
 ERROR_GOAL = 0.05
-CALL_BYTES, ROUNDS = 30_000_000, 10
+CALL_BYTES, ROUNDS, SEEDS = 30_000_000, 10, (0, 1, 2)
 
 
 def held_out(seed: int) -> list[tuple[Product, ...]]:
@@ -45,45 +50,79 @@ def kernels() -> tuple[Kernel, ...]:
     return tuple(Kernel(bits, 1, False) for bits in WIDTHS)
 
 
-def predict(core: Core, threads: int, rounds: int) -> tuple[CostTable, list[Row]]:
-    """This machine's table and the rows of what it predicts."""
-    tries = held_out(seed=0)
-    seconds: dict[int, list[float]] = {i: [] for i in range(len(tries))}
-    with tempfile.TemporaryDirectory() as name:
-        library = Path(name) / "kernels.so"
-        emit_objects(kernels(), core, Path(name))
-        link_library(kernels(), core, Path(name), library)
-        with Timer(library, core.name, threads) as cold, Timer(library, core.name, threads, cold_bytes=0) as warm:
-            calibration = Calibration(core, threads, WIDTHS, cold, warm)
-            for _ in range(rounds):
-                calibration.round()
-                for i, mix in enumerate(tries):
-                    size = sum(cold.weight_bytes(product) for product in mix)
-                    seconds[i] += cold.mixes(mix, max(3, CALL_BYTES // size))
+@dataclass(frozen=True)
+class Tried:
+    """A seed's table, and of each held-out mix what it predicts, what was measured, and by every other round."""
+
+    table: CostTable
+    mixes: list[tuple[Product, ...]]
+    predicted: list[float]
+    measured: list[float]
+    halves: list[tuple[float, float]]
+
+    @property
+    def error(self) -> float:
+        pairs = zip(self.predicted, self.measured, strict=True)
+        return median(abs(predicted - measured) / measured for predicted, measured in pairs)
+
+    @property
+    def repeatability(self) -> float:
+        """Of one half of the rounds from the other; the median of all rounds is surer than either."""
+        return median(abs(one / other - 1) for one, other in self.halves)
+
+
+def predict(library: Path, core: Core, threads: int, rounds: int, seed: int) -> Tried:
+    """This machine's table and what it predicts."""
+    mixes = held_out(seed)
+    seconds: list[list[list[float]]] = [[] for _ in mixes]
+    with Timer(library, core.name, threads) as cold, Timer(library, core.name, threads, cold_bytes=0) as warm:
+        calibration = Calibration(core, threads, WIDTHS, cold, warm)
+        for _ in range(rounds):
             calibration.round()
+            for i, mix in enumerate(mixes):
+                size = sum(cold.weight_bytes(product) for product in mix)
+                seconds[i].append(cold.mixes(mix, max(3, CALL_BYTES // size)))
+        calibration.round()
     table = calibration.table()
-    case = f"{core.name}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds"
-    rows, errors = [], []
-    for i, mix in enumerate(tries):
-        predicted, measured = sum(table.seconds(product) for product in mix), median(seconds[i])
-        errors.append(abs(predicted - measured) / measured)
-        one = (
+    predicted = [sum(table.seconds(product) for product in mix) for mix in mixes]
+    halves = [(_middle(each[::2]), _middle(each[1::2] or each)) for each in seconds]
+    return Tried(table, mixes, predicted, [_middle(each) for each in seconds], halves)
+
+
+def _middle(rounds: Sequence[Sequence[float]]) -> float:
+    return median(each for one in rounds for each in one)
+
+
+def rows_of(case: str, tries: Sequence[Tried], seeds: tuple[int, ...]) -> list[Row]:
+    """Each product's and mix's prediction against its time, then the error and the repeatability over the seeds."""
+    rows = []
+    for i, mix in enumerate(tries[0].mixes):
+        name = (
             f"{mix[0].rows}x{mix[0].depth} at {mix[0].weight_bits} bits" if len(mix) == 1 else f"mix {i} of {len(mix)}"
         )
-        spread = stdev(seconds[i])
+        predicted, measured = [one.predicted[i] for one in tries], [one.measured[i] for one in tries]
+        ours, peer = fmean(predicted), fmean(measured)
+        a, b = _spread(predicted), _spread(measured)
+        rows.append(Row(case, name, ours, a, peer, b, "measured, s", peer / ours, None, "modelled", seeds))
+    for metric, values, goal in (
+        ("median absolute error of prediction", [one.error for one in tries], 1.0),
+        ("the measurement from itself, every other round", [one.repeatability for one in tries], None),
+    ):
+        mean = fmean(values)
         rows.append(
             Row(
-                case, one, predicted, 0.0, measured, spread, "measured, s", measured / predicted, None, "modelled", (0,)
+                case, metric, mean, _spread(values), ERROR_GOAL, 0.0, "goal", ERROR_GOAL / mean, goal, "measured", seeds
             )
         )
-    error = median(errors)
-    metric = "median absolute error of prediction"
-    rows.append(Row(case, metric, error, 0.0, ERROR_GOAL, 0.0, "goal", ERROR_GOAL / error, 1.0, "measured", (0,)))
-    return table, rows
+    return rows
 
 
-def describe(core: Core, table: CostTable | None) -> dict[str, Any]:
-    """A core's table for each width: instructions and cycles of a product, bytes of a weight, and what was measured."""
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def describe(core: Core, measured: Mapping[int, CostTable]) -> dict[str, Any]:
+    """A core's table for each width: instructions and cycles of a product, bytes of a weight; measured, by threads."""
     depth = 4096
     with tempfile.TemporaryDirectory() as name:
         emit_objects(kernels(), core, Path(name))
@@ -96,32 +135,37 @@ def describe(core: Core, table: CostTable | None) -> dict[str, Any]:
         entry["bytes_per_weight"] = core.layout(bits).matrix_bytes(depth, depth) / depth**2
         if counted:
             entry["instructions_per_mac_counted"] = counted[bits][0] / (COUNTED[0] * COUNTED[1])
-        if table:
-            entry["seconds_per_mac_measured"] = table.widths[bits].seconds_per_product
-            entry["bytes_per_s_measured"] = table.widths[bits].bytes_per_s
         entries[str(bits)] = entry
-    return {"widths": entries} | ({"call_s_measured": table.call_s, "threads": table.threads} if table else {})
+    return {"widths": entries, "measured": {str(threads): table.to_json() for threads, table in measured.items()}}
 
 
 @click.command(cls=Benchmark, help=__doc__)
-@click.option("--quick", is_flag=True, help="One round and one thread, and only this machine's core.")
-@click.option("--threads", type=int, default=os.cpu_count() or 1, show_default=True, help="Threads beside one alone.")
+@click.option("--quick", is_flag=True, help="Two rounds, one thread and seed, and only this machine's core.")
+@click.option("--threads", multiple=True, type=int, help="Numbers of threads; 1, 2 and all cores if not given.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
-def main(quick: bool, threads: int, path: Path | None) -> None:
+def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     core = host_core()
-    table, rows = predict(core, 1, 1 if quick else ROUNDS)
-    show(rows)
-    if threads > 1 and not quick:
-        _, more = predict(core, threads, ROUNDS)
-        show(more)
-        rows += more
-    tables = {core.name: describe(core, table)}
+    counts = threads or ((1,) if quick else tuple(sorted({1, 2, os.cpu_count() or 1})))
+    rounds, seeds = (2, (0,)) if quick else (ROUNDS, SEEDS)
+    rows, measured = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "kernels.so"
+        build_library(core, WIDTHS, library)
+        for count in counts:
+            tries = [predict(library, core, count, rounds, seed) for seed in seeds]
+            case = f"{core.name}, {count} thread{'s' * (count > 1)}, {rounds} rounds"
+            found = rows_of(case, tries, seeds)
+            show(found)
+            rows += found
+            measured[count] = tries[0].table
+    tables = {core.name: describe(core, measured)}
     for other in () if quick else CORES.values():
         if other != core:
-            tables[other.name] = describe(other, None)
+            tables[other.name] = describe(other, {})
     for name, entry in tables.items():
         for bits, values in entry["widths"].items():
-            click.echo(f"{name} {bits} bits: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+            said = (f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, float))
+            click.echo(f"{name} {bits} bits: {', '.join(said)}")
     if path:
         write(rows, path)
         write_json(path.with_suffix(".tables.json"), tables)

@@ -4,8 +4,8 @@
     pip install --no-deps torchao==0.18.0
     pip download --no-deps --no-binary llama-cpp-python --dest $WATTBIT_CACHE/peers llama-cpp-python==0.3.36
 
-A peer is a callable: peer(calls) multiplies its tokens that often, each time with another copy of the weights where a
-library lets us, and returns the seconds of each call.
+A peer is a callable: peer(calls) multiplies its tokens that often, each time with the copy of the weights that was not
+used for longest, and returns the seconds of each call.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,15 @@ def _torchao(case: Case) -> Iterator[tuple[str, Peer]]:
 def _python_calls(functions: Sequence[Callable[[], Any]], threads: int) -> Peer:
     import torch
 
+    copies = cycle(functions)
+
     def run(calls: int) -> list[float]:
         seconds = []
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            for i in range(calls):
+            for function in islice(copies, calls):
                 start = time.perf_counter()
-                functions[i % len(functions)]()
+                function()
                 seconds.append(time.perf_counter() - start)
         return seconds
 

@@ -16,7 +16,7 @@ typedef struct {
     ggml_backend_buffer_t weights_buffer, buffer;
     struct ggml_tensor *ids;
     struct ggml_cgraph *graph;
-    int experts, tokens;
+    int experts, tokens, next;  // next: the expert that comes next
 } peer;
 
 static ggml_backend_buffer_type_t repacking(void) {
@@ -83,7 +83,8 @@ peer *peer_open(const char *type_name, int rows, int cols, int experts, int thre
 
 void peer_time(peer *p, int calls, double *seconds) {
     for (int i = 0; i < calls; i++) {
-        for (int t = 0; t < p->tokens; t++) ((int32_t *)p->ids->data)[t] = i % p->experts;
+        for (int t = 0; t < p->tokens; t++) ((int32_t *)p->ids->data)[t] = p->next;
+        p->next = (p->next + 1) % p->experts;
         struct timespec start, end;
         clock_gettime(CLOCK_MONOTONIC, &start);
         enum ggml_status status = ggml_backend_graph_compute(p->backend, p->graph);

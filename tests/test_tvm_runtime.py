@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,33 @@ def test_a_timer_takes_times(library: Path) -> None:
             timer.products(Product(7, ROWS, DEPTH), 1)
         with pytest.raises(WattbitError, match=r"did not run; depths must be whole groups"):
             timer.products(Product(BITS, ROWS, DEPTH, group_size=64), 1)
+
+
+def test_cold_weights_are_met_again_only_after_the_whole_block(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is timed, it goes on behind what was timed last: small products must not find theirs in a cache."""
+    small, large, block = Product(BITS, 64, 64), Product(BITS, ROWS, DEPTH), 1 << 20
+    with Timer(library, CORE.name, threads=1, cold_bytes=block) as timer:
+        met: list[tuple[int, int]] = []
+        matrix = timer._matrix
+
+        def spy(product: Product, offset: int) -> Matrix:
+            made = matrix(product, offset)
+            met.append((offset, offset + CORE.layout(BITS).matrix_bytes(product.rows, product.depth)))
+            return made
+
+        sizes = {product: timer.weight_bytes(product) for product in (small, large)}
+        monkeypatch.setattr(timer, "weight_bytes", sizes.__getitem__)
+        monkeypatch.setattr(timer, "_matrix", spy)
+        for _ in range(30):
+            timer.products(small, 3)
+            timer.mixes((large, small), 2)
+            timer.readings(5000, 1)
+        starts = [k for k, (start, _) in enumerate(met) if start == 0]
+        assert len(starts) > 1 and met[starts[1] - 1][1] > block * 0.9, "it begins again where the block is full"
+        first = met[: starts[1]]
+        assert all(end <= start for (_, end), (start, _) in pairwise(first))
+    with Timer(library, CORE.name, threads=1, cold_bytes=0) as timer, pytest.raises(WattbitError, match=r"larger than"):
+        timer.products(Product(BITS, 1 << 15, 1 << 15), 1)
 
 
 class Ideal:

@@ -1,7 +1,8 @@
 """Times built kernels, and reading memory, on the machine that this runs on. Standard library and NumPy only.
 
-Weights are cold: each call multiplies another copy, from a block of memory larger than the caches. With a block of no
-size they are warm: each call multiplies the same.
+Weights are cold: each call, of whatever product or reading, goes on in a block of memory where the last one ended, so
+that what it meets was last read a whole block ago: a block far larger than the caches. With a block of no size they are
+warm: each call multiplies the same.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.boardside import open_library
 from wattbit.tvm_schedules.layout import DEPTH_UNIT, padded
 
-COLD_BYTES = 512 << 20  # the copies lie in so much memory
+COLD_BYTES = 512 << 20  # of the block
 LARGEST_BYTES = 64 << 20  # of one matrix
 PAGE = 4096
 
@@ -60,7 +61,7 @@ class Timer:
             raise WattbitError(f"{threads} threads cannot be started; ask for fewer")
         self._pool = ctypes.c_void_p(pool)
         size = max(cold_bytes, LARGEST_BYTES)
-        self._cold_bytes = cold_bytes
+        self._cold_bytes, self._next = cold_bytes, 0
         self._block = np.frombuffer(mmap.mmap(-1, size), np.uint8)  # shared, in pages as those of a mapped file
         self._block[:] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), size)
         self._scales = np.ones(1 << 22, np.float32)
@@ -91,14 +92,10 @@ class Timer:
         tokens = {product.tokens for product in mix}
         if len(tokens) != 1:
             raise WattbitError(f"the products of a mix must be of as many tokens, not of {sorted(tokens)}")
-        strides = [padded(self.weight_bytes(product), PAGE) for product in mix]
-        count = max(1, self._cold_bytes // sum(strides))
-        matrices = (Matrix * (count * len(mix)))()
-        for i in range(count):
-            start = i * sum(strides)
-            for j, (product, stride) in enumerate(zip(mix, strides, strict=True)):
-                matrices[i * len(mix) + j] = self._matrix(product, start)
-                start += stride
+        sizes = [self.weight_bytes(product) for product in mix]
+        matrices = (Matrix * (calls * len(mix)))()
+        for i in range(calls * len(mix)):
+            matrices[i] = self._matrix(mix[i % len(mix)], self._further(sizes[i % len(mix)]))
         token_count = tokens.pop()
         x = np.ones((token_count, padded(max(product.depth for product in mix), DEPTH_UNIT)), np.int8)
         y = np.zeros((token_count, max(product.rows for product in mix)), np.int32)
@@ -111,11 +108,22 @@ class Timer:
 
     def readings(self, size: int, calls: int) -> list[float]:
         """Seconds of each of so many readings of `size` bytes: the bound of any kernel that reads as much."""
-        stride = padded(size, PAGE)
+        size_read = padded(size, PAGE)
         seconds = (ctypes.c_double * calls)()
-        count = max(1, self._cold_bytes // stride)
-        self._library.wb_time_read(self._pool, _address(self._block), ctypes.c_size_t(stride), count, calls, seconds)
-        return [each * size / stride for each in seconds]
+        start = self._block.ctypes.data
+        places = (ctypes.c_void_p * calls)(*(start + self._further(size_read) for _ in range(calls)))
+        self._library.wb_time_read(self._pool, places, ctypes.c_size_t(size_read), calls, seconds)
+        return [each * size / size_read for each in seconds]
+
+    def _further(self, size: int) -> int:
+        """Where in the block the next `size` bytes lie; from its start again where it is full."""
+        size = padded(size, PAGE)
+        if size > len(self._block):
+            raise WattbitError(f"weights of {size} bytes are larger than the {len(self._block)} that are timed in")
+        if self._next + size > self._cold_bytes:
+            self._next = 0
+        self._next += size
+        return self._next - size
 
     def _matrix(self, product: Product, offset: int) -> Matrix:
         start = self._block.ctypes.data + offset

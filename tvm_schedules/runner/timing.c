@@ -39,10 +39,10 @@ static void read_part(void *context, uint32_t part) {
     __asm__ volatile("" : : "m"(sums[0]));  // the sums are wanted
 }
 
-void wb_time_read(wb_pool *pool, const uint8_t *data, size_t bytes, uint32_t count, uint32_t calls, double *seconds) {
+void wb_time_read(wb_pool *pool, const uint8_t *const *data, size_t bytes, uint32_t calls, double *seconds) {
     size_t parts = wb_pool_parts(pool, bytes);
     for (uint32_t i = 0; i < calls; i++) {
-        reading r = {data + i % count * bytes, bytes, (bytes / parts + 4095) / 4096 * 4096};
+        reading r = {data[i], bytes, (bytes / parts + 4095) / 4096 * 4096};
         double start = now();
         wb_pool_run(pool, read_part, &r, (uint32_t)((bytes + r.part_bytes - 1) / r.part_bytes));
         seconds[i] = now() - start;
