@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -19,12 +18,11 @@ from click.testing import CliRunner, Result
 
 from tests.board_stub import FolderBoard
 from tests.hls_shell_support import stub
-from tests.vivado_support import install, reports, vivados_handoff
+from tests.vivado_support import clock_of, install, reports
 from wattbit.arith import ExpertInts
 from wattbit.board.agent.manifest import verify
 from wattbit.board.bundle import make_bundle
 from wattbit.board.deploy import deploy
-from wattbit.board.overlay import FREQUENCY, divisors, handoff, with_clock
 from wattbit.board.targets import load
 from wattbit.cli import main
 from wattbit.errors import WattbitError
@@ -227,13 +225,6 @@ def test_a_missed_clock_is_lowered_in_the_handoff(run: Run, tmp_path: Path, monk
     assert result["tokens_per_s"] == 80e6 / 400
 
 
-def clock_of(hwh: str) -> float:
-    values = {p.get("NAME"): str(p.get("VALUE")) for p in ElementTree.fromstring(hwh).iter("PARAMETER")}
-    stages = [int(values[f"PCW_FCLK0_PERIPHERAL_DIVISOR{stage}"]) for stage in range(2)]
-    assert float(values[FREQUENCY]) == pytest.approx(1000 / (stages[0] * stages[1]))
-    return 1000 / (stages[0] * stages[1])
-
-
 BOARD = """
 title = "mine"
 arch = "aarch64"
@@ -349,51 +340,6 @@ def test_an_altered_design_is_refused(run: Run, tmp_path: Path, monkeypatch: pyt
     text = path.read_text()
     path.write_text(text.replace("Generated", "generated"))
     assert "is missing or not as built" in refused(call("--toolchain", "vivado"))
-
-
-def test_vivados_handoff_gets_the_clock_that_pynq_looks_for() -> None:
-    text = vivados_handoff()
-    assert FREQUENCY not in text
-    assert clock_of(with_clock(text, 100.0)) == 100.0
-    assert clock_of(with_clock(text, 50.0)) == 50.0
-    assert with_clock(with_clock(text, 50.0), 50.0) == with_clock(text, 50.0)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is not XML"),
-        ("<EDKSYSTEM/>", "has no processing system"),
-        ('<A><MODULE MODTYPE="processing_system7"/></A>', "lacks PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ"),
-    ],
-)
-def test_another_handoff_is_refused(text: str, message: str) -> None:
-    with pytest.raises(WattbitError, match=message):
-        with_clock(text, 50.0)
-
-
-def test_dividers_make_the_highest_clock_that_is_allowed() -> None:
-    for source_mhz in (1000.0, 1500.0):
-        for clock_mhz in np.random.default_rng(0).uniform(1.0, 400.0, 200):
-            first, second = divisors(source_mhz, float(clock_mhz))
-            assert 1 <= first <= 63 and 1 <= second <= 63
-            assert source_mhz / (first * second) <= clock_mhz * (1 + 1e-5)
-            better = [n for n in range(1, first * second) if source_mhz / n <= clock_mhz]
-            assert not any(n % d == 0 and n // d <= 63 for n in better for d in range(1, 64))
-    assert divisors(1000.0, 100.0) == (10, 1)
-    with pytest.raises(WattbitError, match=r"no divider makes a clock of 0\.1 MHz"):
-        divisors(1000.0, 0.1)
-
-
-def test_the_handoff_has_every_master_on_a_memory_port() -> None:
-    masters = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(5)))
-    system = ElementTree.fromstring(handoff("xc7z020clg400-1", 50.0, masters, memory_ports=4))
-    shell, processor = system.iter("MODULE")
-    ranges = [(m.get("MASTERBUSINTERFACE"), m.get("SLAVEBUSINTERFACE")) for m in shell.iter("MEMRANGE")]
-    assert ranges == [(name, f"S_AXI_HP{i % 4}") for i, name in enumerate(masters)]
-    ports = {i.get("NAME") for i in processor.iter("BUSINTERFACE") if i.get("TYPE") == "SLAVE"}
-    assert ports == {f"S_AXI_HP{i}" for i in range(4)}
-    assert {str(i.get("NAME")) for i in shell.iter("BUSINTERFACE") if i.get("TYPE") == "MASTER"} == set(masters)
 
 
 @pytest.mark.slow

@@ -4,14 +4,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from tests.board_support import cache_or_skip
-from tests.vivado_support import vivados_handoff
-from wattbit.board.overlay import handoff, with_clock
+from tests.vivado_support import clock_of, vivados_handoff
+from wattbit.board.overlay import FREQUENCY, divisors, handoff, with_clock
 from wattbit.board.ssh import Connection
 from wattbit.board.virtual import VirtualBoard
+from wattbit.errors import WattbitError
 from wattbit.shell import Register
 
 MASTERS = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(5)))
@@ -20,6 +23,7 @@ MASTERS = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(5)))
 PROGRAM = """
 import json, sys
 from pathlib import Path
+from xml.etree import ElementTree
 from pynq.pl_server import hwh_parser
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
@@ -83,3 +87,48 @@ def test_both_parsers_set_the_same_clock(found: dict[str, Any], name: str, pll_m
 def test_vivados_own_zynq_handoff_has_no_frequency_for_pynq(found: dict[str, Any]) -> None:
     """The trap for which `with_clock` is: pynq 4.0.0 would fail on a real board with a TypeError."""
     assert found["vivado"]["clock"]["frequency"] is None
+
+
+def test_vivados_handoff_gets_the_clock_that_pynq_looks_for() -> None:
+    text = vivados_handoff()
+    assert FREQUENCY not in text
+    assert clock_of(with_clock(text, 100.0)) == 100.0
+    assert clock_of(with_clock(text, 50.0)) == 50.0
+    assert with_clock(with_clock(text, 50.0), 50.0) == with_clock(text, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not XML"),
+        ("<EDKSYSTEM/>", "has no processing system"),
+        ('<A><MODULE MODTYPE="processing_system7"/></A>', "lacks PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ"),
+    ],
+)
+def test_another_handoff_is_refused(text: str, message: str) -> None:
+    with pytest.raises(WattbitError, match=message):
+        with_clock(text, 50.0)
+
+
+def test_dividers_make_the_highest_clock_that_is_allowed() -> None:
+    for source_mhz in (1000.0, 1500.0):
+        for clock_mhz in np.random.default_rng(0).uniform(1.0, 400.0, 200):
+            first, second = divisors(source_mhz, float(clock_mhz))
+            assert 1 <= first <= 63 and 1 <= second <= 63
+            assert source_mhz / (first * second) <= clock_mhz * (1 + 1e-5)
+            better = [n for n in range(1, first * second) if source_mhz / n <= clock_mhz]
+            assert not any(n % d == 0 and n // d <= 63 for n in better for d in range(1, 64))
+    assert divisors(1000.0, 100.0) == (10, 1)
+    with pytest.raises(WattbitError, match=r"no divider makes a clock of 0\.1 MHz"):
+        divisors(1000.0, 0.1)
+
+
+def test_the_handoff_has_every_master_on_a_memory_port() -> None:
+    masters = ("m_axi_mem", *(f"m_axi_w{i}" for i in range(5)))
+    system = ElementTree.fromstring(handoff("xc7z020clg400-1", 50.0, masters, memory_ports=4))
+    shell, processor = system.iter("MODULE")
+    ranges = [(m.get("MASTERBUSINTERFACE"), m.get("SLAVEBUSINTERFACE")) for m in shell.iter("MEMRANGE")]
+    assert ranges == [(name, f"S_AXI_HP{i % 4}") for i, name in enumerate(masters)]
+    ports = {i.get("NAME") for i in processor.iter("BUSINTERFACE") if i.get("TYPE") == "SLAVE"}
+    assert ports == {f"S_AXI_HP{i}" for i in range(4)}
+    assert {str(i.get("NAME")) for i in shell.iter("BUSINTERFACE") if i.get("TYPE") == "MASTER"} == set(masters)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -90,3 +91,10 @@ def reports(folder: Path, monkeypatch: pytest.MonkeyPatch, setup: float, hold: f
     (folder / "utilisation").write_text(UTILISATION.format(slice=site))
     monkeypatch.setenv("STUB_TIMING", str(folder / "timing"))
     monkeypatch.setenv("STUB_UTILISATION", str(folder / "utilisation"))
+
+
+def clock_of(hwh: str) -> float:
+    values = {p.get("NAME"): str(p.get("VALUE")) for p in ElementTree.fromstring(hwh).iter("PARAMETER")}
+    stages = [int(values[f"PCW_FCLK0_PERIPHERAL_DIVISOR{stage}"]) for stage in range(2)]
+    assert float(values[FREQUENCY]) == pytest.approx(1000 / (stages[0] * stages[1]))
+    return 1000 / (stages[0] * stages[1])
