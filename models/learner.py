@@ -112,9 +112,13 @@ class MoELearner:
     @torch.no_grad()
     def quantized_experts(self, allocation: Allocation) -> list[Experts]:
         """The experts at the widths of an allocation in the deployed arithmetic, one function a layer."""
-        used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for p in allocation.placements}
         mixtures = [block.mixture for block in self.network.layers]
-        return [q.experts(m.w1, m.w2) for q, m in zip(self._quantizers(allocation, used), mixtures, strict=True)]
+        return [q.experts(m.w1, m.w2) for q, m in zip(self.quantizers(allocation), mixtures, strict=True)]
+
+    def quantizers(self, allocation: Allocation) -> list[LayerQuantizer]:
+        """One a layer, with the scales of its experts at the widths of an allocation and the current weights."""
+        used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for p in allocation.placements}
+        return self._quantizers(allocation, used)
 
     def finetune(self, allocation: Allocation, steps: int, seed: int, progress: Progress = silent) -> None:
         """Quantization-aware training of all weights at constant scales, straight through the rounding (STE)."""

@@ -6,7 +6,7 @@ through, and of the weights the clipping too.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -89,6 +89,22 @@ class LayerQuantizer:
             half1=column(half1),
             half2=column(half2),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Of the experts of several quantizers, one after the other."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def exact(self, w1: Tensor, w2: Tensor) -> Tensor:
+        """`ExpertScales.still_exact` of each expert [E], for weights w1 [E, H, D], w2 [E, D, H]."""
+        unit1, unit2 = 2 * self.half1[:, :, None], 2 * self.half2[:, :, None]  # of products, [E, 1, 1]
+        x_max = 2 ** (self.act_bits - 1) * self.x_scale  # [E, 1]
+        h_max = (2**self.act_bits - 1) * self.h_scale
+        reach = []
+        for weights, scale, unit, most in ((w1, self.scale1, unit1, x_max), (w2, self.scale2, unit2, h_max)):
+            size = _weight(weights, scale, self.weight_bits).abs().double().sum(dim=-1)  # [E, O]
+            reach.append((size * most / unit[:, :, 0]).amax(dim=1))
+        return 2 * torch.stack(reach).amax(dim=0) + 1 < 2**24
 
     def experts(self, w1: Tensor, w2: Tensor) -> Experts:
         """The layer's experts with weights w1 [E, H, D], w2 [E, D, H], quantized here, once for all calls."""

@@ -27,6 +27,8 @@ from wattbit.models.sample import Samples, draw
 from wattbit.progress import Progress, silent
 
 CHECKPOINT_STEPS = 100
+CURVE_STEPS = 20  # between two points of the loss curve
+CLIP = 1.0  # norm of a step's gradient, at most
 
 
 def train(data: Path, out: Path, model: ModelConfig, train: TrainConfig, progress: Progress = silent) -> dict[str, Any]:
@@ -75,11 +77,11 @@ def _train(
     if checkpoint.is_file():
         start, curve = _resume(checkpoint, identity, network, optimizer)
     for step in range(start, train.steps):
-        optimizer.param_groups[0]["lr"] = train.learning_rate * _schedule(step, train)
+        optimizer.param_groups[0]["lr"] = train.learning_rate * schedule(step, train)
         contexts = processes.share(draw(samples.train, model.context, train.batch, train.seed, step))
         with torch.autocast(processes.device.type, torch.bfloat16, enabled=train.bf16):
             loss = train_step(wrapped, optimizer, contexts, train.balance)
-        if step % 20 == 0 or step == train.steps - 1:
+        if step % CURVE_STEPS == 0 or step == train.steps - 1:
             curve.append((step, processes.mean(loss)))
         if processes.first and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < train.steps:
             _save_checkpoint(checkpoint, identity, step + 1, curve, network, optimizer)
@@ -90,11 +92,16 @@ def _train(
         "initial_router_norms": initial_norms,
     }
     if processes.first:
-        weights = safetensors_bytes(_named("network", network.state_dict()), metadata={"model": model.digest})
-        write_bytes(out / "float.safetensors", weights)
-        write_json(out / "train.json", result)
+        write_model(out, network, result)
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def write_model(out: Path, network: Transformer, record: dict[str, Any]) -> None:
+    """Write the weights as `float.safetensors`, then the record as `train.json`, whose presence says that both are."""
+    weights = safetensors_bytes(_named("network", network.state_dict()), metadata={"model": network.config.digest})
+    write_bytes(out / "float.safetensors", weights)
+    write_json(out / "train.json", record)
 
 
 def router_norms(network: Transformer) -> list[list[float]]:
@@ -102,7 +109,7 @@ def router_norms(network: Transformer) -> list[list[float]]:
     return [block.mixture.router.weight.norm(dim=1).tolist() for block in network.layers]
 
 
-def make_optimizer(network: Transformer, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         network.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, foreach=True
     )
@@ -123,7 +130,7 @@ def train_step(
     total = goal + balance * torch.stack([routing.balance for routing in routings]).sum()
     optimizer.zero_grad()
     total.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(network.parameters(), CLIP)
     optimizer.step()
     if not math.isfinite(loss.item()):
         raise WattbitError(f"the loss became {loss.item()}; lower the learning rate")
@@ -155,7 +162,7 @@ def perplexity(network: Transformer, contexts: Tensor, experts: Sequence[Experts
     return math.exp(torch.cat(losses).mean().item())
 
 
-def _schedule(step: int, train: TrainConfig) -> float:
+def schedule(step: int, train: TrainConfig) -> float:
     """Share of the learning rate: up linearly in the warm-up, then down linearly to zero."""
     return min((step + 1) / train.warmup_steps, (train.steps - step) / max(1, train.steps - train.warmup_steps))
 
