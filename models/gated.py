@@ -9,7 +9,8 @@ Float tensors have these names (i: layer, e: expert; matrices are [out, in]); lo
     layers.i.experts.e.{gate, up} [H, D]    layers.i.experts.e.down [D, H]
     layers.i.shared.{gate, up, down}    layers.i.shared.router [1, D]
 
-Experts have their own widths; attention, head and the shared expert have `backbone_bits`; the rest is float32.
+Experts have their own widths; attention, head and the shared expert have `backbone_bits`, the head `head_bits` where
+these are given; the rest is float32.
 Activations before a matrix of integers are quantized for each token to int8 by their largest magnitude. Sums are exact;
 they are scaled in double, or, where groups of columns have scales of their own, in float32 from group to group.
 """
@@ -98,6 +99,7 @@ def quantize(
     allocation: Allocation,
     backbone_bits: int = 8,
     group_size: int | None = None,
+    head_bits: int | None = None,
 ) -> "GatedModel":
     """The quantized model. group_size: columns that share a weight scale, a multiple of 32; None: one scale a row.
 
@@ -110,7 +112,7 @@ def quantize(
     tensors: dict[str, Tensor] = dict(zip(("rope.cos", "rope.sin"), rope(config), strict=True))
     bits, group = {}, {}
     for name in shapes(config):
-        width = matrix_bits(name, allocation, backbone_bits)
+        width = matrix_bits(name, allocation, backbone_bits, head_bits)
         if width is None:
             tensors[name] = floats[name].float()
             continue
@@ -122,12 +124,14 @@ def quantize(
     return GatedModel(config, Portable(decoder_config(config), tensors, bits, group))
 
 
-def matrix_bits(name: str, allocation: Allocation, backbone_bits: int) -> int | None:
-    """Width of a tensor's integers, or None for one that stays float32."""
+def matrix_bits(name: str, allocation: Allocation, backbone_bits: int, head_bits: int | None = None) -> int | None:
+    """Width of a tensor's integers, or None for one that stays float32. head_bits: None is backbone_bits."""
     *path, last = name.split(".")
     if "experts" in path:
         return allocation.precision(ExpertId(int(path[1]), int(path[3]))).weight_bits
-    if last in ("q", "k", "v", "o", "head") or (path[-1:] == ["shared"] and last != "router"):
+    if name == "head":
+        return Precision(head_bits or backbone_bits).weight_bits
+    if last in ("q", "k", "v", "o") or (path[-1:] == ["shared"] and last != "router"):
         return Precision(backbone_bits).weight_bits
     return None
 

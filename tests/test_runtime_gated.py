@@ -74,6 +74,17 @@ def test_a_thousand_tokens_equal_pytorchs(family: str, name: str, tmp_path: Path
             compared += len(tokens)
 
 
+def test_attention_and_the_output_layer_have_widths_of_their_own(tmp_path: Path) -> None:
+    config, _ = FAMILIES["mixtral"]
+    allocation = allocations(config.expert_ids)["uniform4"]
+    model = quantize(config, random_weights(config, 0), allocation, backbone_bits=5, head_bits=6)
+    widths = {name.rpartition(".")[2]: bits for name, bits in model.portable.bits.items()}
+    assert widths == dict.fromkeys(("q", "k", "v", "o"), 5) | {"head": 6} | dict.fromkeys(("gate", "up", "down"), 4)
+    expected = model.logits(torch.tensor(PROMPT))[-1].numpy()
+    with Decoder(build_host(model.portable, tmp_path), threads=2) as decoder:
+        np.testing.assert_allclose(decoder.feed(PROMPT), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
 def test_strange_weights_are_refused() -> None:
     config, _ = FAMILIES["mixtral"]
     floats = random_weights(config, 0)

@@ -130,6 +130,7 @@ class GatedStream:
         allocation: Allocation,
         backbone_bits: int = 8,
         group_size: int | None = None,
+        head_bits: int | None = None,
     ) -> None:
         self.sizes = decoder_config(config)
         self.bits: dict[str, int] = {}
@@ -143,7 +144,7 @@ class GatedStream:
         for name, (rows, *columns) in shapes(config).items():
             depth = columns[0] if columns else 1
             self.shapes[name] = (rows, depth)
-            if (width := matrix_bits(name, allocation, backbone_bits)) is not None:
+            if (width := matrix_bits(name, allocation, backbone_bits, head_bits)) is not None:
                 self.bits[name] = width
                 check_group(depth, group_size or depth)
                 self.shapes[f"{name}.scale"] = (rows, depth // (group_size or depth))

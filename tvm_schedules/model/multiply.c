@@ -53,18 +53,13 @@ static uint32_t part_rows(const linear *w, uint64_t part_bytes) {
     return units > w->rows ? w->rows : units ? (uint32_t)units * unit : unit;
 }
 
-typedef struct { const product *products; uint64_t part_bytes; _Atomic int32_t status; } work;
-
-static uint32_t parts(const work *all, const linear *w) {
-    uint32_t rows = part_rows(w, all->part_bytes);
-    return (w->rows + rows - 1) / rows;
-}
+typedef struct { const product *products; _Atomic int32_t status; } work;
 
 static void part(void *context, uint32_t index) {
     work *all = context;
     const product *p = all->products;
-    for (; index >= parts(all, p->w); p++) index -= parts(all, p->w);
-    uint32_t rows = part_rows(p->w, all->part_bytes), first = index * rows, last = first + rows;
+    for (; index >= p->parts; p++) index -= p->parts;
+    uint32_t first = index * p->part_rows, last = first + p->part_rows;
     if (last > p->w->rows) last = p->w->rows;
     if (!p->w->bits) {
         dense(p, first, last);
@@ -76,14 +71,17 @@ static void part(void *context, uint32_t index) {
 
 int32_t wb_multiply(wb_pool *pool, product *products, uint32_t count, int32_t *scratch) {
     uint64_t bytes = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        products[i].sums = scratch;
-        scratch += (size_t)products[i].tokens * products[i].w->rows;
-        bytes += weight_bytes(products[i].w);
-    }
-    work all = {products, bytes / wb_pool_parts(pool, bytes) + 1, WB_OK};
     uint32_t total = 0;
-    for (uint32_t i = 0; i < count; i++) total += parts(&all, products[i].w);
+    for (uint32_t i = 0; i < count; i++) bytes += weight_bytes(products[i].w);
+    for (uint32_t i = 0; i < count; i++) {
+        product *p = &products[i];
+        p->sums = scratch;
+        scratch += (size_t)p->tokens * p->w->rows;
+        p->part_rows = part_rows(p->w, bytes / wb_pool_parts(pool, bytes) + 1);
+        p->parts = (p->w->rows + p->part_rows - 1) / p->part_rows;
+        total += p->parts;
+    }
+    work all = {products, WB_OK};
     wb_pool_run(pool, part, &all, total);
     int32_t status = atomic_load(&all.status);
     return status == WB_OK ? 0 : wb_fail("a kernel failed: %s", wb_message(status));

@@ -16,9 +16,11 @@ typedef struct {
     int8_t *yq;
     size_t yq_stride;
     int32_t *sums;  // scratch [tokens, rows]
+    uint32_t part_rows, parts;  // how it is shared out
 } product;
 
-// All products at once. Their `sums` are set to parts of `scratch`, which holds as many words as they have outputs.
+// All products at once. Their `sums` are set to parts of `scratch`, which holds as many words as they have outputs, and
+// how they are shared out.
 // -1 when a kernel fails.
 int32_t wb_multiply(wb_pool *pool, product *products, uint32_t count, int32_t *scratch);
 #endif

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-enum { SPINS = 20000, PART_BYTES = 64 << 10, PARTS_PER_THREAD = 8 };
+enum { SPINS = 20000, PART_BYTES = 64 << 10, PARTS_PER_THREAD = 16 };
 
 struct wb_pool {
     uint32_t threads;

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wattbit.commands.quantize import read_recipe
+from wattbit.commands.quantize import one_source, read_recipe, width_options
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import atomic
+from wattbit.perform import writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from wattbit.tvm_schedules.model.format import DecoderConfig
 
 TOKENIZER = "tokenizer.json"
+OWN = {TOKENIZER, "model.json", "model.wattbit", "libwattbit_model.so"}
 
 
 @dataclass(eq=False)  # not frozen: the protocol's fields can be set
@@ -33,14 +35,7 @@ class CheckpointSource:
 
 
 @click.command()
-@click.argument("model")
-@click.option(
-    "--recipe",
-    "recipe_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSON file of a recipe, of which the experts' widths are taken.",
-)
-@click.option("--bits", type=click.IntRange(2, 8), help="Without a recipe: one width for all experts.")
+@width_options
 @click.option(
     "--backbone-bits",
     type=click.IntRange(2, 8),
@@ -48,6 +43,7 @@ class CheckpointSource:
     show_default=True,
     help="Width of attention, output layer and shared experts.",
 )
+@click.option("--head-bits", type=click.IntRange(2, 8), help="Width of the output layer, where it is another one.")
 @click.option(
     "--group-size",
     type=click.IntRange(min=32),
@@ -67,6 +63,7 @@ def command(
     recipe_file: Path | None,
     bits: int | None,
     backbone_bits: int,
+    head_bits: int | None,
     group_size: int | None,
     context: int,
     core: str | None,
@@ -77,8 +74,8 @@ def command(
     Mixtral, OLMoE and Qwen-MoE without dense layers are such models. One matrix is in memory at a time. The runtime has
     scales of its own (symmetric, the best of several clips) and 8-bit activations.
     """
-    if (recipe_file is None) == (bits is None):
-        raise click.UsageError("give either --recipe or --bits")
+    one_source(recipe_file, bits)
+    own_folder(writable(out))
     from wattbit.models.checkpoint import Checkpoint
     from wattbit.models.families.gated import GatedStream, gated_weights
     from wattbit.models.quantizers.apply import check_allocation
@@ -99,7 +96,7 @@ def command(
         else:
             allocation = Allocation.of(dict.fromkeys(config.expert_ids, bits or 0), engine="arm")
         check_allocation(allocation, config.expert_ids)
-        stream = GatedStream(config, floats, allocation, backbone_bits, group_size)
+        stream = GatedStream(config, floats, allocation, backbone_bits, group_size, head_bits)
         sizes = DecoderConfig.from_json(stream.sizes)
         source = CheckpointSource(sizes, stream.bits, stream.group, stream.shapes, stream.load)
         with atomic(out / TOKENIZER) as temporary:
@@ -108,3 +105,10 @@ def command(
     click.echo(
         f"{out}: {record['weights']['bytes'] / 1e6:.1f} MB for {record['core']}; `wattbit generate --model {out}`"
     )
+
+
+def own_folder(out: Path) -> None:
+    """WattbitError for a folder with files that are no earlier compilation's."""
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in OWN) if out.exists() else []
+    if foreign:
+        raise WattbitError(f"{out} holds other files ({foreign[0]}); give an empty or a new folder")
