@@ -5,7 +5,7 @@ T tokens, K experts of each token, D model width. An expert is a dictionary of m
 the hidden layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,4 +77,9 @@ class ExpertModel(Protocol):
 
     def losses(self, contexts: Tensor, pruning: Pruning | None = None) -> Tensor:
         """Cross-entropy in nats [n, S] of the last S tokens of contexts [n, S + 1]."""
+        ...
+
+    def tail(self, layer: int, contexts: Tensor) -> Callable[[], Tensor]:
+        """`losses` of these contexts, to be asked for while experts of this mixture layer or later ones change: what is
+        before it is computed once, here."""
         ...

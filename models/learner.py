@@ -14,7 +14,7 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_bytes
 from wattbit.models.config import ModelConfig, TrainConfig
-from wattbit.models.distributed import choose_device
+from wattbit.models.distributed import Group, choose_device
 from wattbit.models.expert import BrevitasExpert
 from wattbit.models.network import Experts, Transformer
 from wattbit.models.quant import LayerQuantizer, brevitas_experts
@@ -40,7 +40,8 @@ class MoELearner:
     Evaluation and export run Brevitas modules; fine-tuning, and evaluation on a GPU, run `wattbit.models.quant`, which
     equals them. Scales are computed on the CPU, and single experts are handed out there.
 
-    teacher: a model that fine-tuning follows, None for none.
+    teacher: a model that fine-tuning follows, None for none. processes: those that fine-tune together, this one alone
+    but for `wattbit.models.team`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class MoELearner:
         self.samples = samples
         self.train_config = train
         self.initial_router_norms = initial_router_norms
+        self.processes = Group(0, 1, network.device)
         self._trained: dict[tuple[ExpertId, Precision], ExpertScales] = {}
         self._calibrated: dict[tuple[ExpertId, Precision], ExpertScales] = {}
         self._inputs: list[tuple[Tensor, list[int]]] | None = None
@@ -131,18 +133,19 @@ class MoELearner:
         used = {(p.expert, p.precision): self.scales(p.expert, p.precision) for a in allocations for p in a.placements}
         quantizers = [self._quantizers(allocation, used) for allocation in allocations]
         rate = FINETUNE_RATE if self.teacher is None else TAUGHT_RATE
+        network = self.processes.wrap(self.network)
         optimizer = make_optimizer(self.network, rate, weight_decay=0.0)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
             contexts = draw(self.samples.train, self.config.context, self.train_config.batch, seed, step)
-            contexts = contexts.to(self.network.device)
+            contexts = self.processes.share(contexts)
             mixtures = [block.mixture for block in self.network.layers]
             layers = zip(quantizers[step % len(quantizers)], mixtures, strict=True)
             experts = [quantizer.experts(mixture.w1, mixture.w2) for quantizer, mixture in layers]
-            train_step(self.network, optimizer, contexts, self.train_config.balance, experts, self.teacher)
+            train_step(network, optimizer, contexts, self.train_config.balance, experts, self.teacher)
             progress("finetune", step + 1, steps)
         exact = {key: s for key, s in used.items() if s.still_exact(*(w.numpy() for w in self._weights(key[0])))}
-        self._take(exact)
+        self.adopt(exact)
 
     def stats(self, weight_bits: tuple[int, ...], progress: Progress = silent) -> tuple[ExpertStats, ...]:
         """Statistics on validation text that `perplexity` does not see."""
@@ -150,7 +153,7 @@ class MoELearner:
             Precision(bits, STATS_ACT_BITS)  # refuses unknown widths before the work
         return expert_stats(
             self.network,
-            self.samples.held,
+            self.samples.held.to(self.network.device),
             self.initial_router_norms,
             weight_bits,
             lambda expert, bits: self.expert(expert, Precision(bits, STATS_ACT_BITS)).to(self.network.device),
@@ -186,10 +189,10 @@ class MoELearner:
                 key = ExpertId.parse(expert), Precision.parse(precision)
                 trained[key] = ExpertScales.from_array(key[1], value.numpy(), self.config.d_hidden)
         self.network.load_state_dict(network)
-        self._take(trained)
+        self.adopt(trained)
 
-    def _take(self, trained: dict[tuple[ExpertId, Precision], ExpertScales]) -> None:
-        """The weights have changed: keep these scales, forget all others."""
+    def adopt(self, trained: dict[tuple[ExpertId, Precision], ExpertScales]) -> None:
+        """The network's weights have changed: keep these scales, forget all others."""
         self._trained = trained
         self._calibrated = {}
         self._inputs = None

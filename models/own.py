@@ -1,6 +1,6 @@
 """wattbit's own transformer as an `ExpertModel`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.models.expert_model import LayerTrace, Matrices
 from wattbit.models.learner import MoELearner
-from wattbit.models.network import Block, Routing, Transformer, rotate, token_losses
+from wattbit.models.network import Block, MixtureLayer, Transformer, rotate, token_losses
 from wattbit.models.pruning import prune, token_importance
 from wattbit.models.statistics import gradient_norms
 from wattbit.plan import ExpertId
@@ -80,6 +80,24 @@ class OwnModel:
             logits = self._pruned(contexts[:, :-1], pruning)
         return token_losses(logits, contexts[:, 1:])
 
+    @torch.no_grad()
+    def tail(self, layer: int, contexts: Tensor) -> Callable[[], Tensor]:
+        contexts = contexts.to(self.network.device)
+        x = self.network.embedding(contexts[:, :-1])
+        for block in self.network.layers[:layer]:
+            x, _ = block(x)
+        first, *later = self.network.layers[layer:]
+        attended, inputs = first.attend(x)
+
+        @torch.no_grad()
+        def losses() -> Tensor:
+            y = attended + first.mixture(inputs)[0].view_as(attended)
+            for block in later:
+                y, _ = block(y)
+            return token_losses(self.network.head(y), contexts[:, 1:])
+
+        return losses
+
     def _weights(self, expert: ExpertId) -> dict[str, Tensor]:
         mixture = self.network.layers[expert.layer].mixture
         return {"w1": mixture.w1[expert.expert], "w2": mixture.w2[expert.expert]}
@@ -92,13 +110,20 @@ class OwnModel:
         for block, ratio in zip(self.network.layers, pruning.ratio, strict=True):
             attention = attention_weights(block, x)
             x, inputs = block.attend(x)
-            mixture = block.mixture
-            gates, experts, chance = mixture.choose(inputs)
+            gates, experts, _ = block.mixture.choose(inputs)
             gates = prune(gates, ratio, token_importance(inputs.view_as(x), attention), pruning.protected)
-            routing: Routing = mixture.sort(gates / gates.sum(dim=-1, keepdim=True), experts, chance)
-            y = mixture.float_experts(inputs.index_select(0, routing.tokens), routing.counts)
-            x = x + routing.combine(y).view_as(x)
+            x = x + kept_experts(block.mixture, inputs, gates / gates.sum(dim=-1, keepdim=True), experts).view_as(x)
         return self.network.head(x)
+
+
+def kept_experts(mixture: MixtureLayer, x: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+    """A mixture layer's outputs [T, D] for x [T, D] by gates and experts [T, K]; where a gate is 0 no expert runs."""
+    top_k = experts.shape[1]
+    order = experts.flatten().argsort(stable=True)
+    order = order[gates.flatten()[order] > 0]  # [N] the routed rows t * K + k that are left
+    counts = experts.flatten()[order].bincount(minlength=len(mixture.w1)).tolist()
+    y = mixture.float_experts(x.index_select(0, order // top_k), counts) * gates.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, order // top_k, y)
 
 
 def attention_weights(block: Block, x: Tensor) -> Tensor:

@@ -169,8 +169,8 @@ def fit(
 
 
 def divergence(teacher: Stack, text: Tensor, logits: Tensor) -> Tensor:
-    """Mean KL(teacher || model) in nats a token [M], see `wattbit.models.train.Teacher`; text [M, B, S + 1], the models'
-    logits [M, B, S, V]. Neighbours that share a teacher share a text."""
+    """Mean KL(teacher || model) in nats a token [M], see `wattbit.models.train.Teacher`; text [M, B, S + 1], logits
+    [M, B, S, V] of the models. Neighbours that share a teacher share a text."""
     share = len(text) // len(teacher)
     with torch.no_grad():
         wanted = teacher.logits(teacher.hidden(text[::share, :, :-1])[0]).log_softmax(dim=-1)

@@ -1,7 +1,7 @@
 """A model with calibration text as a method sees it: implements `wattbit.recipe.Subject` for any `ExpertModel`."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,13 +11,21 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.models.expert_model import ExpertModel, LayerTrace, Matrices
 from wattbit.models.packed import PackedExpert
-from wattbit.models.quantizers.apply import ExpertRecipe, check_recipe, expert_bytes, quantize_expert
+from wattbit.models.quantizers.apply import (
+    ExpertRecipe,
+    by_rows,
+    check_recipe,
+    expert_bytes,
+    quantize_expert,
+    quantize_together,
+)
 from wattbit.plan import ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
 from wattbit.recipe import Pruning, Recipe
 
 FLOAT_BYTES = 2  # of a weight of the float model, in memory_bytes
-BATCH_TOKENS = 4096  # that go through the model together
+BATCH_TOKENS = 8192  # that go through the model together
+TOGETHER = 2**25  # weights that are quantized together
 
 
 class ModelSubject:
@@ -94,14 +102,16 @@ class ModelSubject:
         sizes = {e: {name: (len(w), w.shape[1]) for name, w in matrices.items()} for e, matrices in self._float.items()}
         return sum(expert_bytes(self.model, sizes[e], ExpertRecipe.of(recipe, e)) for e in self.experts)
 
-    def quantize(self, recipe: Recipe) -> dict[ExpertId, PackedExpert]:
-        """Every expert as the recipe says, and which quantizer it got; see `apply.fallen_back`. WattbitError for a
-        recipe of another model."""
+    def quantize(self, recipe: Recipe, layer: int | None = None) -> dict[ExpertId, PackedExpert]:
+        """Every expert, or those of one layer, as the recipe says, and which quantizer it got; see `apply.fallen_back`.
+        WattbitError for a recipe of another model."""
         check_recipe(recipe, self.experts, self._float[self.experts[0]][self.model.first[0]].shape[1])
+        wanted = [expert for expert in self.experts if layer in (None, expert.layer)]
+        self._pack_together([(expert, ExpertRecipe.of(recipe, expert)) for expert in wanted])
         found = {}
-        for expert in self.experts:
+        for expert in wanted:
             found[expert] = self._pack(expert, ExpertRecipe.of(recipe, expert))
-            self._progress("quantize", len(found), len(self.experts))
+            self._progress("quantize", len(found), len(wanted))
         return found
 
     def tokens(self) -> dict[ExpertId, int]:
@@ -126,6 +136,21 @@ class ModelSubject:
             self._packed[expert, how] = quantize_expert(self.model, self._float[expert], how, inputs)
         return self._packed[expert, how]
 
+    def _pack_together(self, wanted: Sequence[tuple[ExpertId, ExpertRecipe]]) -> None:
+        """What can be packed without a look at the inputs, many experts at a time."""
+        groups: dict[ExpertRecipe, list[ExpertId]] = {}
+        for expert, how in wanted:
+            if by_rows(how) and (expert, how) not in self._packed:
+                groups.setdefault(how, []).append(expert)
+        seen = self.tokens() if groups else {}
+        for how, experts in groups.items():
+            size = max(1, TOGETHER // sum(w.numel() for w in self._float[experts[0]].values()))
+            for start in range(0, len(experts), size):
+                part = experts[start : start + size]
+                packed = quantize_together([self._float[e] for e in part], how, [seen[e] for e in part])
+                self._packed |= {(e, how): one for e, one in zip(part, packed, strict=True)}
+                self._progress("quantize", start + len(part), len(experts))
+
     @contextmanager
     def _quantized(self, recipe: Recipe | None) -> Iterator[None]:
         """The model with its experts as the recipe says."""
@@ -140,9 +165,10 @@ class ModelSubject:
 
     def _loss(self, contexts: Tensor, pruning: Pruning | None = None) -> float:
         """Mean cross-entropy in nats a token."""
-        size = max(1, BATCH_TOKENS // contexts.shape[1])
-        losses = [self.model.losses(part, pruning) for part in contexts.split(size)]
-        return torch.cat(losses).double().mean().item()
+        return _mean(self.model.losses(part, pruning) for part in self._parts(contexts))
+
+    def _parts(self, contexts: Tensor) -> tuple[Tensor, ...]:
+        return contexts.split(max(1, BATCH_TOKENS // contexts.shape[1]))
 
     def _measure_damage(self, weight_bits: tuple[int, ...]) -> None:
         for bits in weight_bits:
@@ -150,15 +176,20 @@ class ModelSubject:
         missing = [(e, b) for e in self.experts for b in weight_bits if (e, b) not in self._damage]
         if not missing:
             return
-        before = self._loss(self._calibration)
-        for done, (expert, bits) in enumerate(missing, start=1):
-            if self._inputs(expert)[0].shape[0]:
-                self.model.replace(expert, self._pack(expert, ExpertRecipe(bits)).dequantize())
-                self._damage[expert, bits] = self._loss(self._calibration) - before
-                self.model.replace(expert, self._float[expert])
-            else:
-                self._damage[expert, bits] = 0.0
-            self._progress("damage", done, len(missing))
+        done = 0
+        for layer in sorted({expert.layer for expert, _ in missing}):
+            own = [(e, ExpertRecipe(b)) for e, b in missing if e.layer == layer]
+            self._pack_together(own)
+            tails = [self.model.tail(layer, part) for part in self._parts(self._calibration)]
+            before = _mean(tail() for tail in tails)
+            for expert, how in own:
+                self._damage[expert, how.bits] = 0.0
+                if self._inputs(expert)[0].shape[0]:
+                    self.model.replace(expert, self._pack(expert, how).dequantize())
+                    self._damage[expert, how.bits] = _mean(tail() for tail in tails) - before
+                    self.model.replace(expert, self._float[expert])
+                done += 1
+                self._progress("damage", done, len(missing))
 
     def _error(self, expert: ExpertId, bits: int) -> float:
         inputs, gates = self._inputs(expert)
@@ -192,3 +223,8 @@ class ModelSubject:
             damage=tuple((bits, self._damage[expert, bits]) for bits in sorted(weight_bits)),
             tokens=len(tokens),
         )
+
+
+def _mean(losses: Iterable[Tensor]) -> float:
+    """Of parts [n, S]."""
+    return torch.cat(list(losses)).double().mean().item()

@@ -31,6 +31,9 @@ PENALTY = 1e-3  # of the head's squared weights
 STEPS = 100  # of L-BFGS
 HUB = "nyu-mll/glue"
 
+Row = tuple[str, str]
+"""Text and label."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -40,12 +43,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A GLUE task: classes, and its metric: accuracy, or Matthews correlation ("mcc", CoLA)."""
+    """A GLUE task: classes, and its metric: accuracy, or Matthews correlation ("mcc", CoLA).
+
+    held: more labelled sentences that none is trained on, where a folder has dev.tsv beside a labelled test.tsv.
+    """
 
     name: str
     metric: str
     train: Split
     dev: Split
+    held: Split | None = None
 
 
 def read_task(source: str) -> Task:
@@ -56,7 +63,7 @@ def read_task(source: str) -> Task:
         test = _read_tsv(folder / "test.tsv") if (folder / "test.tsv").is_file() else None
         if train is None or dev is None:
             raise WattbitError(f"{folder} has sentences without labels; it needs GLUE's train.tsv and dev.tsv")
-        return _task(folder.resolve().name, train, test or dev)
+        return _task(folder.resolve().name, train, test or dev, dev if test else None)
     name = source.removeprefix("glue/")
     if not source.startswith("glue/") or name not in GLUE_TASKS or name == "stsb":
         names = ", ".join(f"glue/{task}" for task in GLUE_TASKS if task != "stsb")
@@ -64,22 +71,23 @@ def read_task(source: str) -> Task:
     return _task(name, _read_hub(name, "train"), _read_hub(name, "validation" + "_matched" * (name == "mnli")))
 
 
-def _task(name: str, train: list[tuple[str, str]], dev: list[tuple[str, str]]) -> Task:
+def _task(name: str, train: list[Row], dev: list[Row], held: list[Row] | None = None) -> Task:
     classes = sorted({label for _, label in train})
     index = {label: i for i, label in enumerate(classes)}
-    strange = sorted({label for _, label in dev} - set(classes))
+    strange = sorted({label for _, label in (*dev, *(held or ()))} - set(classes))
     if not dev:
         raise WattbitError(f"{name} has no rows to be judged on; give its whole dev.tsv")
     if len(classes) < 2 or strange:
         raise WattbitError(f"{name} has the classes {', '.join(classes)} and dev's {', '.join(strange)}; look at it")
 
-    def split(rows: list[tuple[str, str]]) -> Split:
+    def split(rows: list[Row]) -> Split:
         return Split(tuple(text for text, _ in rows), tuple(index[label] for _, label in rows))
 
-    return Task(name, "mcc" if name.startswith("cola") else "accuracy", split(train[:TRAIN_ROWS]), split(dev))
+    metric = "mcc" if name.startswith("cola") else "accuracy"
+    return Task(name, metric, split(train), split(dev), split(held) if held else None)
 
 
-def _read_tsv(path: Path) -> list[tuple[str, str]] | None:
+def _read_tsv(path: Path) -> list[Row] | None:
     """Text and label of each row; None without labels. Without a header (CoLA) they are the columns 4 and 2."""
     if not path.is_file():
         raise WattbitError(f"{path} does not exist; a GLUE folder has train.tsv and dev.tsv")
@@ -101,7 +109,7 @@ def _read_tsv(path: Path) -> list[tuple[str, str]] | None:
     return [("\n".join(row[i].strip() for i in columns), row[label]) for row in whole]
 
 
-def _read_hub(task: str, split: str) -> list[tuple[str, str]]:
+def _read_hub(task: str, split: str) -> list[Row]:
     import datasets  # slow to import, and needed here only
 
     try:
@@ -196,13 +204,13 @@ class Probe:
     def fit(
         cls, task: Task, network: Transformer, tokenizer: Tokenizer, experts: Sequence[Experts] | None = None
     ) -> "Probe":
-        found = features(network, tokenizer, task.train.texts, experts)
-        return cls(task, tokenizer, Head.fit(found, task.train.labels))
+        found = features(network, tokenizer, task.train.texts[:TRAIN_ROWS], experts)
+        return cls(task, tokenizer, Head.fit(found, task.train.labels[:TRAIN_ROWS]))
 
     def evaluate(self, network: Transformer, experts: Sequence[Experts] | None = None) -> float:
         found = features(network, self.tokenizer, self.task.dev.texts, experts)
         return score(self.task.metric, self.head.predict(found), self.task.dev.labels)
 
     def to_json(self) -> dict[str, Any]:
-        split = {"train": len(self.task.train.texts), "dev": len(self.task.dev.texts)}
+        split = {"train": min(TRAIN_ROWS, len(self.task.train.texts)), "dev": len(self.task.dev.texts)}
         return {"task": self.task.name, "metric": self.task.metric, "sentences": split, "backbone": "frozen"}

@@ -169,6 +169,34 @@ def test_losses_do_not_depend_on_the_batch(models: dict[str, FamilyModel], monke
     assert len(model.trace(tokens)[0].inputs) == tokens.numel()
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_from_a_layer_on_are_those_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    """Also after an expert has changed, and with what is before it computed once."""
+    model, tokens = open_network(checkpoint(name, tmp_path)), contexts(5)
+    for layer in range(len(model.mixtures)):
+        tail, expert = model.tail(layer, tokens), ExpertId(layer, 0)
+        assert torch.equal(tail(), model.losses(tokens))
+        model.replace(expert, {name: 0.5 * matrix for name, matrix in model.matrices(expert).items()})
+        assert torch.equal(tail(), model.losses(tokens))
+        assert torch.equal(tail(), tail()), "the network is whole again"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3"])
+def test_what_is_pruned_is_not_computed(name: str, models: dict[str, FamilyModel]) -> None:
+    model, tokens, rows = models[name], contexts(), []
+    hooks = [
+        mixture.experts.act_fn.register_forward_hook(lambda _, call, y: rows.append(len(y)))
+        for mixture in model.mixtures
+    ]
+    passed = tokens[:, :-1].numel() * len(model.mixtures)
+    for ratio, experts in ((0.0, model.top_k), (2.0, 1)):
+        rows.clear()
+        model.losses(tokens, Pruning((ratio,) * len(model.mixtures), protected=0.0))
+        assert sum(rows) == experts * passed
+    for hook in hooks:
+        hook.remove()
+
+
 def test_pruning_every_second_expert_is_the_model_with_one(models: dict[str, FamilyModel], tmp_path: Path) -> None:
     """Mixtral's gates sum to one, so a token whose second expert goes has the first at gate one."""
     tokens = contexts()

@@ -258,6 +258,29 @@ def test_a_recipe_of_another_model_is_refused(subject: ModelSubject):
             subject.perplexity(recipe)
 
 
+def test_what_is_pruned_is_not_computed(learner: MoELearner, model: OwnModel, monkeypatch: pytest.MonkeyPatch):
+    contexts, rows = learner.samples.held[:8], []
+    for block in learner.network.layers:
+        whole = block.mixture.float_experts
+        monkeypatch.setattr(
+            block.mixture, "float_experts", lambda x, counts, whole=whole: rows.append(len(x)) or whole(x, counts)
+        )
+    tokens = contexts[:, 1:].numel() * TINY_MODEL.layers
+    for pruning, experts in ((OPEN, 2), (Pruning((math.inf, math.inf), protected=0.0), 1)):
+        rows.clear()
+        model.losses(contexts, pruning)
+        assert sum(rows) == experts * tokens
+
+
+def test_losses_from_a_layer_on_are_those_of_the_whole_model(learner: MoELearner, model: OwnModel):
+    contexts = learner.samples.held[:8]
+    for layer in range(TINY_MODEL.layers):
+        tail, expert = model.tail(layer, contexts), ExpertId(layer, 0)
+        assert torch.equal(tail(), model.losses(contexts))
+        model.replace(expert, {name: 0.5 * matrix for name, matrix in model.matrices(expert).items()})
+        torch.testing.assert_close(tail(), model.losses(contexts), rtol=0, atol=0)
+
+
 def test_median_pruning_lies_between(subject: ModelSubject):
     def priced(pruning: Pruning | None) -> float:
         return subject.perplexity(replace(uniform(8), pruning=pruning))

@@ -29,6 +29,7 @@ class FamilyModel:
         layers = [network.get_submodule(name) for name in family.layers(network)]
         found = [(layer, mixture) for layer in layers if (mixture := family.mixture(layer)) is not None]
         self.mixtures: list[Mixture] = [mixture for _, mixture in found]
+        self._depths = [i for i, layer in enumerate(layers) if family.mixture(layer) is not None]
         self._attentions = [family.attention(layer) for layer, _ in found] if self.top_k > 1 else []
 
     @property
@@ -102,6 +103,16 @@ class FamilyModel:
         with self._pruned(pruning) if pruning else nullcontext():
             return torch.cat([self.family.losses(self.network, part) for part in self._batches(contexts)])
 
+    @torch.no_grad()
+    def tail(self, layer: int, contexts: Tensor) -> Callable[[], Tensor]:
+        parts = [self.family.tail(self.network, self._depths[layer], part) for part in self._batches(contexts)]
+
+        @torch.no_grad()
+        def losses() -> Tensor:
+            return torch.cat([part() for part in parts])
+
+        return losses
+
     def _batches(self, contexts: Tensor) -> Iterator[Tensor]:
         device = next(self.network.parameters()).device
         for part in contexts.split(max(1, BATCH_TOKENS // contexts.shape[1])):
@@ -140,7 +151,8 @@ class FamilyModel:
             importance = token_importance(routed.inputs.unflatten(0, (len(attention), -1)).float(), attention.float())
             left = prune(gates, pruning.ratio[layer], importance, pruning.protected)
             left = left * (gates.sum(dim=1, keepdim=True) / left.sum(dim=1, keepdim=True))
-            return routed.inputs, routed.experts.gather(1, order), left
+            experts = routed.experts.gather(1, order)
+            return routed.inputs, experts.masked_fill(left == 0, self.mixtures[layer].count), left  # none's, not run
 
         before = self.network.config._attn_implementation
         self.network.set_attn_implementation("eager")  # the others do not say what was attended to

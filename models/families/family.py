@@ -4,7 +4,7 @@ Most are decoders whose layers are `model.layers.N`, with the mixture in `mlp`. 
 of its own; transformers 5 keeps the experts of a layer in two parameters. `read` builds these, expert by expert.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -70,6 +70,29 @@ class Family:
         """Cross-entropy in nats [n, S] of the last S tokens of contexts [n, S + 1], each from those before it."""
         logits = network(contexts[:, :-1], use_cache=False).logits
         return token_losses(logits, contexts[:, 1:])
+
+    def tail(self, network: Any, depth: int, contexts: Tensor) -> Callable[[], Tensor]:
+        """`losses` of these contexts, to be asked for again; the layers before number `depth` are computed once."""
+        model = network.get_submodule("model")
+        entered: list[Tensor] = []
+        hook = model.layers[depth].register_forward_pre_hook(
+            lambda _, args, named: entered.append(args[0] if args else named["hidden_states"]), with_kwargs=True
+        )
+        try:
+            self.run(network, contexts[:, :-1])
+        finally:
+            hook.remove()
+
+        def losses() -> Tensor:
+            whole = model.layers
+            model.layers = whole[depth:]
+            try:
+                logits = network(inputs_embeds=entered[0], use_cache=False).logits
+            finally:
+                model.layers = whole
+            return token_losses(logits, contexts[:, 1:])
+
+        return losses
 
     def run(self, network: Any, contexts: Tensor) -> None:
         """Send contexts [n, S] through all layers, and through no more than the head needs."""

@@ -6,6 +6,7 @@ that and from the tokens of the second half so far. They compare widths of one m
 decoder-only model, and a checkpoint that was only pretrained on spans has a high perplexity by them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +45,10 @@ class Switch(Family):
         first, second = contexts.tensor_split([contexts.shape[1] // PREFIX], dim=1)
         logits = network(first, decoder_input_ids=network._shift_right(second), use_cache=False).logits
         return token_losses(logits, second)
+
+    def tail(self, network: Any, depth: int, contexts: Tensor) -> Callable[[], Tensor]:
+        """Nothing is computed beforehand: blocks take positions from the first, and the decoder reads the encoder."""
+        return lambda: self.losses(network, contexts)
 
     def run(self, network: Any, contexts: Tensor) -> None:
         self.losses(network, contexts)

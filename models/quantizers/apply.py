@@ -1,6 +1,6 @@
 """One expert as a recipe wants it."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
@@ -96,6 +96,28 @@ def quantize_expert(kind: Expert, matrices: Matrices, how: ExpertRecipe, inputs:
         to_integers = _quantizer(how, quantizer, kind.hidden({**matrices, **quantized}, inputs.float()))
     found[kind.last] = _weight(matrices[kind.last], how, to_integers, None)
     return PackedExpert({name: found[name] for name in matrices}, quantizer, len(inputs))
+
+
+@torch.no_grad()
+def quantize_together(experts: Sequence[Matrices], how: ExpertRecipe, tokens: Sequence[int]) -> list[PackedExpert]:
+    """`quantize_expert` of experts with matrices of the same shapes, by round to nearest or HQQ, which look at one row
+    at a time: one call for all rows, which a GPU finishes as soon as a single expert's. tokens: that each saw."""
+    weights = {}
+    for name in experts[0]:
+        rows = [len(matrices[name]) for matrices in experts]
+        found = _quantizer(how, how.quantizer, torch.empty(0))(torch.cat([matrices[name] for matrices in experts]))
+        zeros = [None] * len(rows) if found.zero is None else found.zero.split(rows)
+        parts = zip(found.integers.split(rows), found.scale.split(rows), zeros, strict=True)
+        weights[name] = [PackedWeight(PackedMatrix.of(Quantized(*part, found.bits, found.group))) for part in parts]
+    return [
+        PackedExpert({name: weights[name][i] for name in experts[0]}, how.quantizer, seen)
+        for i, seen in enumerate(tokens)
+    ]
+
+
+def by_rows(how: ExpertRecipe) -> bool:
+    """Whether `quantize_together` does it."""
+    return how.quantizer != "gptq" and not how.rank and not how.float_columns
 
 
 def tokens_needed(matrices: Matrices) -> int:

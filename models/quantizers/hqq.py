@@ -3,7 +3,7 @@ each group minimises sum |w - dequantized w|^p with p < 1, which leaves outliers
 
 The problem is split into W_e = shrink(W - W_r), W_e near the error and sparse, and zero = mean(W_q - (W - W_e) / s).
 Where the sources are silent: the grid starts as round to nearest's, and each group keeps the best zero point that it
-met, so that its objective never rises.
+met, so that its objective never rises. All steps are made, so that a row's result does not depend on its neighbours.
 """
 
 import torch
@@ -41,7 +41,7 @@ def quantize(weights: Tensor, bits: int, group_size: int | None = None, steps: i
         value = group_sum(error.abs().pow(NORM), group)
         better = value < lowest
         best, lowest = torch.where(better, zero, best), torch.where(better, value, lowest)
-        if step == steps or not bool(better.any()):
+        if step == steps:
             break
         sparse = _shrink(error, beta)
         zero = (group_sum(integers - (weights - sparse) / s, group) / sizes).half()
