@@ -1,6 +1,7 @@
 """What the commands share: their options, and how a run's stages are performed."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,22 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def writable(out: Path) -> Path:
+    """The folder of an --out; WattbitError, before any work, where it can be neither made nor written to."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        refused = None if os.access(out, os.W_OK) else "access is refused"
+    except OSError as error:
+        refused = error.strerror
+    for folder in missing:
+        if folder.is_dir():
+            folder.rmdir()
+    if refused:
+        raise WattbitError(f"{out} cannot be written to ({refused}); give another --out")
+    return out
 
 
 def perform(run: Run, last: str, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from wattbit.commands.eval import Judge, judge_run
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, write_json, write_text
-from wattbit.perform import RUNS, model_options, perform
+from wattbit.perform import RUNS, model_options, perform, writable
 from wattbit.presets import run_config
 from wattbit.progress import Progress
 from wattbit.recipe import Budget
@@ -192,6 +192,7 @@ def command(
     for task in tasks:
         read_task(task)
     judged = f"-{digest_json(tasks)}" if tasks else ""
+    writable(out)
     cells: dict[tuple[str, float, int], Cell] = {}
     for each in range(seed, seed + seeds):
         run = Run.create(RUNS, run_config(preset, data, board, each))

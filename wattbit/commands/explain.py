@@ -8,7 +8,7 @@ import click
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json, write_text
-from wattbit.perform import RUNS, json_option, run_option
+from wattbit.perform import RUNS, json_option, run_option, writable
 from wattbit.plan import Allocation, ExpertStats
 from wattbit.recipe import Recipe
 from wattbit.report import significant, table
@@ -82,7 +82,7 @@ def command(folder: Path | None, recipe: Path | None, out: Path | None, as_json:
     allocation = read_allocation(recipe or run.path("cotrain", "allocation.json"))
     explained = explain(stats, allocation)
     found = explained.to_json()
-    out = out or run.path("explain")
+    out = writable(out or run.path("explain"))
     sentences = [row.sentence(explained.price_nats_per_bit) for row in explained.experts]
     said = text(found, sentences)
     plots.reasons(smoothed(stats), allocation, out / "widths.svg")

@@ -1,6 +1,7 @@
 """`wattbit quantize`: a Hugging Face checkpoint with its experts packed at the widths of a recipe."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
-from wattbit.perform import json_option
+from wattbit.perform import json_option, writable
 from wattbit.recipe import QUANTIZERS, Quantizer, Recipe
 
 if TYPE_CHECKING:
@@ -18,15 +19,29 @@ if TYPE_CHECKING:
     from wattbit.models.checkpoint import Checkpoint
 
 
+def width_options(command: Callable[..., None]) -> Callable[..., None]:
+    """MODEL and where its experts' widths come from, which `one_source` checks."""
+    for option in (
+        click.option("--bits", type=click.IntRange(2, 8), help="Without a recipe: one width for all experts."),
+        click.option(
+            "--recipe",
+            "recipe_file",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="JSON file of a recipe, as `wattbit compare` and `wattbit eval --json` give them.",
+        ),
+        click.argument("model"),
+    ):
+        command = option(command)
+    return command
+
+
+def one_source(recipe_file: Path | None, bits: int | None) -> None:
+    if (recipe_file is None) == (bits is None):
+        raise click.UsageError("give either --recipe or --bits")
+
+
 @click.command()
-@click.argument("model")
-@click.option(
-    "--recipe",
-    "recipe_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSON file of a recipe: every expert's width, quantizer, group size, compensators.",
-)
-@click.option("--bits", type=click.IntRange(2, 8), help="Without a recipe: one width for all experts.")
+@width_options
 @click.option(
     "--quantizer",
     type=click.Choice(QUANTIZERS),
@@ -73,8 +88,8 @@ def command(
     Mixtral, Switch Transformer, OLMoE, Qwen-MoE and DeepSeek-MoE are known. An interrupted run goes on where it was.
     The folder holds the whole model: what is not an expert's stays as it was.
     """
-    if (recipe_file is None) == (bits is None):
-        raise click.UsageError("give either --recipe or --bits")
+    one_source(recipe_file, bits)
+    writable(out)
     from wattbit.models.checkpoint import Checkpoint
     from wattbit.models.distributed import choose_device
     from wattbit.models.families.streaming import quantize_checkpoint
