@@ -2,12 +2,14 @@
 
     python benchmarks/methods.py --data FOLDER [--task FOLDER ...] [--quick] [--json FILE] [--studies FOLDER]
 
-Models: the presets wt2-e16 and wt2-e64, three training seeds each, a study (`benchmarks/study.py`) for each in a
-process of its own; what a study has found stays in --studies and is not redone, so that a GPU machine may take the
-studies and another machine the table. The modelled time is the planner's for a virtual-z2, taken here from the
-allocations. A ratio is of perplexities, above 1 where DMPQ is better; p is of a paired t-test over the seeds.
+Models: the presets wt2-e16 and wt2-e64, three training seeds each, a study (`benchmarks/study.py`) for each preset in
+a process of its own; what a study has found stays in --studies and is not redone, so that a GPU machine may take the
+studies and another machine the table. Time and energy on the FPGA are modelled, the planner's for a virtual-z2 and its
+made-up power, and taken here from the allocations. A ratio is of perplexities, or of scores turned round, above 1 where
+DMPQ is better; p is of a paired t-test over the seeds.
 """
 
+import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +21,18 @@ import numpy as np
 import study
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
+from study_jobs import BOARD, TOKENS, WIDTHS, workload
 
+from wattbit.board.agent.power import PowerModel
 from wattbit.board.targets import load
-from wattbit.errors import InfeasibleError
+from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import read_json, write_json, write_text
-from wattbit.hls.meter import ModelledMeter
+from wattbit.metering import planned_demand
 from wattbit.models.data import prepare
-from wattbit.plan import Allocation, ExpertStats, Workload
+from wattbit.plan import Allocation, ExpertShape, ExpertStats, Target, Workload
 from wattbit.plots import memory_front
+from wattbit.policy.cost.fitting import Fitted
+from wattbit.policy.cost.model import STATIC_W, CostModel
 from wattbit.presets import PRESETS
 from wattbit.report import table
 from wattbit.run import cache_folder
@@ -34,35 +40,51 @@ from wattbit.tvm_schedules.host_meter import host_meter
 
 SEEDS = (0, 1, 2)
 STATIC = "uniform8"
-OURS = "dmpq"
+OURS = ("dmpq", "dmpq-cotrained")
+GLUE_DROP = 0.005
+QUICK: dict[str, Any] = {"budgets": (2.5,), "steps": 2, "glue_steps": 4, "iterations": 5, "judged": 4000, "workers": 1}
 
 Record = dict[str, Any]
 
 
-def latency(record: Record, allocation: Allocation) -> float | None:
-    """Modelled milliseconds a token of a study's experts on the FPGA; None where it cannot hold them."""
+def virtual_meter(shape: ExpertShape, target: Target) -> CostModel:
+    """Seconds by the planner and joules above idle by the virtual board's power model, which is made up."""
+    power, cycle_s = PowerModel(), 1e-6 / (target.clock_mhz or math.nan)
+    demand = planned_demand(shape, target)
+
+    def exactly(names: Sequence[str], *constants: float) -> Fitted:
+        unsure = np.zeros((len(constants), len(constants)))
+        return Fitted(tuple(names), np.array(constants), unsure, 0.0, len(constants), tuple(names))
+
+    watts = (power.fabric_w, 8 * power.moved_j, power.mac_j, power.bit_j)
+    return CostModel(demand, exactly(demand.names, cycle_s, 0.0), exactly((STATIC_W, *demand.energy_names), *watts))
+
+
+def price(record: Record, allocation: Allocation) -> dict[str, float | None]:
+    """Modelled milliseconds and millijoules a token of the experts on the FPGA; None where it cannot hold them."""
     stats = [ExpertStats.from_json(one) for one in record["stats"]]
-    model = PRESETS[record["preset"]].model
+    model, target = PRESETS[record["preset"]].model, load(BOARD).target
     try:
-        cost = ModelledMeter(model.shape, load(study.BOARD).target).cost(allocation, study.workload(stats, model.top_k))
+        cost = virtual_meter(model.shape, target).cost(allocation, workload(stats, model.top_k))
     except InfeasibleError:
-        return None
-    return 1e3 * cost.latency_s / study.TOKENS
+        return {"ms_per_token": None, "mj_per_token": None}
+    joules = math.nan if cost.energy_j is None else cost.energy_j
+    return {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": 1e3 * joules / TOKENS}
 
 
 def shortened(record: Record) -> Record:
     """A study for the results: allocations as widths in the experts' order, no training record, with modelled times."""
-    found: Record = {name: record[name] for name in ("preset", "seed", "tasks", "float", "seconds", "stats_s")}
+    found: Record = {name: record[name] for name in ("preset", "seed", "float", "glue", "seconds", "stats_s")}
     train = record["train"]
     found["train"] = {
         name: train[name] for name in ("data", "model", "train", "valid_perplexity", "sha256", "device", "loss")
     }
-    times: dict[str, float | None] = {}
+    prices: dict[str, dict[str, float | None]] = {}
 
-    def time(allocation: Allocation) -> float | None:
-        if allocation.digest not in times:
-            times[allocation.digest] = latency(record, allocation)
-        return times[allocation.digest]
+    def priced(allocation: Allocation) -> dict[str, float | None]:
+        if allocation.digest not in prices:
+            prices[allocation.digest] = price(record, allocation)
+        return prices[allocation.digest]
 
     for part, key in (("recipes", "recipe"), ("tuned", "allocations")):
         found[part] = {}
@@ -77,7 +99,7 @@ def shortened(record: Record) -> Record:
             found[part][name] = kept | {
                 "bits": bits,
                 "mean_bits": allocation.mean_bits,
-                "ms_per_token": time(allocation),
+                **priced(allocation),
             }
     return found
 
@@ -85,16 +107,16 @@ def shortened(record: Record) -> Record:
 def on_host(record: Record) -> None:
     """Add measured milliseconds a token of the experts' products on this machine, one thread, to a short study."""
     model = PRESETS[record["preset"]].model
-    load_of = Workload(study.TOKENS, model.top_k, tuple((e, 1 / model.experts) for e in model.expert_ids))
+    load_of = Workload(TOKENS, model.top_k, tuple((e, 1 / model.experts) for e in model.expert_ids))
     times: dict[str, float] = {}
-    with host_meter(model.shape, study.WIDTHS, len(model.expert_ids)) as meter:
+    with host_meter(model.shape, WIDTHS, len(model.expert_ids)) as meter:
         for one in [*record["recipes"].values(), *record["tuned"].values()]:
             if "refused" in one:
                 continue
             if one["bits"] not in times:
                 widths = dict(zip(model.expert_ids, map(int, one["bits"]), strict=True))
                 cost = meter.cost(Allocation.of(widths, engine="host"), load_of)
-                times[one["bits"]] = 1e3 * cost.latency_s / study.TOKENS
+                times[one["bits"]] = 1e3 * cost.latency_s / TOKENS
             one["host_ms_per_token"] = times[one["bits"]]
 
 
@@ -126,12 +148,25 @@ def listed(records: Sequence[Record], part: str) -> list[str]:
     return sorted(good, key=lambda key: (float(key.partition("@")[2] or 8), key))
 
 
-def untuned_table(records: Sequence[Record]) -> str:
-    tasks = list(records[0]["float"]["glue"])
-    header = ["method", "budget", "mean bits", "MB", "perplexity", "above float, %", "word perplexity"]
-    header += [*tasks, "ms/token, FPGA (modelled)", "ms/token, host (measured)", "decide, s"]
+COSTS = ["ms/token, FPGA (modelled)", "mJ/token, FPGA (modelled)", "ms/token, host (measured)"]
 
-    def line(name: str, budget: str, cells: Sequence[Record], above: str) -> list[str]:
+
+def costs(cells: Sequence[Record]) -> list[str]:
+    """The columns of `COSTS`; "-" where one seed's allocation does not fit the chip."""
+    fits = all(c.get("ms_per_token") is not None for c in cells)
+    return [
+        *(pm([c.get(name) for c in cells] if fits else [], 4) for name in ("ms_per_token", "mj_per_token")),
+        pm([cells[0].get("host_ms_per_token")], 4),
+    ]
+
+
+def untuned_table(records: Sequence[Record]) -> str:
+    cells_of = {key: [r["recipes"][key] for r in records] for key in listed(records, "recipes")}
+    splits = sorted({split for cells in cells_of.values() for split in cells[0].get("glue", {})})
+    header = ["method", "budget", "mean bits", "MB", "perplexity", "above float, %", "word perplexity"]
+    header += [*splits, *COSTS, "decide, s"]
+
+    def line(name: str, budget: str, cells: Sequence[Record], above: str, scores: Mapping[str, list[Any]]) -> list[str]:
         return [
             name,
             budget,
@@ -140,25 +175,26 @@ def untuned_table(records: Sequence[Record]) -> str:
             pm([c["perplexity"]["token"] for c in cells]),
             above,
             pm([c["perplexity"]["word"] for c in cells], 1),
-            *(pm([c["glue"][task] for c in cells], 3) for task in tasks),
-            pm([c.get("ms_per_token") for c in cells], 4),
-            pm([cells[0].get("host_ms_per_token")], 4),
+            *(pm(scores[split], 4) for split in splits),
+            *costs(cells),
             pm([c.get("decide_s") for c in cells], 1),
         ]
 
-    lines = [line("float, 16 bit", "-", [r["float"] for r in records], "-")]
-    for key in listed(records, "recipes"):
+    floats = {split: [r["glue"].get(split, {}).get("float") for r in records] for split in splits}
+    lines = [line("float, 16 bit", "-", [r["float"] for r in records], "-", floats)]
+    for key, cells in cells_of.items():
         name, _, budget = key.partition("@")
-        above = pm(rise(records, "recipes", key, None))
-        lines.append(line(name, budget, [r["recipes"][key] for r in records], above))
+        scores = {split: [c.get("glue", {}).get(split) for c in cells] for split in splits}
+        lines.append(line(name, budget, cells, pm(rise(records, "recipes", key, None)), scores))
     return table(header, lines)
 
 
 def tuned_table(records: Sequence[Record]) -> str:
-    tasks = list(records[0]["float"]["glue"])
-    header = ["allocation", "mean bits", "perplexity", f"above {STATIC}, %", "above float, %", *tasks]
-    header += ["ms/token, FPGA (modelled)", "ms/token, host (measured)"]
-    lines = []
+    splits = sorted(records[0]["glue"])
+    header = ["allocation", "mean bits", "perplexity", f"above {STATIC}, %", "above float, %", *splits, *COSTS]
+    floats = [r["float"]["perplexity"]["token"] for r in records]
+    scores = [pm([r["glue"].get(split, {}).get("float") for r in records], 4) for split in splits]
+    lines = [["float, not fine-tuned on text", "16.00", pm(floats), "-", "-", *scores, "-", "-", "-"]]
     for key in listed(records, "tuned"):
         cells = [r["tuned"][key] for r in records]
         lines.append(
@@ -168,36 +204,47 @@ def tuned_table(records: Sequence[Record]) -> str:
                 pm([c["perplexity"]["token"] for c in cells]),
                 pm(rise(records, "tuned", key, STATIC)),
                 pm(rise(records, "tuned", key, None)),
-                *(pm([c["glue"][task] for c in cells], 3) for task in tasks),
-                pm([c["ms_per_token"] for c in cells], 4),
-                pm([cells[0].get("host_ms_per_token")], 4),
+                *(pm([r["glue"].get(split, {}).get(key) for r in records], 4) for split in splits),
+                *costs(cells),
             ]
         )
     return table(header, lines)
 
 
+def row(
+    records: Sequence[Record], case: str, said: str, ours: Sequence[float], peer: Sequence[float], name: str, goal: Any
+) -> Row:
+    """ours, peer: what is better the lower it is, by seed."""
+    a, b = np.log(ours), np.log(peer)
+    alone = len(ours) < 2 or np.ptp(a - b) < 1e-12
+    p = None if alone else float(ttest_rel(a, b).pvalue)
+    seeds = tuple(record["seed"] for record in records)
+    ratio = float(np.exp(np.mean(b) - np.mean(a)))
+    return Row(case, said, *spread(ours), *spread(peer), name, ratio, goal, "measured", seeds, p)
+
+
 def rows(records: Sequence[Record]) -> list[Row]:
-    """DMPQ against every method of its budget, and its rise over static 8 bit against the goal of 1 %."""
-    preset, seeds = records[0]["preset"], tuple(record["seed"] for record in records)
-    found = []
+    """DMPQ against every method of its budget, its rise over static 8 bit against the goal of 1 %, and what it loses on
+    tasks against the goal of 0.5 points."""
+    preset, found = records[0]["preset"], []
     for part, said in (("recipes", "perplexity, not retrained"), ("tuned", "perplexity, retrained equally")):
         keys = listed(records, part)
-        for ours in [key for key in keys if key.partition("@")[0] == OURS]:
-            budget = ours.partition("@")[2]
+        for ours in [key for key in keys if key.partition("@")[0] in OURS]:
+            name, _, budget = ours.partition("@")
             for peer in [k for k in keys if k != ours and k.partition("@")[2] in (budget, "")]:
                 a, b = ([r[part][k]["perplexity"]["token"] for r in records] for k in (ours, peer))
                 equal = abs(fmean(r[part][ours]["mean_bits"] - r[part][peer]["mean_bits"] for r in records)) < 0.01
                 goal = 1 / 1.01 if peer == STATIC else 1.0 if equal else None  # at unequal bytes there is no goal
-                case = f"{preset}, {budget} mean bits"
-                ratio = float(np.exp(np.mean(np.log(b)) - np.mean(np.log(a))))
-                p = (
-                    None
-                    if len(seeds) < 2 or np.ptp(np.log(a) - np.log(b)) < 1e-12
-                    else ttest_rel(*np.log([a, b])).pvalue
-                )
-                found.append(
-                    Row(case, said, *spread(a), *spread(b), peer, ratio, goal, "measured", seeds, p and float(p))
-                )
+                found.append(row(records, f"{preset}, {name} at {budget} mean bits", said, a, b, peer, goal))
+    for split in sorted(records[0]["glue"]):
+        scores = [r["glue"][split] for r in records]
+        for ours in [key for key in scores[0] if key.partition("@")[0] in OURS]:
+            for peer in [k for k in scores[0] if k != ours and k in (STATIC, "float")]:
+                if all(ours in one and peer in one for one in scores):
+                    a, b = ([1 - one[k] for one in scores] for k in (ours, peer))
+                    case = f"{preset}, {ours}: {split}"
+                    goal = fmean(b) / (fmean(b) + GLUE_DROP) if peer == STATIC else None
+                    found.append(row(records, case, "1 - score, retrained equally", a, b, peer, goal))
     return found
 
 
@@ -214,14 +261,17 @@ def studied(settings: Sequence[study.Settings], at_once: int) -> None:
     """Run studies in processes of their own, so many at a time."""
     context = multiprocessing.get_context("spawn")
     waiting = list(settings)
-    running: list[Any] = []
+    running: list[tuple[study.Settings, Any]] = []
     while waiting or running:
         while waiting and len(running) < at_once:
-            running.append(context.Process(target=study.run, args=(waiting.pop(0),)))
-            running[-1].start()
-        running[0].join()
-        if (status := running.pop(0).exitcode) != 0:
-            raise click.ClickException(f"a study ended with {status}; its process has said why")
+            running.append((waiting[0], context.Process(target=study.run, args=(waiting.pop(0),))))
+            running[-1][1].start()
+        one, process = running.pop(0)
+        process.join()
+        if process.exitcode != 0:
+            raise WattbitError(
+                f"the study of {one.preset}, seeds {one.seeds}, ended with {process.exitcode}; see above"
+            )
 
 
 def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
@@ -258,17 +308,16 @@ def main(
 ) -> None:
     presets, seeds = (("tiny",), (0, 1)) if quick else (("wt2-e16", "wt2-e64"), SEEDS)
     out = studies or cache_folder() / ("methods-quick" if quick else "methods")
-    more: Record = {"budgets": (2.5,), "steps": 2, "iterations": 5} if quick else {}
+    more: Record = QUICK if quick else {}
     wanted = []
     for preset in presets:
         vocabulary = PRESETS[preset].model.vocab_size
         prepared = out / f"data-{vocabulary}"
-        for seed in seeds:
-            one = study.Settings(preset, seed, prepared, data, tasks, out, device, seconds=seconds, **more)
-            finished = one.file.exists() and "end" in read_json(one.file)["seconds"]
-            if not finished and not (prepared / "data.json").exists():
-                prepare(data, prepared, vocabulary)
-            wanted += [] if finished else [one]
+        one = study.Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
+        finished = all(f.exists() and "end" in read_json(f)["seconds"] for f in map(one.file, seeds))
+        if not finished and not (prepared / "data.json").exists():
+            prepare(data, prepared, vocabulary)
+        wanted += [] if finished else [one]
     studied(wanted, at_once)
     found = {p: [shortened(read_json(out / f"{p}-{seed}.json")) for seed in seeds] for p in presets}
     if host:

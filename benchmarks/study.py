@@ -1,307 +1,396 @@
-"""One trained model under every method: what `benchmarks/methods.py` runs for each preset and seed.
+"""Models of one preset and several seeds under every method: what `benchmarks/methods.py` runs for each preset.
 
-A study keeps what it has found in one JSON file after every step, and goes on from there when it is started again.
-Given a limit it stops in time, what matters most first: the float model, the methods without retraining, then chains
-of fine-tuning (static 8 bit, then uniform, exact, random and DMPQ at each budget, all with the same steps and batches).
+A study keeps what it has found of each seed in a JSON file after every step, and goes on from there when it is started
+again. Given a limit it stops in time, what matters most first: float models, the methods without retraining,
+fine-tuning (static 8 bit, then uniform, exact, random and DMPQ at each budget, all with the same teacher, steps and
+batches), GLUE, and the methods that take minutes to quantize. The seeds' models, and the chains of fine-tuning, run
+side by side (`wattbit.models.stack`); searches, scales, GPTQ and MiLo run in other processes.
 """
 
-import copy
 import multiprocessing
+import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from study_jobs import (
+    BOARD,
+    QUANTIZER,
+    WIDTHS,
+    Record,
+    Scales,
+    Settings,
+    Table,
+    layer_packed,
+    layer_scales,
+    search,
+    subject_of,
+    workload,
+)
+from study_side_by_side import finetune, train
+from study_tasks import Scores, TaskStudy
 
 from wattbit.board.targets import load
 from wattbit.errors import WattbitError
-from wattbit.files import read_json, sha256_file, write_json
+from wattbit.files import digest_json, read_json, sha256_file, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.models.corpus import read_test
 from wattbit.models.data import encode, load_vocabulary
 from wattbit.models.evaluation import Losses, count_words, learner_losses, perplexity
 from wattbit.models.learner import MoELearner
-from wattbit.models.network import Experts
 from wattbit.models.own import OwnModel
-from wattbit.models.subject import ModelSubject
-from wattbit.models.tasks import Probe, read_task
-from wattbit.models.train import train
-from wattbit.plan import Allocation, ExpertId, ExpertShape, ExpertStats, Precision, Workload
-from wattbit.policy.methods.dmpq import DMPQ
+from wattbit.models.packed import PackedExpert, load_experts
+from wattbit.models.quantizers.apply import fallen_back
+from wattbit.models.stack import Stack
+from wattbit.plan import Allocation, ExpertId, ExpertStats
 from wattbit.policy.methods.registry import METHODS, method
 from wattbit.presets import PRESETS
-from wattbit.recipe import Budget, Quantizer, Recipe
+from wattbit.recipe import Budget, Recipe
 
-BOARD = "virtual-z2"
-WIDTHS = (2, 3, 4, 8)
-CALIBRATION = 32  # contexts of validation text; perplexity and tasks are of test text
-TOKENS = 1000  # of the meter's workload
-ROUNDS = 2  # of fine-tuning; before the second DMPQ searches again, at the weights that the first one left
-QUANTIZER: Quantizer = "hqq"  # of every method that does not name its own, so that allocations compare
-SLOW = ("gptq", "milo-kurtosis", "milo-frequency")  # minutes with 256 experts: last
+ROUNDS = 2  # of fine-tuning; before the second, DMPQ's co-trained form searches at the weights that the first one left
+SLOW = ("gptq", "milo-kurtosis", "milo-frequency")  # minutes with 256 experts
+TOGETHER = {16: 5, 64: 3}  # chains a seed side by side, by experts of a layer: what half of a GPU's memory holds
+GLUE_KEYS = ("uniform8", "uniform@3.0", "dmpq@2.75", "exact@2.75", "random@2.75", "dmpq@2.5", "uniform@2.0")
 
-Record = dict[str, Any]
+Key = TypeVar("Key", str, float)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """data: folder of the prepared tokens; text: the corpus' folder; tasks: GLUE folders.
+class Packing:
+    """A slow recipe on its way: files by layer, with the seconds of each."""
 
-    steps: of a round of fine-tuning. iterations: of DMPQ's policy. searches: of them at a time. seconds: when to stop,
-    from the study's start.
-    """
-
-    preset: str
-    seed: int
-    data: Path
-    text: str | None
-    tasks: tuple[str, ...]
-    out: Path
-    device: str = "auto"
-    budgets: tuple[float, ...] = (2.75, 3.0, 2.5, 2.0, 4.0, 3.5)
-    steps: int = 150
-    iterations: int = 150
-    searches: int = 2
-    seconds: float = float("inf")
-
-    @property
-    def file(self) -> Path:
-        return self.out / f"{self.preset}-{self.seed}.json"
+    recipe: Recipe
+    decide_s: float
+    layers: tuple[tuple[Path, "Future[float]"], ...]
 
 
-@dataclass(frozen=True)
-class Table:
-    """The part of a `Subject` that DMPQ asks for, as values that another process can have."""
-
-    experts: tuple[ExpertId, ...]
-    top_k: int
-    found: tuple[ExpertStats, ...]
-
-    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
-        return self.found
-
-
-def workload(stats: Sequence[ExpertStats], top_k: int) -> Workload:
-    return Workload(TOKENS, top_k, tuple((s.expert, s.frequency) for s in stats))
-
-
-def search(table: Table, shape: ExpertShape, budget: float, seed: int, iterations: int) -> tuple[Record, float]:
-    """DMPQ's recipe and the seconds that it took."""
-    torch.set_num_threads(1)
-    start = time.monotonic()
-    meter = ModelledMeter(shape, load(BOARD).target)
-    policy = DMPQ(meter, workload(table.found, table.top_k), iterations=iterations, quantizer=QUANTIZER)
-    found = policy.decide(table, Budget(budget, WIDTHS), seed)  # type: ignore[arg-type]
-    return found.to_json(), time.monotonic() - start
-
-
-@dataclass(eq=False)
 class Study:
-    settings: Settings
-    pool: ProcessPoolExecutor
-    record: Record = field(default_factory=dict)
+    """pool: for what is waited for; slow_pool: for what takes minutes."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, settings: Settings, pool: ProcessPoolExecutor, slow_pool: ProcessPoolExecutor) -> None:
         self.start = time.monotonic()
-        if self.settings.file.exists():
-            self.record = read_json(self.settings.file)
-        self.record |= {"preset": self.settings.preset, "seed": self.settings.seed}
-        for part in ("recipes", "tuned", "seconds"):
-            self.record.setdefault(part, {})
-
-    def keep(self) -> None:
-        write_json(self.settings.file, self.record)
+        self.settings, self.pool, self.slow_pool = settings, pool, slow_pool
+        self.doing = "training"  # named where it fails
+        self.records: dict[int, Record] = {}
+        for seed in settings.seeds:
+            path = settings.file(seed)
+            self.records[seed] = read_json(path) if path.exists() else {}
+            self.records[seed] |= {"preset": settings.preset, "seed": seed}
+            for part in ("recipes", "tuned", "glue", "seconds"):
+                self.records[seed].setdefault(part, {})
+        self.searches: dict[tuple[int, float], Future[tuple[Record, float]]] = {}
+        self.packings: dict[tuple[int, str], Packing] = {}
+        self.tasks: list[TaskStudy] = []
 
     def late(self, share: float = 1.0) -> bool:
         return time.monotonic() - self.start > share * self.settings.seconds
 
     def say(self, what: str) -> None:
-        self.record["seconds"][what] = round(time.monotonic() - self.start, 1)
-        self.keep()
-        print(f"{time.monotonic() - self.start:6.1f} s {self.settings.preset} {self.settings.seed} {what}", flush=True)
+        now = time.monotonic() - self.start
+        for seed, record in self.records.items():
+            record["seconds"][what] = round(now, 1)
+            write_json(self.settings.file(seed), record)
+        print(f"{now:6.1f} s {self.settings.preset} {what}", flush=True)
 
     def run(self) -> None:
+        quick = [name for name in METHODS if name not in (*SLOW, "dmpq")]
         self.open()
         self.describe()
-        self.untuned([name for name in METHODS if name not in (*SLOW, "dmpq")], 0.5)
+        self.tune_float_on_tasks()
+        self.untuned(quick, 0.4)
         self.tuned()
-        self.untuned([name for name in METHODS if name != "dmpq"], 1.0)
-        self.say("end")
+        self.tune_on_tasks()
+        self.untuned(quick)
+        self.cotrained()
+        self.slow()
+        self.say("end" if not self.late() else "stopped")
 
     def open(self) -> None:
-        """Train, take what judges a model, and judge the float model."""
-        s, preset = self.settings, PRESETS[self.settings.preset]
-        folder = s.out / f"{s.preset}-{s.seed}.model"
-        torch.backends.cuda.matmul.allow_tf32 = True
-        about = train(s.data, folder, preset.model, replace(preset.train, seed=s.seed, device=s.device))
-        torch.backends.cuda.matmul.allow_tf32 = False
-        self.learner = MoELearner.open(s.data, folder, s.device)
-        self.learner.network.requires_grad_(True)
-        digest = sha256_file(folder / "float.safetensors")
-        self.record["train"] = about | {"sha256": digest, "device": str(self.learner.network.device)}
-        vocabulary = load_vocabulary(s.data)
-        split, texts = read_test(s.text)
-        self.words, self.split = sum(map(count_words, texts)), split
-        self.test = torch.from_numpy(encode(vocabulary, texts).astype("int64"))
-        network = self.learner.network
-        self.tasks = [(read_task(source), vocabulary) for source in s.tasks]
-        self.probes = [Probe.fit(task, network, words) for task, words in self.tasks]
-        self.record["tasks"] = [probe.to_json() for probe in self.probes]
-        self.say("trained")
-        self.model = OwnModel.of(self.learner)
-        samples = self.learner.samples
-        self.subject = ModelSubject(self.model, samples.held[:CALIBRATION], samples.valid)
-        if "float" not in self.record:
-            judged = self.judge(learner_losses(self.learner, None), self.probes, None)
-            self.record["float"] = judged | {"bytes": self.subject.memory_bytes(None)}
+        """Train, take what judges a model, and judge the float models."""
+        s = self.settings
+        missing = [seed for seed in s.seeds if not (s.model(seed) / "train.json").exists()]
+        if missing:
+            train([(seed, s.model(seed)) for seed in missing], s.data, PRESETS[s.preset], s.device)
+            print(f"{time.monotonic() - self.start:6.1f} s {s.preset} trained", flush=True)
+        self.learners = {seed: MoELearner.open(s.data, s.model(seed), s.device) for seed in s.seeds}
+        for learner in self.learners.values():
+            learner.network.requires_grad_(True)
+        some = self.learners[s.seeds[0]]
+        self.device, self.config = some.network.device, some.config
+        self.floats = Stack.of([learner.network for learner in self.learners.values()]).requires_grad_(False)
+        self.models = {seed: OwnModel.of(learner) for seed, learner in self.learners.items()}
+        self.subjects = {seed: subject_of(learner) for seed, learner in self.learners.items()}
+        self.vocabulary = load_vocabulary(s.data)
+        self.split, texts = read_test(s.text)
+        test = encode(self.vocabulary, texts)[: s.judged]
+        self.words = round(sum(map(count_words, texts)) * len(test) / len(encode(self.vocabulary, texts)))
+        self.test = torch.from_numpy(test.astype("int64"))
+        for seed, record in self.records.items():
+            digest = sha256_file(s.model(seed) / "float.safetensors")
+            about = {"sha256": digest, "device": str(self.device)}
+            record["train"] = read_json(s.model(seed) / "train.json") | about
+            if "float" not in record:
+                losses = learner_losses(self.learners[seed], None)
+                record["float"] = self.judge(losses) | {"bytes": self.subjects[seed].memory_bytes(None)}
+        self.say("float")
 
-    def judge(self, losses: Losses, probes: Sequence[Probe], experts: Sequence[Experts] | None) -> Record:
-        context = self.learner.config.context
+    def judge(self, losses: Losses) -> Record:
+        context = self.config.context
         found = perplexity(losses, self.test, self.words, context, context // 2)
-        glue = {probe.task.name: probe.evaluate(self.learner.network, experts) for probe in probes}
-        return {"perplexity": found.to_json() | {"split": self.split}, "glue": glue}
+        return {"perplexity": found.to_json() | {"split": self.split}}
 
     def describe(self) -> None:
-        """Statistics, and DMPQ's searches, which run beside what follows; scales in threads beside both."""
-        learner = self.learner
-        learner.calibration_inputs(learner.config.expert_ids[0])
-        wanted = [(e, Precision(b)) for b in WIDTHS for e in learner.config.expert_ids]
-        threads = ThreadPoolExecutor(2)
-        self.scales = threads.map(lambda pair: learner.scales(*pair), wanted)
-        start = time.monotonic()
-        self.stats = self.subject.stats(WIDTHS)
-        self.record["stats"] = [s.to_json() for s in self.stats]
-        self.record["stats_s"] = time.monotonic() - start
-        self.searches = {
-            budget: self.search(self.stats, budget, self.settings.seed)
-            for budget in self.settings.budgets
-            if f"dmpq@{budget}" not in self.record["recipes"] and budget > min(WIDTHS)
-        }
+        """Statistics; searches, scales and slow quantizers start in the other processes."""
+        s = self.settings
+        self.stats: dict[int, tuple[ExpertStats, ...]] = {}
+        self.scaling: dict[int, list[Future[Scales]]] = {}
+        for seed, record in self.records.items():
+            start = time.monotonic()
+            if "stats" not in record:
+                record["stats"] = [one.to_json() for one in self.subjects[seed].stats(WIDTHS)]
+                record["stats_s"] = time.monotonic() - start
+            self.stats[seed] = tuple(ExpertStats.from_json(one) for one in record["stats"])
+            self.scaling[seed] = [
+                self.pool.submit(layer_scales, s.data, s.model(seed), layer, bits)
+                for layer in range(self.config.layers)
+                for bits in WIDTHS
+            ]
+        for seed in s.seeds:
+            for budget in s.budgets:
+                if f"dmpq@{budget}" not in self.records[seed]["recipes"] and budget > min(WIDTHS):
+                    self.searches[seed, budget] = self.search(self.stats[seed], budget, seed)
+        for name in SLOW:
+            for budget in s.budgets:
+                for seed in s.seeds:
+                    self.pack(name, budget, seed)
         self.say("statistics")
 
     def search(self, stats: tuple[ExpertStats, ...], budget: float, seed: int) -> "Future[tuple[Record, float]]":
-        table = Table(self.learner.config.expert_ids, self.learner.config.top_k, stats)
-        return self.pool.submit(search, table, self.learner.config.shape, budget, seed, self.settings.iterations)
+        table = Table(self.config.expert_ids, self.config.top_k, stats)
+        return self.pool.submit(search, table, self.config.shape, budget, seed, self.settings.iterations)
 
-    def untuned(self, names: Sequence[str], share: float) -> None:
-        """Every method's recipe and what it does to the model, without retraining."""
-        meter = ModelledMeter(self.learner.config.shape, load(BOARD).target)
-        load_of = workload(self.stats, self.learner.config.top_k)
+    def pack(self, name: str, budget: float, seed: int) -> None:
+        """Start to quantize a slow method's recipe."""
+        key, s = f"{name}@{budget}", self.settings
+        if key in self.records[seed]["recipes"]:
+            return
+        start = time.monotonic()
+        recipe = method(name).decide(self.subjects[seed], Budget(budget, WIDTHS), seed)
+        folder = s.out / f"{s.preset}-{seed}.packed"
+        digest = digest_json(recipe.to_json() | {"method": ""})
+        layers = []
+        for layer in range(self.config.layers):
+            path = folder / f"{digest}-{layer}.safetensors"
+            found = self.slow_pool.submit(layer_packed, s.data, s.model(seed), recipe.to_json(), layer, path)
+            layers.append((path, found))
+        self.packings[seed, key] = Packing(recipe, time.monotonic() - start, tuple(layers))
+
+    def slow(self) -> None:
+        """Judge what the other processes have quantized."""
+        for (seed, key), packing in self.packings.items():
+            waiting = [found for _, found in packing.layers]
+            while not all(found.done() for found in waiting) and not self.late():
+                time.sleep(0.1)
+            if self.late():
+                break
+            seconds = sum(found.result() for found in waiting)
+            packed: dict[ExpertId, PackedExpert] = {}
+            for path, _ in packing.layers:
+                packed |= load_experts(path, str(self.device))
+            self.quantized(seed, key, packing.recipe, packed, packing.decide_s, seconds)
+        self.say("slow methods")
+
+    def untuned(self, names: Sequence[str], share: float = 1.0) -> None:
+        """Every method's recipe and what it does to the models, without retraining."""
+        meter = ModelledMeter(self.config.shape, load(BOARD).target)
         for budget in self.settings.budgets:
             for name in names:
-                key = f"{name}@{budget}"
-                if key in self.record["recipes"] or self.late(share):
-                    continue
-                start = time.monotonic()
-                try:
-                    one = method(name, meter, load_of, QUANTIZER)
-                    recipe = one.decide(self.subject, Budget(budget, WIDTHS), self.settings.seed)
-                except WattbitError as error:
-                    self.record["recipes"][key] = {"refused": str(error)}
-                    continue
-                self.quantized(key, recipe, time.monotonic() - start)
-        self.say(f"without retraining to {share}")
+                for seed in self.settings.seeds:
+                    if f"{name}@{budget}" not in self.records[seed]["recipes"] and not self.late(share):
+                        self.decide(name, budget, seed, meter)
+        self.say(f"without retraining, until {share}")
 
-    def quantized(self, key: str, recipe: Recipe, decide_s: float) -> None:
-        """Judge the model with its experts as a recipe says."""
+    def decide(self, name: str, budget: float, seed: int, meter: ModelledMeter) -> None:
+        key, start = f"{name}@{budget}", time.monotonic()
+        self.doing = f"{key} of seed {seed}"
+        try:
+            one = method(name, meter, workload(self.stats[seed], self.config.top_k), QUANTIZER)
+            recipe = one.decide(self.subjects[seed], Budget(budget, WIDTHS), seed)
+        except WattbitError as error:
+            self.records[seed]["recipes"][key] = {"refused": str(error)}
+            return
+        decided = time.monotonic()
+        self.round(seed, key, recipe, decided - start)
+
+    def round(self, seed: int, key: str, recipe: Recipe, decide_s: float) -> None:
+        """Quantize here, unless the same recipe was judged already."""
         same = str(recipe.to_json() | {"method": ""})
-        for other in self.record["recipes"].values():
+        for other in self.records[seed]["recipes"].values():
             if other.get("recipe") and str(other["recipe"] | {"method": ""}) == same:
-                self.record["recipes"][key] = other | {"recipe": recipe.to_json(), "decide_s": decide_s}
+                self.records[seed]["recipes"][key] = other | {"recipe": recipe.to_json(), "decide_s": decide_s}
                 return
         start = time.monotonic()
-        packed = self.subject.quantize(recipe)
-        floats = {expert: self.model.matrices(expert) for expert in packed}
+        packed = self.subjects[seed].quantize(recipe)
+        self.quantized(seed, key, recipe, packed, decide_s, time.monotonic() - start)
+        if self.tasks and recipe.pruning is None:
+            place = self.settings.seeds.index(seed)
+            self.records[seed]["recipes"][key]["glue"] = self.tasks[0].rounded(place, recipe)
+
+    def quantized(
+        self,
+        seed: int,
+        key: str,
+        recipe: Recipe,
+        packed: Mapping[ExpertId, PackedExpert],
+        decide_s: float,
+        quantize_s: float,
+    ) -> None:
+        """Judge a model with these experts."""
+        model = self.models[seed]
+        floats = {expert: model.matrices(expert) for expert in packed}
         for expert, found in packed.items():
-            self.model.replace(expert, found.dequantize())
+            model.replace(expert, found.dequantize())
         try:
-            judged = self.judge(lambda contexts: self.model.losses(contexts, recipe.pruning), self.probes, None)
+            judged = self.judge(lambda contexts: model.losses(contexts, recipe.pruning))
         finally:
             for expert, matrices in floats.items():
-                self.model.replace(expert, matrices)
-        about = {
+                model.replace(expert, matrices)
+        self.records[seed]["recipes"][key] = judged | {
             "recipe": recipe.to_json(),
             "bytes": sum(expert.bytes for expert in packed.values()),
-            "rounded_to_nearest": sum(expert.quantizer != recipe.quantizer for expert in packed.values()),
+            "rounded_to_nearest": len(fallen_back(recipe, packed)),
             "decide_s": decide_s,
-            "quantize_s": time.monotonic() - start,
+            "quantize_s": quantize_s,
         }
-        self.record["recipes"][key] = judged | about
-        self.keep()
 
     def tuned(self) -> None:
-        """Chains of fine-tuning from the float weights."""
-        list(self.scales)
+        """Chains of fine-tuning from the float weights, with the teacher that co-training has by default."""
+        for seed, found in self.scaling.items():
+            scales: Scales = {}
+            for part in found:
+                scales |= part.result()
+            self.learners[seed].adopt(scales)
         self.say("scales")
-        ids, seed = self.learner.config.expert_ids, self.settings.seed
-        self.chain("uniform8", Allocation.of(dict.fromkeys(ids, 8)))
-        for budget in self.settings.budgets:
-            if budget == int(budget):
-                self.chain(f"uniform@{budget}", Allocation.of(dict.fromkeys(ids, int(budget))))
-            if budget == min(WIDTHS):
-                continue
-            for name in ("exact", "random"):
-                if not self.late():
-                    chosen = method(name).decide(self.subject, Budget(budget, WIDTHS), seed)
-                    self.chain(f"{name}@{budget}", chosen.allocation)
+        first, *rest = self.parts(self.controls())
+        between = [f"dmpq@{budget}" for budget in self.settings.budgets if budget > min(WIDTHS)]
+        for part in (first, *rest[:1], *self.parts(between), *rest[1:]):  # the searches end meanwhile
             if not self.late():
-                self.chain(f"dmpq@{budget}", self.searched(budget))
-        for budget in self.settings.budgets:
-            if budget > min(WIDTHS) and not self.late():
-                self.chain(f"dmpq-cotrained@{budget}", self.searched(budget), budget)
+                self.chains({key: {seed: self.chosen(key, seed) for seed in self.settings.seeds} for key in part})
 
-    def searched(self, budget: float) -> Allocation:
+    def controls(self) -> list[str]:
+        """Chains beside DMPQ's, budget after budget."""
+        found = ["uniform8"]
+        for budget in self.settings.budgets:
+            found += [f"uniform@{budget}"] if budget == int(budget) else []
+            found += [f"{name}@{budget}" for name in ("exact", "random") if budget > min(WIDTHS)]
+        return found
+
+    def chosen(self, key: str, seed: int) -> Allocation:
+        name, _, budget = key.partition("@")
+        if name.startswith("uniform"):
+            bits = 8 if name == "uniform8" else int(float(budget))
+            return Allocation.of(dict.fromkeys(self.config.expert_ids, bits))
+        if name == "dmpq":
+            return self.searched(float(budget), seed)
+        return method(name).decide(self.subjects[seed], Budget(float(budget), WIDTHS), seed).allocation
+
+    def cotrained(self) -> None:
+        """DMPQ's chains once more, with a second search between the rounds."""
+        seeds, budgets = self.settings.seeds, [b for b in self.settings.budgets if b > min(WIDTHS)]
+        for part in self.parts(budgets):
+            if not self.late(0.9):
+                wanted = {f"dmpq-cotrained@{b}": {seed: self.searched(b, seed) for seed in seeds} for b in part}
+                self.chains(wanted, again=True)
+
+    def parts(self, keys: Sequence[Key]) -> list[Sequence[Key]]:
+        """The keys, so many at a time as run side by side."""
+        size = TOGETHER.get(self.config.experts, 4)
+        return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+    def searched(self, budget: float, seed: int) -> Allocation:
         """DMPQ's recipe, judged without retraining too."""
         key = f"dmpq@{budget}"
-        if key not in self.record["recipes"]:
-            found, seconds = self.searches[budget].result()
-            self.quantized(key, Recipe.from_json(found), seconds)
-        return Recipe.from_json(self.record["recipes"][key]["recipe"]).allocation
+        if key not in self.records[seed]["recipes"]:
+            found, seconds = self.searches[seed, budget].result()
+            self.round(seed, key, Recipe.from_json(found), seconds)
+        return Recipe.from_json(self.records[seed]["recipes"][key]["recipe"]).allocation
 
-    def chain(self, key: str, allocation: Allocation, again: float | None = None) -> None:
-        """Fine-tune at an allocation; with a budget, search `again` between the rounds."""
-        if key in self.record["tuned"] or self.late():
+    def chains(self, wanted: Mapping[str, Mapping[int, Allocation]], again: bool = False) -> None:
+        """Fine-tune each seed's model at each allocation; `again`: search between the rounds."""
+        seeds = self.settings.seeds
+        wanted = {k: a for k, a in wanted.items() if any(k not in self.records[seed]["tuned"] for seed in seeds)}
+        if not wanted or self.late():
             return
-        learner = copy.deepcopy(self.learner)
-        before = learner.perplexity(allocation)
-        allocations = [allocation]
+        self.doing = f"fine-tuning at {', '.join(wanted)}"
+        chains = [(seed, key) for seed in seeds for key in wanted]  # neighbours share a teacher
+        allocations = [[wanted[key][seed]] for seed, key in chains]
+        places = [seeds.index(seed) for seed, _ in chains]
+        learners = [self.learners[seed] for seed, _ in chains]
+        stack = self.floats.select(places)
         for turn in range(ROUNDS):
-            if turn and again is not None:
-                held = learner.samples.held[:CALIBRATION]
-                stats = ModelSubject(OwnModel.of(learner), held, held).stats(WIDTHS)
-                found, _ = self.search(stats, again, self.settings.seed).result()
-                allocation = Recipe.from_json(found).allocation
-                allocations.append(allocation)
-            torch.backends.cuda.matmul.allow_tf32 = True
-            learner.finetune(allocation, self.settings.steps, self.settings.seed + turn)
-            torch.backends.cuda.matmul.allow_tf32 = False
-        whole, self.learner = self.learner, learner
-        try:
-            experts = learner.quantized_experts(allocation)
-            probes = [Probe.fit(task, learner.network, words, experts) for task, words in self.tasks]
-            judged = self.judge(learner_losses(learner, allocation), probes, experts)
-        finally:
-            self.learner = whole
-        about = {
-            "allocations": [one.to_json() for one in allocations],
-            "mean_bits": allocation.mean_bits,
-            "valid_before": before,
-            "valid_after": learner.perplexity(allocation),
-            "steps": ROUNDS * self.settings.steps,
-        }
-        self.record["tuned"][key] = judged | about
-        self.say(f"tuned {key}: {judged['perplexity']['token']:.3f}")
+            if turn and again:
+                found = [
+                    self.search(subject_of(learner).stats(WIDTHS), float(key.partition("@")[2]), seed)
+                    for learner, (seed, key) in zip(learners, chains, strict=True)
+                ]
+                for own, one in zip(allocations, found, strict=True):
+                    own.append(Recipe.from_json(one.result()[0]).allocation)
+            now, drawn = [own[-1] for own in allocations], [seed + turn for seed, _ in chains]
+            learners = finetune(stack, self.floats, learners, now, drawn, self.settings.steps)
+        for learner, own, (seed, key) in zip(learners, allocations, chains, strict=True):
+            judged = self.judge(learner_losses(learner, own[-1]))
+            self.records[seed]["tuned"][key] = judged | {
+                "allocations": [one.to_json() for one in own],
+                "mean_bits": own[-1].mean_bits,
+                "steps": ROUNDS * self.settings.steps,
+            }
+        self.say(f"tuned {', '.join(wanted)}")
+
+    def tune_float_on_tasks(self) -> None:
+        """The float models fine-tuned on each task; the first task's also judge what is not retrained."""
+        for source in self.settings.tasks:
+            self.doing = f"fine-tuning on {source}"
+            task = TaskStudy(source, list(self.learners.values()), self.vocabulary, self.settings.glue_steps)
+            self.keep(["float"], task.tune(self.floats, self.settings.seeds))
+            self.tasks.append(task)
+        self.say("tasks in float")
+
+    def tune_on_tasks(self) -> None:
+        """The tasks' float models fine-tuned on at widths, side by side."""
+        seeds = self.settings.seeds
+        for task in self.tasks:
+            done = set.intersection(*(set(self.records[seed]["glue"][task.task.name]) for seed in seeds))
+            known = [key for key in GLUE_KEYS if float(key.partition("@")[2] or 2) in (2, *self.settings.budgets)]
+            for part in self.parts([key for key in known if key not in done]):
+                if self.late():
+                    return
+                self.doing = f"{task.task.name} at {', '.join(part)}"
+                chains = [(place, self.chosen(key, seed)) for key in part for place, seed in enumerate(seeds)]
+                self.keep(part, task.tune_at(chains, [seed + len(seeds) for _ in part for seed in seeds]))
+                self.say(self.doing)
+
+    def keep(self, keys: Sequence[str], scores: Scores) -> None:
+        """Scores of models that are ordered by key, then by seed."""
+        chains = [(key, seed) for key in keys for seed in self.settings.seeds]
+        for split, values in scores.items():
+            for (key, seed), value in zip(chains, values, strict=True):
+                self.records[seed]["glue"].setdefault(split, {})[key] = value
 
 
 def run(settings: Settings) -> None:
-    """The whole study, in this process and in `settings.searches` others for the searches."""
-    torch.manual_seed(settings.seed)
+    """The whole study, in this process and others."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.searches, mp_context=spawn) as pool:
-        try:
-            Study(settings, pool).run()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(settings.workers, mp_context=spawn)
+    slow_pool = ProcessPoolExecutor(settings.workers, mp_context=spawn, initializer=os.nice, initargs=(15,))
+    study = Study(settings, pool, slow_pool)
+    try:
+        study.run()
+    except (WattbitError, RuntimeError, OSError) as error:  # RuntimeError: out of the GPU's memory, or a lost worker
+        raise SystemExit(f"{settings.preset}, {study.doing}: {' '.join(str(error).split())}") from None
+    finally:
+        for each in (pool, slow_pool):
+            each.shutdown(wait=False, cancel_futures=True)

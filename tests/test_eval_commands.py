@@ -134,6 +134,18 @@ def test_a_run_without_a_model_is_told_how_to_get_one(tmp_path: Path, monkeypatc
     assert "make one with `wattbit train`" in result.stderr
 
 
+def test_explain_says_where_it_cannot_write(compared: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(compared)
+    invoke("stats")
+    bits = {ExpertId(layer, expert): 4 for layer in range(2) for expert in range(4)}
+    Path("four.json").write_text(json.dumps(Allocation.of(bits).to_json()))
+    (compared / "file").write_text("")
+    for out in ("file/why", "/proc/why"):
+        result = CliRunner().invoke(main, ["explain", "--recipe", "four.json", "--out", out])
+        assert result.exit_code == 1
+        assert f"{out} cannot be written to" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_lines_pair_seeds_and_skip_what_was_refused():
     def cell(perplexity: float) -> dict:
         text = {"token": perplexity, "word": 2 * perplexity}

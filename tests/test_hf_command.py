@@ -117,6 +117,15 @@ def test_a_configuration_of_no_network(name: str, value: object, model: Path, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_compile_writes_beside_nothing_foreign(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    result = run("compile", model, "--bits", 4, "--out", out)
+    assert result.exit_code == 1 and "holds other files (thesis.txt)" in result.stderr
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
 def test_groups_that_no_matrix_has(model: Path, tmp_path: Path) -> None:
     result = run("compile", model, "--bits", 4, "--group-size", 48, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "a multiple of 32 that divides 64 columns, not 48" in result.stderr

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from wattbit.errors import WattbitError
+from wattbit.models.expert_model import Matrices
 from wattbit.models.quantizers import gptq, hqq, low_rank, rtn
+from wattbit.models.quantizers.apply import ExpertRecipe, by_rows, quantize_expert, quantize_together
 from wattbit.models.quantizers.grid import Quantized
 
 pytest_plugins = ["tests.models_support"]
@@ -178,3 +180,21 @@ def test_weights_beyond_float16_scales_are_refused(bad: float):
     for quantize in (rtn.quantize, rtn.quantize_symmetric, hqq.quantize):
         with pytest.raises(WattbitError, match=r"beyond float16; check the checkpoint"):
             quantize(values, 4)
+
+
+@pytest.mark.parametrize("how", [ExpertRecipe(3), ExpertRecipe(2, "hqq"), ExpertRecipe(4, "hqq", 5)])
+def test_experts_quantized_together_are_those_quantized_alone(how: ExpertRecipe):
+    class Kind:
+        first, last = ("w1",), "w2"
+
+        def hidden(self, matrices: Matrices, x: Tensor) -> Tensor:
+            raise AssertionError("nothing is asked of the inputs")
+
+    experts = [{"w1": torch.randn(12, 7), "w2": torch.randn(7, 12)} for _ in range(5)]
+    assert by_rows(how)
+    for ours, matrices in zip(quantize_together(experts, how, range(5)), experts, strict=True):
+        theirs = quantize_expert(Kind(), matrices, how, torch.zeros(ours.tokens, 7))
+        assert (ours.header(), ours.quantizer) == (theirs.header(), theirs.quantizer)
+        for name, tensor in theirs.tensors().items():
+            assert torch.equal(ours.tensors()[name], tensor)
+    assert not by_rows(ExpertRecipe(3, "gptq")) and not by_rows(ExpertRecipe(3, rank=2))

@@ -20,22 +20,46 @@ from wattbit.report import figure, significant, table
 from wattbit.run import Run
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
 
     from wattbit.models.expert_model import ExpertModel
+    from wattbit.models.learner import MoELearner
     from wattbit.models.own import OwnModel
     from wattbit.models.subject import ModelSubject
-    from wattbit.models.tasks import Probe
+    from wattbit.models.tasks import Probe, Task
 
 TOKENS = 1000  # of the workload that the meter prices
 CONTEXTS = 64  # of calibration text
 
 
 @dataclass(frozen=True, eq=False)
+class Tuning:
+    """Tasks that a copy of the whole model is fine-tuned on for so many steps, see `wattbit.models.tuning`."""
+
+    learner: "MoELearner"
+    vocabulary: "Tokenizer"
+    tasks: "tuple[Task, ...]"
+    steps: int
+
+    def scores(self, recipe: Recipe | None, progress: Progress) -> dict[str, float]:
+        """At a recipe's widths, in the deployed arithmetic, whatever else the recipe says."""
+        from wattbit.models.tuning import tuned_score
+
+        widths = None if recipe is None else recipe.allocation
+        seed = self.learner.train_config.seed
+        return {
+            task.name: tuned_score(task, self.learner, self.vocabulary, widths, self.steps, seed, progress)
+            for task in self.tasks
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Judge:
     """A model with all that judges it. text: the split that perplexity is of.
 
-    meter: None where no meter prices this model's experts; probes: of wattbit's own models alone.
+    meter: None where no meter prices this model's experts. probes, tuning: of wattbit's own models alone, one or the
+    other.
     """
 
     model: "ExpertModel"
@@ -47,6 +71,7 @@ class Judge:
     stride: int
     meter: Meter | None
     probes: "tuple[Probe, ...]" = ()
+    tuning: Tuning | None = None
 
     def workload(self) -> Workload:
         stats = self.subject.stats(())
@@ -74,6 +99,8 @@ class Judge:
                 progress,
             )
             glue = {probe.task.name: probe.evaluate(self._own().network) for probe in self.probes}
+        if self.tuning is not None:
+            glue = self.tuning.scores(recipe, progress)
         return {
             "method": "float" if recipe is None else recipe.method,
             "mean_bits": 16.0 if recipe is None else recipe.allocation.mean_bits,
@@ -118,9 +145,10 @@ class Judge:
                 self.model.replace(expert, matrices)
 
 
-def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Progress) -> Judge:
+def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Progress, tune: int = 0) -> Judge:
     """A run's float model; perplexity is of its corpus' test text where there is one, else of the validation text.
 
+    tune: steps of fine-tuning on the tasks, 0 for heads on the frozen model.
     Calibration is validation text; with a validation split alone it is other contexts of it than `Subject.perplexity`.
     """
     import torch
@@ -138,6 +166,7 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
     vocabulary = load_vocabulary(run.path("data"))
     split, texts = read_test(run.config.data)
     samples, context = opened.samples, opened.config.context
+    read = tuple(read_task(task) for task in tasks)
     return Judge(
         OwnModel.of(opened),
         ModelSubject(OwnModel.of(opened), samples.held[:CONTEXTS], samples.valid, progress),
@@ -147,7 +176,8 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
         context,
         stride or max(1, context // 2),
         meter(run),
-        tuple(Probe.fit(read_task(task), opened.network, vocabulary) for task in tasks),
+        () if tune else tuple(Probe.fit(task, opened.network, vocabulary) for task in read),
+        Tuning(opened, vocabulary, read, tune) if tune else None,
     )
 
 
@@ -211,6 +241,13 @@ def summary(found: dict[str, Any]) -> str:
 @click.option("--group-size", type=click.IntRange(1), help="Of --method: columns that share a scale; by default a row.")
 @click.option("--seed", default=0, show_default=True, help="Seed of --method.")
 @click.option("--task", "tasks", multiple=True, help="GLUE task of a run's model: a folder or glue/TASK; repeatable.")
+@click.option(
+    "--tune",
+    default=0,
+    type=click.IntRange(0),
+    help="Steps to fine-tune the whole model on each task, with a recipe a third as many more at its widths; "
+    "by default a head on the frozen model.",
+)
 @click.option("--stride", type=click.IntRange(1), help="Of the sliding window, tokens; by default half the window.")
 @json_option
 def command(
@@ -225,6 +262,7 @@ def command(
     group_size: int | None,
     seed: int,
     tasks: tuple[str, ...],
+    tune: int,
     stride: int | None,
     as_json: bool,
 ) -> None:
@@ -233,6 +271,8 @@ def command(
         raise click.UsageError("give either --recipe or --method")
     if model and (folder or tasks):
         raise click.UsageError("--model is evaluated without --run and --task")
+    if tune and not tasks:
+        raise click.UsageError("--tune needs a --task")
     with Display() as display:
         display.begin("open", "model")
         if model:
@@ -241,7 +281,7 @@ def command(
             run = Run.open(folder) if folder else Run.latest(RUNS)
             if run.record("train") is None:
                 raise WattbitError(f"{run.folder} has no trained model; run `wattbit train` with its options")
-            judge = judge_run(run, tasks, stride, display)
+            judge = judge_run(run, tasks, stride, display, tune)
         display.begin("decide", method or "recipe")
         chosen = read_recipe(recipe) if recipe else None
         if method:

@@ -1,0 +1,114 @@
+"""What a study of `benchmarks/methods.py` leaves to other processes: searches, scales, and slow quantizers."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wattbit.board.targets import load
+from wattbit.hls.meter import ModelledMeter
+from wattbit.models.learner import MoELearner
+from wattbit.models.own import OwnModel
+from wattbit.models.packed import save_experts
+from wattbit.models.scales import ExpertScales
+from wattbit.models.subject import ModelSubject
+from wattbit.plan import ExpertId, ExpertShape, ExpertStats, Precision, Workload
+from wattbit.policy.methods.dmpq import DMPQ
+from wattbit.recipe import Budget, Quantizer, Recipe
+
+BOARD = "virtual-z2"
+WIDTHS = (2, 3, 4, 8)
+CALIBRATION = 32  # contexts of validation text; perplexity and tasks are of test text
+TOKENS = 1000  # of the meter's workload
+QUANTIZER: Quantizer = "hqq"  # of every method that does not name its own, so that allocations compare
+
+Record = dict[str, Any]
+Scales = dict[tuple[ExpertId, Precision], ExpertScales]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """data: folder of the prepared tokens; text: the corpus' folder; tasks: GLUE folders.
+
+    steps: of a round of fine-tuning. glue_steps: of a task's float fine-tuning. iterations: of DMPQ's policy. workers:
+    processes that search, and as many that quantize. judged: tokens of the test text, None for all. seconds: when to
+    stop, from the start.
+    """
+
+    preset: str
+    seeds: tuple[int, ...]
+    data: Path
+    text: str | None
+    tasks: tuple[str, ...]
+    out: Path
+    device: str = "auto"
+    budgets: tuple[float, ...] = (2.75, 3.0, 2.5, 2.0, 3.5, 4.0)
+    steps: int = 150
+    glue_steps: int = 1500
+    iterations: int = 150
+    workers: int = 2
+    judged: int | None = None
+    seconds: float = float("inf")
+
+    def file(self, seed: int) -> Path:
+        return self.out / f"{self.preset}-{seed}.json"
+
+    def model(self, seed: int) -> Path:
+        return self.out / f"{self.preset}-{seed}.model"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The part of a `Subject` that DMPQ asks for, as values that another process can have."""
+
+    experts: tuple[ExpertId, ...]
+    top_k: int
+    found: tuple[ExpertStats, ...]
+
+    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
+        return self.found
+
+
+def workload(stats: Sequence[ExpertStats], top_k: int) -> Workload:
+    return Workload(TOKENS, top_k, tuple((s.expert, s.frequency) for s in stats))
+
+
+def search(table: Table, shape: ExpertShape, budget: float, seed: int, iterations: int) -> tuple[Record, float]:
+    """DMPQ's recipe and the seconds that it took."""
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    meter = ModelledMeter(shape, load(BOARD).target)
+    policy = DMPQ(meter, workload(table.found, table.top_k), iterations=iterations, quantizer=QUANTIZER)
+    found = policy.decide(table, Budget(budget, WIDTHS), seed)  # type: ignore[arg-type]
+    return found.to_json(), time.monotonic() - start
+
+
+@cache
+def opened(data: Path, model: Path) -> tuple[MoELearner, ModelSubject]:
+    """A trained model on the CPU, opened once."""
+    learner = MoELearner.open(data, model)
+    torch.set_num_threads(1)
+    return learner, subject_of(learner)
+
+
+def subject_of(learner: MoELearner) -> ModelSubject:
+    return ModelSubject(OwnModel.of(learner), learner.samples.held[:CALIBRATION], learner.samples.valid)
+
+
+def layer_scales(data: Path, model: Path, layer: int, bits: int) -> Scales:
+    """The scales of a layer's experts at a width."""
+    learner, _ = opened(data, model)
+    precision = Precision(bits)
+    return {(e, precision): learner.scales(e, precision) for e in learner.config.expert_ids if e.layer == layer}
+
+
+def layer_packed(data: Path, model: Path, recipe: Record, layer: int, path: Path) -> float:
+    """A layer's experts quantized, into a file; the seconds that it took."""
+    start = time.monotonic()
+    if not path.exists():
+        save_experts(path, opened(data, model)[1].quantize(Recipe.from_json(recipe), layer))
+    return time.monotonic() - start
