@@ -3,22 +3,25 @@
     python benchmarks/arm_kernels.py [--quick] [--json FILE]
 
 One token first; then, at one shape, several tokens of one expert together (prefill, batched routing) against as many
-products of one. Weights are cold, repeats of a width's candidates are interleaved, figures are medians of single calls.
-Some libraries' threads keep spinning after a call: before each candidate's turn there is a pause, then a few calls that
-do not count. A ratio above 1 means that ours is better, a goal stands at the best peer only. The peers' weights carry
-scales for groups of 32 to 256, ours one scale a channel. It needs a quiet machine: a call that is preempted takes
-milliseconds more.
+products of one. Weights are cold, times are medians of single calls. A width, 8 bits and reading as much memory take
+turns within milliseconds, for the memory's speed is the neighbours' too; their ratios are the medians of the turns'.
+Peers take turns with ours in another measurement: some of their threads keep spinning after a call, so that there is a
+pause before each turn, and as the pause lets the cores fall asleep, calls for WARM_S seconds that do not count. A ratio
+above 1 means that ours is better, a goal stands at the best peer only. The peers' weights carry scales for groups of 32
+to 256, ours one scale a channel. It needs a quiet machine: a call that is preempted takes milliseconds more.
 """
 
 import os
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median, stdev
 
 import click
-from kernel_peers import Case, Peer, build_ggml, missing_torchao, peers
+from kernel_peers import COLD_BYTES, Case, Peer, build_ggml, missing_torchao, peers
 from rows import Benchmark, Row, show, write
 
 from wattbit.tvm_schedules.cores import Core, host_core
@@ -30,7 +33,8 @@ WIDTHS = (8, 6, 4, 3, 2)
 TOGETHER, TOGETHER_SHAPE, TOGETHER_WIDTHS = (4, 16), (11008, 4096), (8, 4, 2)
 FOLLOWS, BANDWIDTH, PEER = 0.9, 0.9, 1.0  # the goals
 CALL_BYTES = 100_000_000  # a candidate's calls of one repeat read about so much
-SETTLE_S, WARM_CALLS = 0.02, 2
+TURN_BYTES, TURNS = 8_000_000, 40  # the same of a turn without pauses
+SETTLE_S, WARM_S = 0.02, 0.02
 CACHE = Path(os.environ.get("WATTBIT_CACHE", Path.home() / ".cache" / "wattbit")) / "peers"
 
 
@@ -47,10 +51,29 @@ def measure(candidates: dict[str, Peer], calls: int, repeats: int) -> dict[str, 
     for repeat in range(repeats + 1):
         for name, candidate in candidates.items():
             time.sleep(SETTLE_S)
-            candidate(WARM_CALLS)
+            warm_s = time.perf_counter() + WARM_S
+            while time.perf_counter() < warm_s:
+                candidate(2)
             taken = candidate(calls)
             seconds[name] += taken if repeat else []  # the first repeat warms up
     return seconds
+
+
+def alongside(timer: Timer, product: Product, case: str) -> list[Row]:
+    """A width against 8 bits, and against reading as much memory, in turns right after one another."""
+    size, bits = timer.weight_bytes(product), product.weight_bits
+    wide, calls = replace(product, weight_bits=8), max(1, TURN_BYTES // size)
+    turns = [
+        (timer.products(product, calls), timer.products(wide, max(1, calls * bits // 8)), timer.readings(size, calls))
+        for _ in range(TURNS)
+    ][1:]
+    metric, found = f"time at {bits} bits, s", []
+    for place, name, goal in ((1, "ours at 8 bits", FOLLOWS * 8 / bits), (2, "reading alone", BANDWIDTH)):
+        if bits < 8 or place == 2:
+            ratio = median(median(turn[place]) / median(turn[0]) for turn in turns)
+            times = [[each for turn in turns for each in turn[i]] for i in (0, place)]
+            found.append(replace(row(case, metric, *times, name, goal), ratio=ratio))
+    return found
 
 
 def row(case: str, metric: str, ours: list[float], peer: list[float], name: str, goal: float | None) -> Row:
@@ -61,23 +84,12 @@ def row(case: str, metric: str, ours: list[float], peer: list[float], name: str,
 
 
 def compare(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None) -> list[Row]:
-    """One width of one shape: against our 8 bits, against reading as much memory, and against the peers."""
-    one = Product(peer.bits, peer.rows, peer.cols)
-    wide = Product(8, peer.rows, peer.cols)
-    size = timer.weight_bytes(one)
+    """One width of one shape against the peers; the timer's weights come again as often as theirs."""
+    one, found = Product(peer.bits, peer.rows, peer.cols), []
     others = dict(peers(peer, ggml))
-    candidates: dict[str, Peer] = {
-        "ours": lambda calls: timer.products(one, calls),
-        "ours at 8 bits": lambda calls: timer.products(wide, calls),
-        "reading alone": lambda calls: timer.readings(size, calls),
-        **others,
-    }
-    times = measure(candidates, max(4, CALL_BYTES // (peer.rows * peer.cols)), repeats)
-    ours = times.pop("ours")
-    metric, found = f"time at {peer.bits} bits, s", []
-    if peer.bits < 8:
-        found.append(row(case, metric, ours, times["ours at 8 bits"], "ours at 8 bits", FOLLOWS * 8 / peer.bits))
-    found.append(row(case, metric, ours, times["reading alone"], "reading alone", BANDWIDTH))
+    candidates: dict[str, Peer] = {"ours": lambda calls: timer.products(one, calls), **others}
+    times = measure(candidates, max(4, CALL_BYTES // timer.weight_bytes(one) // 2), repeats)
+    ours, metric = times.pop("ours"), f"time at {peer.bits} bits, s"
     best = min(others, key=lambda name: median(times[name]), default=None)
     for name in others:
         found.append(row(case, metric, ours, times[name], name, PEER if name == best else None))
@@ -93,7 +105,7 @@ def compare_together(timer: Timer, case: str, peer: Case, repeats: int, ggml: Pa
         f"{peer.tokens} products of one": lambda calls: [peer.tokens * each for each in timer.products(one, calls)],
         **others,
     }
-    times = measure(candidates, max(4, CALL_BYTES // (peer.rows * peer.cols) // 2), repeats)
+    times = measure(candidates, max(4, CALL_BYTES // timer.weight_bytes(several) // 2), repeats)
     ours = times.pop("ours")
     best = min(others, key=lambda name: median(times[name]), default=None)
     metric = f"{peer.tokens} tokens together at {peer.bits} bits, s"
@@ -111,7 +123,7 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
         if isinstance(reason, str):
             click.echo(f"left out: {reason}")
     library_of_ggml = ggml if isinstance(ggml, Path) else None
-    counts, repeats = threads or (1, os.cpu_count() or 1), 2 if quick else 7
+    counts, repeats = threads or (1, os.cpu_count() or 1), 2 if quick else 4
     rows: list[Row] = []
 
     def add(found: list[Row]) -> None:
@@ -121,15 +133,17 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"
         build(core, library)
+        peerlike = partial(Timer, library, core.name, cold_bytes=COLD_BYTES)
         for count in counts:
             for shape in SHAPES[:1] if quick else SHAPES:
                 case = f"{core.name}, {shape[0]}x{shape[1]}, {count} thread{'s' * (count > 1)}"
-                with Timer(library, core.name, count) as timer:
+                with Timer(library, core.name, count) as timer, peerlike(count) as other:
                     for bits in WIDTHS:
-                        add(compare(timer, case, Case(bits, *shape, count), repeats, library_of_ggml))
+                        found = alongside(timer, Product(bits, *shape), case)
+                        add(found + compare(other, case, Case(bits, *shape, count), repeats, library_of_ggml))
         shape = SHAPES[0] if quick else TOGETHER_SHAPE
         case = f"{core.name}, {shape[0]}x{shape[1]}, {counts[-1]} threads"
-        with Timer(library, core.name, counts[-1]) as timer:
+        with peerlike(counts[-1]) as timer:
             for tokens, bits in product(TOGETHER, TOGETHER_WIDTHS):
                 add(compare_together(timer, case, Case(bits, *shape, counts[-1], tokens), repeats, library_of_ggml))
     if path:

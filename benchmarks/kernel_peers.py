@@ -27,7 +27,7 @@ from wattbit.processes import execute
 Peer = Callable[[int], list[float]]
 Address = ctypes.c_void_p
 
-COLD_BYTES = 128 << 20  # weights that a peer goes through before it meets one again: more than caches hold
+COLD_BYTES = 256 << 20  # weights that a peer goes through before it meets one again: far more than caches hold
 GGML_TYPES = {8: "q8_0", 6: "q6_K", 5: "q5_K", 4: "q4_0", 3: "q3_K", 2: "q2_K"}
 ONNX_BITS = (8, 4)  # it has 2 bits, but no fast ones: 200 to 460 times our time
 SDIST = "llama_cpp_python-*.tar.gz"
