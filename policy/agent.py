@@ -4,7 +4,7 @@ Gates stay at their start for the first half of the iterations, until experts ca
 over experts, falls linearly to 0. A policy may start warm, from the exact solution of the damage table for the best set
 of widths (`exact.solve_shared`): it is offered as a choice, and the network is fitted to it so far that it is the
 likeliest, not the only one. Draws of hundreds of experts at once hardly ever hit the one change that is missing, so
-a training ends with a local search from its best choice, by the moves of `annealing`.
+a training ends with a local search from its best choice (`annealing.improve`).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from wattbit.errors import WattbitError
 from wattbit.files import atomic
-from wattbit.policy.annealing import anneal
+from wattbit.policy.annealing import improve
+from wattbit.policy.critic import Critic
 from wattbit.policy.environment import AllocationEnv, observe
 from wattbit.policy.exact import solve_shared
 from wattbit.policy.network import PolicyNet, of_gates
@@ -84,7 +85,7 @@ class Policy:
     def choose(self, problem: Problem, draws: int = 0, seed: int = 0) -> Choice:
         """The best of the likeliest choice and of `draws` drawn ones, repaired to the budget [N], without learning.
 
-        Raises WattbitError for a problem of other actions.
+        Raises WattbitError for a problem of other actions, and for a policy of another version's features.
         """
         if problem.actions != self.actions:
             raise WattbitError(
@@ -92,15 +93,34 @@ class Policy:
                 "search among the policy's, or train another one"
             )
         best = Best(problem)
-        best.offer(self.net.mode(torch.from_numpy(observe(problem))))
+        best.offer(self.net.mode(self._observation(problem)))
         for choice in self.sample(problem, draws, seed):
             best.offer(choice)
         return best.choice
 
     @torch.no_grad()
+    def expected(self, problem: Problem) -> Choice:
+        """Every expert's expected width under the likeliest gates, rounded to the nearest open one [N], and the whole
+        repaired to the budget; of several engines with that width the likelier one."""
+        observation = self._observation(problem)
+        gates = (self.net.gates(observation) > 0).float()[None]
+        probs = self.net.experts(observation, gates)[0].exp().double().numpy()  # [N, K], 0 where closed
+        off = np.abs(problem.widths - (probs @ problem.widths)[:, None]) - 1e-6 * probs
+        return problem.shrink(np.where(probs > 0, off, np.inf).argmin(axis=1))
+
+    def _observation(self, problem: Problem) -> Tensor:
+        observation = torch.from_numpy(observe(problem))
+        known = self.net.gate[0].in_features
+        if observation.shape[1] != known:
+            raise WattbitError(
+                f"the policy reads {known} features of an expert, this version has {observation.shape[1]}; train again"
+            )
+        return observation
+
+    @torch.no_grad()
     def sample(self, problem: Problem, draws: int, seed: int) -> list[Choice]:
         """Choices [N] drawn from the policy, gates and widths, each repaired to the budget."""
-        observation = torch.from_numpy(observe(problem))
+        observation = self._observation(problem)
         generator = torch.Generator().manual_seed(seed)
         logits = self.net.gates(observation).expand(draws, -1)
         gates = torch.bernoulli(torch.sigmoid(logits), generator=generator)  # [draws, K]
@@ -191,6 +211,7 @@ def _train(
     for best in bests:
         best.offer_uniform()
     prices = [Prices(env.problem, settings.price_rate) for env in envs]
+    critics = [Critic(env.problem) for env in envs]
     curves: list[list[float]] = [[] for _ in envs]
     if settings.warm:
         starts = [solve_shared(env.problem) if start is None else start for env, start in zip(envs, given, strict=True)]
@@ -203,7 +224,8 @@ def _train(
         turn = iteration % len(envs)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * max(left, 0.1)
         try:
-            batch = draw(net, envs[turn], prices[turn], settings.gate_draws, settings.choice_draws, generator)
+            draws = settings.gate_draws, settings.choice_draws
+            batch = draw(net, envs[turn], prices[turn], critics[turn], *draws, generator)
             bests[turn].offer(batch.choices[np.unravel_index(batch.rewards.argmax(), batch.rewards.shape)])
         except WattbitError as error:
             raise WattbitError(f"policy seed {seed}, iteration {iteration + 1}: {error}") from error
@@ -221,7 +243,7 @@ def _train(
         best.offer(mode)
     moves = round(settings.evaluations * settings.local / (1 + settings.local) / len(envs))
     for best in bests if moves else ():
-        best.offer(anneal(best.problem, best.choice, moves, seed))
+        best.offer(improve(best.problem, best.choice, moves, seed))
     return [
         Trained(best.choice, best.reward, mode, tuple(curve), Policy(net, best.problem.actions))
         for best, mode, curve in zip(bests, modes, curves, strict=True)

@@ -8,8 +8,10 @@ weights that the round before left. (Correcting it by what retraining repaired a
 the change of single experts' damage was all noise, and the policy took the noise for free bits. One share a width,
 fitted to a few fine-tuned allocations, is steadier: `policy.repair`.)
 
-A round fine-tunes at the policy's best allocation or, with `sampled`, at it and at allocations drawn from the policy in
-turn, a step each, so that the weights bear a change of widths at run time.
+A round fine-tunes at the best allocation that the policy found, at its expectation rounded to widths, or, `sampled`, at
+the best and at allocations drawn from the policy in turn, a step each, so that the weights bear a change of widths at
+run time. What is priced and kept is the best allocation, or the rounded expectation. The policy reads how the damage of
+every expert changed over the rounds so far.
 
 Fair by construction: every method starts from the same float weights and gets `rounds` fine-tuning calls of `steps`
 steps with the same seeds (hence the same batches). DMPQ's differ only in their widths, which may change between rounds.
@@ -20,16 +22,17 @@ from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from wattbit.errors import WattbitError
 from wattbit.files import write_json
 from wattbit.plan import Allocation, Cost, ExpertStats, Learner, Meter, Workload
-from wattbit.policy.search import POLICY, SearchResult, SearchSettings, search, spread
+from wattbit.policy.search import POLICY, Outcome, SearchResult, SearchSettings, search, spread
 from wattbit.policy.steps import Steps
 from wattbit.progress import Progress, silent
 
 Record = dict[str, Any]
+Widths = Literal["best", "expected", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class CotrainSettings:
     """Fine-tuning steps a round; every control gets rounds * steps too."""
     seed: int = 0
     """Seed of the first round's fine-tuning; each round takes the next."""
-    sampled: bool = False
-    """Whether the policy's rounds fine-tune at widths drawn from it (`search.draws`), not at its best alone."""
+    widths: Widths = "best"
+    """What the policy's rounds fine-tune at: its best allocation, its expectation rounded to widths, or its best and
+    `search.draws` drawn from it in turn."""
     distillation: float = 0.9
     """Weight of the float model's predictions, as a teacher of every method's fine-tuning, against the text's; 0: none.
     It halves what 3 bits cost after as many steps, see `results/finetuning.md`."""
@@ -54,11 +58,13 @@ class CotrainSettings:
             raise WattbitError(f"rounds and steps must be at least 1, not {self.rounds} and {self.steps}")
         if not 0 <= self.distillation <= 1:
             raise WattbitError(f"distillation must be within 0..1, not {self.distillation}")
-        if self.sampled and not self.search.draws:
+        if self.widths not in get_args(Widths):
+            raise WattbitError(f"widths must be one of {', '.join(get_args(Widths))}, not {self.widths!r}")
+        if self.widths == "sampled" and not self.search.draws:
             raise WattbitError("co-training at sampled widths needs search.draws above 0, for instance 16")
 
     def to_json(self) -> Record:
-        plain = {name: getattr(self, name) for name in ("rounds", "steps", "seed", "sampled", "distillation")}
+        plain = {name: getattr(self, name) for name in ("rounds", "steps", "seed", "widths", "distillation")}
         return {"search": self.search.to_json()} | plain
 
     @classmethod
@@ -135,14 +141,16 @@ class _Loop:
         if searched is not None and searched.settings != self.settings.search:
             raise WattbitError("the search was made with other settings than co-training's; search again")
         allocations: dict[str, list[Allocation]] = {}
-        found = self._search(0, self._stats(0, given), searched)
+        tables = [self._stats(0, given)]
+        found = self._search(0, tables, searched)
         for name, outcomes in found.methods.items():
             allocations[name] = [outcome.allocation for outcome in outcomes]
         records = [self._round(0, found)]
         for turn in range(1, self.settings.rounds):
-            found = self._search(turn, self._stats(turn, None), None)
+            tables.append(self._stats(turn, None))
+            found = self._search(turn, tables, None)
             records.append(self._round(turn, found))
-        allocations[POLICY] = [found.best.allocation]
+        allocations[POLICY] = [self._taken(found).allocation]
         return records, allocations
 
     def method(self, name: str, allocations: Sequence[Allocation]) -> Record:
@@ -169,19 +177,27 @@ class _Loop:
 
         return [ExpertStats.from_json(record) for record in self.steps.step(f"stats-{turn}", make)]
 
-    def _search(self, turn: int, table: Sequence[ExpertStats], searched: SearchResult | None) -> SearchResult:
-        """The round's policy update."""
+    def _search(
+        self, turn: int, tables: Sequence[Sequence[ExpertStats]], searched: SearchResult | None
+    ) -> SearchResult:
+        """The round's policy update, by the statistics of all rounds so far."""
 
         def make() -> Record:
-            return (searched or search(table, self.meter, self.workload, self.settings.search)).to_json()
+            *history, table = tables
+            settings = self.settings.search
+            return (searched or search(table, self.meter, self.workload, settings, history=history)).to_json()
 
         return SearchResult.from_json(self.steps.step(f"search-{turn}", make))
 
+    def _taken(self, found: SearchResult) -> Outcome:
+        """What a round keeps of its search."""
+        return found.expected if self.settings.widths == "expected" else found.best
+
     def _round(self, turn: int, found: SearchResult) -> Record:
         """Fine-tune at the widths that the policy found."""
-        best = found.best
+        best = self._taken(found)
         start = self.steps.weights(_chain(POLICY), turn)
-        widths = (best.allocation, *found.draws) if self.settings.sampled else (best.allocation,)
+        widths = (best.allocation, *found.draws) if self.settings.widths == "sampled" else (best.allocation,)
         end = self._finetune(_chain(POLICY), turn, widths)
         seen: Record = self.steps.step(f"round-{turn}", lambda: self._before_and_after(best.allocation, start, end))
         return seen | {

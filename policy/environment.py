@@ -52,9 +52,10 @@ def observe(problem: Problem) -> Observation:
 
     Own features are logarithms where a quantity spans magnitudes, each column standardised over the experts, so that
     they mean the same for 8 and for 512 experts. Damage is taken as asinh(d / median |d|) at every width, and by how
-    much it falls from each width to the next on the same scale. The layer and global pools are of the unstandardised
-    columns. The budget is (budget - narrowest) / (widest - narrowest), hardware the latency of all experts at each
-    action, relative to uniform 8 bit's.
+    much it falls from each width to the next on the same scale. With a history of former rounds, what changed at every
+    width from each round to the next is there too, a change counting half as much as the one after it; else it is 0.
+    The layer and global pools are of the unstandardised columns. The budget is (budget - narrowest) / (widest -
+    narrowest), hardware the latency of all experts at each action, relative to uniform 8 bit's.
     """
     raw = _own_features(problem)  # [N, F]
     own = (raw - raw.mean(axis=0)) / (raw.std(axis=0) + 1e-6)
@@ -77,7 +78,15 @@ def _own_features(problem: Problem) -> Floats:
     widths, first = np.unique(problem.widths, return_index=True)  # W of them, whatever runs them
     damage = np.arcsinh(problem.damage[:, first] / scale)  # [N, W]
     fall = np.arcsinh(-np.diff(problem.damage[:, first], axis=1) / np.diff(widths) / scale)  # [N, W - 1]
-    return np.concatenate([np.stack(columns, axis=1), damage, fall], axis=1)
+    return np.concatenate([np.stack(columns, axis=1), damage, fall, _drift(problem, first, scale)], axis=1)
+
+
+def _drift(problem: Problem, first: Choice, scale: float) -> Floats:
+    """How damage [N, W] at the widths that begin at the actions `first` [W] changed over the rounds so far."""
+    rounds = np.arcsinh(np.concatenate([problem.damage_before, problem.damage[None]])[..., first] / scale)  # [R, N, W]
+    weights = 0.5 ** np.arange(len(rounds) - 1)[::-1]  # of the changes
+    drift: Floats = np.einsum("r,rnw->nw", weights, np.diff(rounds, axis=0))
+    return drift
 
 
 def _log(values: list[float]) -> Floats:

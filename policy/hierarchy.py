@@ -60,12 +60,14 @@ def grouped(problem: Problem, number: int) -> NDArray[np.int64]:
 def coarse(problem: Problem, group: NDArray[np.int64]) -> Problem:
     """The problem with a group [N] as one expert, named after its first member."""
     members = [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
-    stats = [_sum([problem.stats[i] for i in own.tolist()]) for own in members]
+    rounds = [sorted(one, key=lambda s: s.expert) for one in (*problem.history, problem.stats)]
+    *history, stats = [[_sum([one[i] for i in own.tolist()]) for own in members] for one in rounds]
     names = {stat.expert: tuple(problem.experts[i] for i in own) for stat, own in zip(stats, members, strict=True)}
     frequency = tuple((stat.expert, stat.frequency) for stat in stats)
     return replace(
         problem,
         stats=stats,
+        history=history,
         meter=GroupMeter(problem.meter, problem.workload, names),
         workload=replace(problem.workload, frequency=frequency),
     )

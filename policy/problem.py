@@ -40,6 +40,7 @@ from wattbit.plan import (
     Precision,
     Workload,
 )
+from wattbit.policy.pricing import Price, prices
 
 Floats = NDArray[np.float64]
 Choice = NDArray[np.int64]  # [N], index of an action for every expert
@@ -62,8 +63,9 @@ class Problem:
     stats: one an expert, of one or more layers, in any order. weight_bits: widths to choose from, each with its damage
     in the stats. act_bits: activation width of every expert. budget_bits: greatest mean weight width.
     latency_nats, energy_nats: see the module. engines: the widths that each engine of the target can run; by default
-    all are the FPGA's. Raises WattbitError on a width without damage or that no engine runs, on a budget below the
-    narrowest width, and on statistics of other experts than the workload's.
+    all are the FPGA's. history: statistics of the same experts from former rounds of co-training, the oldest first.
+    Raises WattbitError on a width without damage or that no engine runs, on a budget below the narrowest width, and on
+    statistics of other experts than the workload's.
     """
 
     stats: Sequence[ExpertStats]
@@ -75,12 +77,14 @@ class Problem:
     latency_nats: float = 0.02
     energy_nats: float = 0.0
     engines: Mapping[Engine, Sequence[int]] | None = None
+    history: Sequence[Sequence[ExpertStats]] = ()
     widths: NDArray[np.int64] = field(init=False)  # [K], bits of each action, ascending
     placed: tuple[Engine, ...] = field(init=False)  # [K], engine of each action
     experts: tuple[ExpertId, ...] = field(init=False)
     layer: NDArray[np.int64] = field(init=False)  # [N]
     frequency: Floats = field(init=False)  # [N]
     damage: Floats = field(init=False)  # [N, K], nats a token
+    damage_before: Floats = field(init=False)  # [R, N, K], that of the history's rounds
     budget: int = field(init=False)  # bits, summed over the experts
     penalty: float = field(init=False)  # p
 
@@ -102,24 +106,27 @@ class Problem:
         self.experts = tuple(s.expert for s in self.stats)
         self.layer = np.array([e.layer for e in self.experts])
         self.frequency = np.array([s.frequency for s in self.stats])
-        strange = set(self.experts) ^ {expert for expert, _ in self.workload.frequency}
-        if strange:
-            raise WattbitError(
-                f"the statistics are of another model than the workload: only one of them has {min(strange)}; "
-                "run stats again"
-            )
+        loads = [expert for expert, _ in self.workload.frequency]
+        for name, others in (("workload", loads), *(("history", [s.expert for s in one]) for one in self.history)):
+            if strange := set(self.experts) ^ set(others):
+                raise WattbitError(
+                    f"the statistics are of another model than the {name}: only one of them has {min(strange)}; "
+                    "run stats again"
+                )
         actions = _actions(bits, self.engines or {"fpga": bits})
         self.widths = np.array([b for b, _ in actions])
         self.placed = tuple(engine for _, engine in actions)
-        self.damage = np.array([[s.damage_at(b) for b, _ in actions] for s in self.stats])
-        if not np.isfinite(self.damage).all():
+        rounds = [*(sorted(one, key=lambda s: s.expert) for one in self.history), self.stats]
+        damages = np.array([[[s.damage_at(b) for b, _ in actions] for s in one] for one in rounds])
+        if not np.isfinite(damages).all():
             raise WattbitError("a damage in the expert statistics is not a finite number; run stats again")
+        self.damage, self.damage_before = damages[-1], damages[:-1]
         self.budget = int(self.budget_bits * len(self.experts) + 1e-9)
         self.penalty = 2 * self.price(np.ones(len(actions), dtype=np.bool_)) * self.budget
         self._placements = [
             [Placement(e, engine, Precision(b, self.act_bits)) for b, engine in actions] for e in self.experts
         ]
-        self._costs: dict[bytes, Cost | InfeasibleError] = {}
+        self._costs: dict[bytes, Price] = {}
         self.reference = self._static()
         if self.energy_nats and self.reference.energy_j is None:
             raise WattbitError(
@@ -160,6 +167,11 @@ class Problem:
     def actions(self) -> tuple[str, ...]:
         """The actions [K] in words, such as `4 bits on fpga`."""
         return tuple(f"{bits} bits on {engine}" for bits, engine in zip(self.widths, self.placed, strict=True))
+
+    @property
+    def asked(self) -> int:
+        """How many choices the meter has been asked for, those that the hardware cannot hold among them."""
+        return len(self._costs)
 
     @property
     def priced(self) -> tuple[Choice, ...]:
@@ -221,15 +233,16 @@ class Problem:
             low, high = (low, middle) if taken(middle) <= self.budget else (middle, high)
         return high
 
+    def ask(self, choices: Choice) -> None:
+        """Have choices [M, N] priced, side by side where the meter can."""
+        new = {key: choice for choice in choices if (key := _key(choice)) not in self._costs}
+        found = prices(self.meter, [self.allocation(choice) for choice in new.values()], self.workload) if new else ()
+        self._costs.update(zip(new, found, strict=True))
+
     def cost(self, choice: Choice) -> Cost:
         """The meter's price of a choice; raises InfeasibleError when the hardware cannot hold it."""
-        key = choice.astype(np.int8).tobytes()
-        if key not in self._costs:
-            try:
-                self._costs[key] = self.meter.cost(self.allocation(choice), self.workload)
-            except InfeasibleError as error:
-                self._costs[key] = error
-        cost = self._costs[key]
+        self.ask(choice[None])
+        cost = self._costs[_key(choice)]
         if isinstance(cost, InfeasibleError):
             raise cost
         if not np.isfinite(cost.latency_s) or not np.isfinite(cost.energy_j or 0.0):
@@ -329,6 +342,10 @@ class Problem:
         expert, width = np.unravel_index(np.where(allowed, rise, np.inf).argmin(), rise.shape)
         choice[expert] = width
         return True
+
+
+def _key(choice: Choice) -> bytes:
+    return choice.astype(np.int8).tobytes()
 
 
 @dataclass(frozen=True, eq=False)

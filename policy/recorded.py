@@ -6,7 +6,7 @@ and workload digests, cost); a line that was cut off by an interruption is measu
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import digest_json, write_text
 from wattbit.plan import Allocation, Cost, Meter, Workload
+from wattbit.policy.pricing import Price, only, prices, width
 
 RETRIES = 2
 PAUSE_S = 5.0
@@ -35,23 +36,30 @@ class RecordedMeter:
         if path.exists():
             self._read(name)
 
-    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
-        key = digest_json([allocation.digest, [[str(e), share] for e, share in workload.frequency], _sizes(workload)])
-        if key not in self._known:
-            self._known[key] = self._price(allocation, workload)
-            found = self._known[key]
-            self._append({"key": key} | ({"cost": found.to_json()} if isinstance(found, Cost) else {"not": found}))
-        cost = self._known[key]
-        if isinstance(cost, str):
-            raise InfeasibleError(cost)
-        return cost
+    @property
+    def width(self) -> int:
+        return width(self.meter)
 
-    def _price(self, allocation: Allocation, workload: Workload) -> Cost | str:
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        return only(self.costs([allocation], workload))
+
+    def costs(self, allocations: Sequence[Allocation], workload: Workload) -> list[Price]:
+        """Prices, the new ones side by side where the meter can; each round of its width is kept before the next."""
+        load = [[[str(e), share] for e, share in workload.frequency], _sizes(workload)]
+        keys = [digest_json([allocation.digest, *load]) for allocation in allocations]
+        new = {key: one for key, one in zip(keys, allocations, strict=True) if key not in self._known}
+        waiting = list(new.items())
+        for some in (waiting[at : at + self.width] for at in range(0, len(waiting), self.width)):
+            for (key, _), found in zip(some, self._price([one for _, one in some], workload), strict=True):
+                self._known[key] = found if isinstance(found, Cost) else str(found)
+                priced = {"cost": found.to_json()} if isinstance(found, Cost) else {"not": str(found)}
+                self._append({"key": key} | priced)
+        return [known if isinstance(known := self._known[key], Cost) else InfeasibleError(known) for key in keys]
+
+    def _price(self, allocations: Sequence[Allocation], workload: Workload) -> list[Price]:
         for attempt in range(RETRIES + 1):
             try:
-                return self.meter.cost(allocation, workload)
-            except InfeasibleError as error:
-                return str(error)
+                return prices(self.meter, allocations, workload)
             except WattbitError as error:
                 if attempt == RETRIES:
                     raise WattbitError(

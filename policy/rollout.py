@@ -7,10 +7,11 @@ bits that their choices take (dual ascent), for hardware pulls widths too. So
 
     R_g(a) = -sum_i d_i(a_i) - y_g (sum_i b(a_i) - B) - H(a)
 
-and only the meter's H is joint. Expert i's advantage is
+and only the meter's H is joint. With g_i(a_i) the share of it that `policy.critic` has learned to be expert i's, and
+J(a) = H(a) - sum_i g_i(a_i) what is left, expert i's advantage is
 
-    A_i = E_pi [d_i + y_g b] - (d_i(a_i) + y_g b(a_i))    its own share, E_pi over its K widths in closed form
-          + (mean_s H - H(a)) S / (S - 1)                 joint, against the other choices of the same gate setting
+    A_i = E_pi [c_i] - c_i(a_i),  c_i = d_i + y_g b + g_i    its own share, E_pi over its K widths in closed form
+          + (mean_s J - J(a)) S / (S - 1)                    joint, against the other choices of the same gate setting
 
 divided by its standard deviation over the batch, expert by expert, so that a rare expert's small damage moves its
 choice as surely as a busy one's. A gate setting's advantage is its mean R_g against that of the other settings,
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wattbit.policy.critic import Critic
 from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.network import PolicyNet, of_actions, of_gates
 from wattbit.policy.problem import Choice, Floats, Problem
@@ -90,9 +92,15 @@ class Batch:
 
 @torch.no_grad()
 def draw(
-    net: PolicyNet, env: AllocationEnv, prices: Prices, gate_draws: int, choice_draws: int, generator: torch.Generator
+    net: PolicyNet,
+    env: AllocationEnv,
+    prices: Prices,
+    critic: Critic,
+    gate_draws: int,
+    choice_draws: int,
+    generator: torch.Generator,
 ) -> Batch:
-    """`choice_draws` (at least 2) choices under each of `gate_draws` gate settings, priced; adapts the prices."""
+    """`choice_draws` (at least 2) choices under each of `gate_draws` gate settings, priced; prices and critic learn."""
     problem = env.problem
     observation = torch.from_numpy(env.observation)
     gate_logits = net.gates(observation)
@@ -102,19 +110,23 @@ def draw(
     flat = torch.multinomial(log_probs.exp().view(G * N, K), choice_draws, True, generator=generator)
     actions = flat.view(G, N, -1).transpose(1, 2)  # [G, S, N]
     choices: Choice = actions.numpy()
+    problem.ask(choices.reshape(-1, N))
     steps = [[env.step(choice) for choice in row] for row in choices]
     rewards = np.array([[reward for _, reward, *_ in row] for row in steps])
     hardware = np.array([[info["hardware_nats"] for *_, info in row] for row in steps])
     opened = gates.bool().numpy()
     price = np.array([prices.of(row) for row in opened])[:, None, None]  # [G, 1, 1]
-    priced = problem.damage + price[..., None] * problem.widths  # [G, 1, N, K]
-    paid = problem.damages(choices) + price * problem.widths[choices]  # [G, S, N]
+    critic.learn(choices, hardware)
+    own = problem.damage + critic.shares
+    priced = own + price[..., None] * problem.widths  # [G, 1, N, K]
+    paid = own[np.arange(N), choices] + price * problem.widths[choices]  # [G, S, N]
     expected = (log_probs.exp().double().numpy()[:, None] * priced).sum(axis=-1)  # [G, 1, N]
-    joint = (hardware.mean(axis=1, keepdims=True) - hardware) * choice_draws / (choice_draws - 1)  # [G, S]
+    left = hardware - critic.shares[np.arange(N), choices].sum(axis=-1)  # [G, S]
+    joint = (left.mean(axis=1, keepdims=True) - left) * choice_draws / (choice_draws - 1)
     advantage = expected - paid + joint[..., None]
     for row, bits in zip(opened, problem.bits(choices).mean(axis=1), strict=True):
         prices.adapt(row, bits)
-    values = price[..., 0] * problem.budget - paid.sum(axis=-1) - hardware  # [G, S], R_g
+    values = price[..., 0] * problem.budget - paid.sum(axis=-1) - left  # [G, S], R_g
     means = values.mean(axis=1, keepdims=True)  # [G, 1]
     return Batch(
         gates=gates,

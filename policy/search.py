@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
+from wattbit.errors import InfeasibleError
 from wattbit.plan import Allocation, Cost, ExpertStats, Meter, Workload
 from wattbit.policy.controls import linear_in_frequency, random_allocation
 from wattbit.policy.exact import solve
@@ -93,7 +94,8 @@ class SearchResult:
     methods: outcomes by name: uniform8, uniform4, linear, exact (one each), random and dmpq (one a seed).
     curves: mean reward of each iteration's draws, for every seed. front: the allocations within the budget, among all
     that were priced, that no other beats in both damage and latency, fastest first. priced: how many there were.
-    draws: allocations drawn from the policy of the best seed, within the budget.
+    expected: the expectation of the policy of the best seed, rounded to widths within the budget (its best choice where
+    the hardware cannot hold that). draws: allocations drawn from it, within the budget.
     """
 
     settings: SearchSettings
@@ -101,6 +103,7 @@ class SearchResult:
     curves: Mapping[int, tuple[float, ...]]
     front: tuple[Outcome, ...]
     priced: int
+    expected: Outcome
     draws: tuple[Allocation, ...] = ()
 
     @property
@@ -116,6 +119,7 @@ class SearchResult:
             "curves": {str(seed): list(curve) for seed, curve in self.curves.items()},
             "front": [outcome.to_json() for outcome in self.front],
             "priced": self.priced,
+            "expected": self.expected.to_json(),
             "draws": [allocation.to_json() for allocation in self.draws],
         }
 
@@ -127,6 +131,7 @@ class SearchResult:
             {int(seed): tuple(curve) for seed, curve in record["curves"].items()},
             tuple(Outcome.from_json(outcome) for outcome in record["front"]),
             record["priced"],
+            Outcome.from_json(record["expected"]),
             tuple(Allocation.from_json(allocation) for allocation in record["draws"]),
         )
 
@@ -143,12 +148,14 @@ def search(
     settings: SearchSettings,
     progress: Progress = silent,
     save: Path | None = None,
+    history: Sequence[Sequence[ExpertStats]] = (),
 ) -> SearchResult:
     """Train one policy a seed on the experts' statistics and the meter, and price the controls beside them.
 
-    save: where the policy of the best seed goes, for `wattbit.policy.agent.Policy.load`. Deterministic in the settings'
-    seeds. For 32 experts and 5 widths some 4000 allocations a seed are priced: 4 s with a meter of 0.5 ms; from
-    `hierarchy.LARGE` experts on, groups of them come first.
+    save: where the policy of the best seed goes, for `wattbit.policy.agent.Policy.load`. history: statistics of former
+    rounds of co-training, the oldest first. Deterministic in the settings' seeds. For 32 experts and 5 widths some 4000
+    allocations a seed are priced: 4 s with a meter of 0.5 ms; from `hierarchy.LARGE` experts on, groups of them come
+    first.
     """
     from wattbit.policy.agent import AgentSettings  # torch, needed only here
     from wattbit.policy.hierarchy import learn
@@ -162,6 +169,7 @@ def search(
         act_bits=settings.act_bits,
         latency_nats=settings.latency_nats,
         energy_nats=settings.energy_nats,
+        history=[smoothed(one) for one in history],
     )
     choices = {
         "uniform8": [problem.uniform(8)],
@@ -183,8 +191,17 @@ def search(
         {seed: policy.curve for seed, policy in trained.items()},
         tuple(Outcome.of(problem, choice) for choice in _front(problem)),
         len(problem.priced),
+        _held(problem, ahead.policy.expected(problem), ahead.choice),
         tuple(problem.allocation(choice) for choice in drawn),
     )
+
+
+def _held(problem: Problem, choice: Choice, instead: Choice) -> Outcome:
+    """The outcome of a choice, or of another one where the hardware cannot hold it."""
+    try:
+        return Outcome.of(problem, choice)
+    except InfeasibleError:
+        return Outcome.of(problem, instead)
 
 
 def _front(problem: Problem) -> list[Choice]:

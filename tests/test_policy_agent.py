@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from tests.policy_fakes import AdditiveMeter, SharedChipMeter, make_problem, make_stats
+from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_problem, make_stats, make_workload
 from wattbit.errors import WattbitError
 from wattbit.policy.a2c import A2C
 from wattbit.policy.agent import AgentSettings, Policy, train, train_on
@@ -51,6 +51,39 @@ def test_one_network_serves_any_number_of_experts() -> None:
         assert (probs[2] > 0).all()  # none open means all open
     order = torch.randperm(len(large), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(net.experts(large[order], gates), net.experts(large, gates)[:, order], atol=1e-5)
+
+
+def test_changes_of_damage_over_the_rounds_are_observed() -> None:
+    first, second, third = (make_stats(4, noise=0.0, seed=seed) for seed in (0, 1, 2))
+    workload = make_workload(third)
+    known = [
+        observe(Problem(third, AdditiveMeter(), workload, WIDTHS, history=history))
+        for history in ((), (third,), (second,), (first, second), (second[::-1],))
+    ]
+    W, own = len(WIDTHS), 6 + 3 * len(WIDTHS) - 1
+    drift = [one[:, own - W : own] for one in known]
+    assert not drift[0].any() and not drift[1].any() and drift[2].any()
+    assert (known[2] == known[4]).all() and (known[2][:, : own - W] == known[0][:, : own - W]).all()
+    assert (drift[3] != drift[2]).any()
+    with pytest.raises(WattbitError, match="of another model than the history: only one of them has L0E4"):
+        Problem(third, AdditiveMeter(), workload, WIDTHS, history=(make_stats(5),))
+
+
+def test_a_policys_expectation_is_rounded_to_open_widths_within_the_budget() -> None:
+    problem = make_problem(make_stats(16), AdditiveMeter(), latency_nats=0.0)
+    trained = train(AllocationEnv(problem), 0, AgentSettings(iterations=6))
+    choice = trained.policy.expected(problem)
+    assert problem.fits(choice) and set(choice) <= set(range(len(WIDTHS)))
+    assert (choice == trained.policy.expected(problem)).all()
+    certain = trained.policy.net
+    with torch.no_grad():  # a policy of one width is its own expectation
+        certain.expert[-1].weight.zero_()
+        certain.expert[-1].bias.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0, 0.0]))
+        certain.gate[-1].bias.fill_(50.0)
+    assert (Policy(certain, problem.actions).expected(problem) == 2).all()
+    other = Policy(type(certain)(7, 5, 8), problem.actions)
+    with pytest.raises(WattbitError, match="the policy reads 7 features of an expert, this version has"):
+        other.choose(problem)
 
 
 def test_training_is_deterministic_in_the_seed_alone() -> None:

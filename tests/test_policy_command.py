@@ -1,6 +1,7 @@
 """`wattbit search` with options: another search beside the run's own, which keeps its limits, resumes and is reused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from click.testing import CliRunner
 from wattbit.cli import main
 from wattbit.commands import search as command
 from wattbit.commands.search import both
+from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.hls.meter import ModelledMeter
+from wattbit.metering import search_meter
 from wattbit.pipeline import expert_stats, model_config, workload
 from wattbit.plan import Allocation, Cost, Placement, Precision, Workload
 from wattbit.policy.cost.calibration import Calibration, Errors, Origin
@@ -144,3 +147,30 @@ def test_a_share_is_a_percentage_or_a_number() -> None:
     for word in ("one", "nan", "inf", "-2", "-1%", "%"):
         with pytest.raises(BadParameter, match=f"'{word}' is no share"):
             share.convert(word, None, None)
+
+
+def test_an_unsure_calibration_is_searched_at_the_upper_ends_of_its_intervals(folder: Path, tmp_path: Path) -> None:
+    run = Run.open(folder)
+    shape, experts = model_config(run).shape, [s.expert for s in expert_stats(run)]
+    sizes = {bits: bits * 128 for bits in (2, 4, 8)}
+    cores = CoresDemand(shape, sizes, routing)
+    made = calibration(
+        "cores", run, cores.names, [1e-9] * len(cores.names), weight_bytes={str(b): n for b, n in sizes.items()}
+    )
+    prices = {}
+    for name, median in (("sure", 0.03), ("unsure", 0.2)):
+        path = tmp_path / f"{name}.json"
+        replace(made, latency_errors=Errors(5, median, median, 0.4, 1.0)).save(path)
+        with search_meter(path, None, shape, len(experts), tmp_path / "log.jsonl", Display()) as meter:
+            prices[name] = meter.cost(Allocation.of(dict.fromkeys(experts, 4)), workload(run))
+    assert prices["unsure"].latency_s > 1.01 * prices["sure"].latency_s
+    found = CliRunner().invoke(main, ["search", "--run", str(folder), "--calibration", str(tmp_path / "unsure.json")])
+    assert found.exit_code == 0, found.output
+    assert "off by 20% on held-out prices: searched at the upper ends" in " ".join(found.stderr.split())
+    hosts = ["search", "--run", str(folder), "--host", "board"]
+    for more, words in (
+        ([], "give both"),
+        (["--measure", "4", "--calibration", str(tmp_path / "sure.json")], "this machine's cores"),
+    ):
+        refused = CliRunner().invoke(main, [*hosts, *more])
+        assert refused.exit_code == 1 and words in refused.stderr

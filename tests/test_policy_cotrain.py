@@ -61,7 +61,7 @@ def test_rounds_and_files_agree(tmp_path: Path) -> None:
 
 
 def test_weights_may_be_trained_at_widths_drawn_from_the_policy(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, search=replace(SETTINGS.search, draws=6), sampled=True)
+    settings = replace(SETTINGS, search=replace(SETTINGS.search, draws=6), widths="sampled")
     learner = FakeLearner(STATS)
     result = cotrain(learner, SharedChipMeter(), make_workload(STATS), settings, tmp_path)
     assert [call for call in learner.calls if "over" in call] == ["finetune 5 3 over 7", "finetune 5 4 over 7"]
@@ -71,7 +71,33 @@ def test_weights_may_be_trained_at_widths_drawn_from_the_policy(tmp_path: Path) 
     assert CotrainSettings.from_json(settings.to_json()) == settings
     assert result["methods"]["exact"]["fine_tuning_steps"] == 10
     with pytest.raises(WattbitError, match=r"needs search.draws above 0"):
-        replace(SETTINGS, sampled=True)
+        replace(SETTINGS, widths="sampled")
+    with pytest.raises(WattbitError, match="widths must be one of best, expected, sampled, not 'all'"):
+        replace(SETTINGS, widths="all")  # type: ignore[arg-type]
+
+
+def test_weights_may_be_trained_at_the_policys_expectation(tmp_path: Path) -> None:
+    result = cotrain(
+        FakeLearner(STATS), SharedChipMeter(), make_workload(STATS), replace(SETTINGS, widths="expected"), tmp_path
+    )
+    for turn, record in enumerate(result["rounds"]):
+        found = SearchResult.from_json(read_json(tmp_path / "steps" / f"search-{turn}.json"))
+        assert record["allocation"] == found.expected.allocation.to_json()
+        assert record["reward"] == found.expected.reward <= found.best.reward
+    assert read_json(tmp_path / "allocation.json") == result["rounds"][-1]["allocation"]
+
+
+def test_the_policy_is_told_what_the_rounds_before_it_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Any]] = []
+
+    def spy(*arguments: Any, history: Any) -> SearchResult:
+        seen.append([*history, arguments[0]])
+        return search(*arguments, history=history)
+
+    monkeypatch.setattr("wattbit.policy.cotrain.search", spy)
+    run(FakeLearner(STATS), tmp_path)
+    assert [len(tables) for tables in seen] == [1, 2]
+    assert list(seen[1][0]) == list(STATS) == list(seen[0][0]) and seen[1][1] != seen[1][0]
 
 
 def test_interruption_anywhere_changes_nothing_and_redoes_nothing(tmp_path: Path) -> None:

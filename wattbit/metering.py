@@ -1,7 +1,7 @@
 """Meters that join the folders: cores here or on a board, and the models that calibrations stand for."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import hypot
@@ -9,10 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from wattbit.board.fleet import spread
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import digest_json
-from wattbit.plan import Allocation, ExpertShape, Meter, Provenance, Target, Workload
+from wattbit.plan import Allocation, Cost, ExpertShape, Meter, Provenance, Target, Workload
+from wattbit.policy.pricing import Price, only, prices
 from wattbit.run import cache_folder
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 VISITS = "wattbit.tvm_schedules.visits"
 PLANNER_SIGMA = 0.025  # relative error of the planner's cycles in RTL simulation, see results/cost_models.md
+UNSURE = 0.05  # median error of held-out prices above which a search takes the upper ends of the intervals
 EMULATED = "its cores are emulated: these figures try the path and mean nothing about a board"
 
 
@@ -54,6 +57,34 @@ class RemotePasses:
     ) -> tuple[list[float], float | None]:
         reply = self.ask(bits=list(bits), d_model=d_model, d_hidden=d_hidden, visits=list(visits), least_s=least_s)
         return reply["seconds"], reply["joules"]
+
+
+class BoardPool:
+    """Meters of several boards of one kind, which price a search's allocations side by side.
+
+    A board that fails is left out of that round and named, its allocation goes to another; WattbitError when none is
+    left.
+    """
+
+    def __init__(self, meters: Mapping[str, Meter], display: Display) -> None:
+        self.meters, self._display = dict(meters), display
+
+    @property
+    def width(self) -> int:
+        return len(self.meters)
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        return only(self.costs([allocation], workload))
+
+    def costs(self, allocations: Sequence[Allocation], workload: Workload) -> list[Price]:
+        def work(allocation: Allocation, name: str) -> Price:
+            (price,) = prices(self.meters[name], [allocation], workload)
+            return price
+
+        found, failures = spread(allocations, list(self.meters), work)
+        for name, error in failures.items():
+            self._display.say(f"  {name} was left out: {error}")
+        return found
 
 
 @contextmanager
@@ -172,29 +203,53 @@ def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "Cost
 
 @contextmanager
 def search_meter(
-    path: Path, every: int | None, shape: ExpertShape, experts: int, log: Path, display: Display
+    path: Path,
+    every: int | None,
+    shape: ExpertShape,
+    experts: int,
+    log: Path,
+    display: Display,
+    hosts: Sequence[str] = (),
 ) -> Iterator[Meter]:
     """What a search prices with: a calibrated model, of which every M-th price is real where `every` is given.
 
-    Real prices are those of the machine that the cores' calibration is of, and kept beside the log. Raises WattbitError
-    for a calibration of the FPGA's engines with `every`: no allocation gets a bitstream in a search.
+    Real prices are those of the machine that the cores' calibration is of, or of several boards of its kind side by
+    side (hosts, as for ssh), and kept beside the log. Raises WattbitError for a calibration of the FPGA's engines with
+    `every`: no allocation gets a bitstream in a search; and for hosts where it is of this machine.
+
+    Where held-out prices of the calibration were off by more than UNSURE, an allocation costs the upper end of its
+    price's interval: what is not known counts against it, until it is measured.
     """
     from wattbit.policy.cost.calibration import Calibration
     from wattbit.policy.cost.hybrid import HybridMeter
+    from wattbit.policy.cost.model import CautiousMeter
     from wattbit.policy.recorded import RecordedMeter
 
     found = Calibration.load(path)
     model = cost_model(found, shape)
+    unsure = found.latency_errors.median > UNSURE
+    if unsure:
+        off = f"{path} was off by {found.latency_errors.median:.0%} on held-out prices"
+        display.say(f"  {off}: searched at the upper ends of the intervals")
     if every is None:
-        yield model
+        yield CautiousMeter(model) if unsure else model
         return
     origin, settings = found.origin, found.origin.settings
     if origin.kind != "cores":
         raise WattbitError(f"{path} is of engines, which no search can build and measure; leave --measure out")
     widths = [int(bits) for bits in settings["weight_bytes"]]
     here = origin.target == "host"
-    place = Place(None if here else origin.target, None if here or origin.machine == origin.target else origin.machine)
-    with metered(place, shape, widths, experts, settings["threads"], display) as meter:
-        name = f"{origin.target} {origin.machine} {digest_json(dict(settings))}"
-        real = RecordedMeter(meter, name, log.with_suffix(".real.jsonl"))
-        yield HybridMeter(model, real, every, log)
+    if here and hosts:
+        raise WattbitError(f"{path} is of this machine's cores; --host needs the calibration of a board")
+    known = None if here or origin.machine == origin.target else origin.machine
+    with ExitStack() as stack:
+        meters: dict[str, Meter] = {}
+        for number, host in enumerate(hosts or (known,)):
+            place = Place(None if here else origin.target, host)
+            opened = metered(place, shape, widths, experts, settings["threads"], display)
+            meters[host or f"{origin.target} {number}"] = stack.enter_context(opened)
+        where = ", ".join(hosts) or origin.machine
+        name = f"{origin.target} {where} {digest_json(dict(settings))}"
+        real = RecordedMeter(BoardPool(meters, display), name, log.with_suffix(".real.jsonl"))
+        hybrid = HybridMeter(model, real, every, log)
+        yield CautiousMeter(hybrid) if unsure else hybrid

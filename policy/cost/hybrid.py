@@ -1,6 +1,7 @@
 """A model that is measured now and then: the real meter prices every M-th allocation, and the others learn from it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import digest_json, write_text
 from wattbit.plan import Allocation, Cost, Meter, Workload
+from wattbit.policy.cost.fitting import Floats
 from wattbit.policy.cost.model import Prediction, Predictor
 from wattbit.policy.cost.residual import Residual, features
+from wattbit.policy.pricing import Price, prices, width
 
 
 class HybridMeter:
@@ -36,25 +39,44 @@ class HybridMeter:
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         return self.predict(allocation, workload).cost
 
+    @property
+    def width(self) -> int:
+        return width(self.real)
+
+    def costs(self, allocations: Sequence[Allocation], workload: Workload) -> list[Price]:
+        """Prices; those that are real are taken side by side where the real meter can."""
+        found = self._predictions(allocations, workload)
+        return [one.cost if isinstance(one, Prediction) else one for one in found]
+
     def predict(self, allocation: Allocation, workload: Workload) -> Prediction:
         """A price with its interval; a real one has none. Raises InfeasibleError of either meter."""
-        key = digest_json([allocation.digest, repr(workload)])
-        if key not in self._known:
-            try:
-                self._known[key] = self._price(key, allocation, workload)
-            except InfeasibleError as error:
-                self._known[key] = error
-        found = self._known[key]
+        (found,) = self._predictions([allocation], workload)
         if isinstance(found, InfeasibleError):
             raise found
         return found
 
-    def _price(self, key: str, allocation: Allocation, workload: Workload) -> Prediction:
-        bare = self.model.predict(allocation, workload)
-        row = features(allocation, workload, bare.cost)
+    def _predictions(self, allocations: Sequence[Allocation], workload: Workload) -> list[Prediction | InfeasibleError]:
+        keys = [digest_json([allocation.digest, repr(workload)]) for allocation in allocations]
+        new = {key: one for key, one in zip(keys, allocations, strict=True) if key not in self._known}
+        bare: dict[str, Prediction] = {}
+        for key, one in new.items():
+            try:
+                bare[key] = self.model.predict(one, workload)
+            except InfeasibleError as error:
+                self._known[key] = error
+        turns = [key for number, key in enumerate(bare, self.priced) if number % self.every == 0]
+        real = dict(zip(turns, prices(self.real, [new[key] for key in turns], workload), strict=True))
+        for key, predicted in bare.items():
+            price = real.get(key)
+            if isinstance(price, InfeasibleError):
+                self._known[key] = price
+            else:
+                self._known[key] = self._take(key, predicted, price, features(new[key], workload, predicted.cost))
+        return [self._known[key] for key in keys]
+
+    def _take(self, key: str, bare: Prediction, real: Cost | None, row: Floats) -> Prediction:
+        """Log a new price and learn from a real one."""
         corrected = self._corrected(bare, row)
-        turn = self.priced % self.every == 0
-        real = self.real.cost(allocation, workload) if turn else None
         self.priced += 1
         record: dict[str, Any] = {"key": key, "modelled": bare.cost.to_json(), "corrected": corrected.cost.to_json()}
         record |= {"relative": [corrected.latency_relative, corrected.energy_relative]}

@@ -7,13 +7,16 @@ Energy, where it was measured, is
 with the seconds that were measured when it is fitted and those that the model predicts when it prices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from wattbit.errors import InfeasibleError
 from wattbit.plan import Allocation, Cost, Meter, Workload
 from wattbit.policy.cost.fitting import Fitted, Floats, Work
+from wattbit.policy.pricing import Price, prices, width
 
 STATIC_W = "static power, W"
 
@@ -96,6 +99,18 @@ class CautiousMeter:
     """Prices at the upper ends of the predictor's intervals: what a search does not know counts against it."""
 
     predictor: Predictor
+
+    @property
+    def width(self) -> int:
+        return width(self.predictor)
+
+    def costs(self, allocations: Sequence[Allocation], workload: Workload) -> list[Price]:
+        """Prices, side by side where the predictor can."""
+        found = prices(self.predictor, allocations, workload)
+        return [
+            price if isinstance(price, InfeasibleError) else self.cost(allocation, workload)
+            for allocation, price in zip(allocations, found, strict=True)
+        ]
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         return self.predictor.predict(allocation, workload).cautious

@@ -30,7 +30,7 @@ class Asked:
 
     retraining: fine-tuning steps of each allocation that the repair of the damage table is fitted to; 0 for none.
     calibrations: files of `wattbit calibrate` that price in the planner's place. measure: which allocations are really
-    measured, every so many; None for none.
+    measured, every so many; None for none. hosts: boards that measure side by side; none: the calibration's.
     """
 
     minimise: str | None = None
@@ -43,6 +43,7 @@ class Asked:
     retraining: int = 0
     calibrations: tuple[str, ...] = ()
     measure: int | None = None
+    hosts: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -90,6 +91,9 @@ class Share(click.ParamType[float]):
     help="Price with what `wattbit calibrate` wrote; given of engines and of cores, experts get an engine too.",
 )
 @click.option("--measure", type=click.IntRange(min=1), help="Measure every so many allocations, of calibrated cores.")
+@click.option(
+    "--host", "hosts", multiple=True, help="Boards that --measure side by side, as for ssh; else the calibrated one."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of a search with options.")
 def command(folder: Path | None, as_json: bool, policy: Path | None, **options: Any) -> None:
     """Search bit-widths: the PPO policy beside uniform, linear, random and exact allocations.
@@ -130,6 +134,8 @@ def priced(
     from wattbit.policy.recorded import RecordedMeter
 
     shape, files = model_config(run).shape, [Path(path) for path in asked.calibrations]
+    if asked.hosts and not asked.measure:
+        raise WattbitError("--host is where --measure measures; give both")
     if asked.measure and len(files) != 1:
         raise WattbitError("--measure needs one --calibration, of the cores that measure; see `wattbit calibrate`")
     if not files:
@@ -138,7 +144,8 @@ def priced(
         yield RecordedMeter(meter(run), name, place / "prices.jsonl"), None
     elif len(files) == 1:
         log = place / "measured.jsonl"
-        with search_meter(files[0], asked.measure, shape, len(expert_stats(run)), log, display) as found:
+        experts = len(expert_stats(run))
+        with search_meter(files[0], asked.measure, shape, experts, log, display, asked.hosts) as found:
             yield found, None
     else:
         made = {found.origin.kind: found for found in map(Calibration.load, files)}
