@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,7 @@ from wattbit.files import read_json, write_json
 from wattbit.models.config import ModelConfig, TrainConfig
 from wattbit.progress import Progress, silent
 
+PATIENCE = timedelta(days=7)  # others wait while the first searches; torchrun ends them all when one fails
 OURS = "wattbit: "  # begins the line that a process says its own error in
 
 
@@ -49,6 +51,18 @@ class Group:
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients averaged over the processes by each backward pass."""
         return DistributedDataParallel(network) if self.size > 1 else network
+
+    def tell(self, message: bytes) -> bytes:
+        """The first process's message, in every process."""
+        if self.size == 1:
+            return message
+        size = torch.tensor(len(message), device=self.device)
+        dist.broadcast(size, 0)
+        data = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.first:
+            data.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+        dist.broadcast(data, 0)
+        return bytes(data.cpu().numpy())
 
     def mean(self, value: float) -> float:
         """Mean of a value over the processes."""
@@ -77,7 +91,7 @@ def group(train: TrainConfig) -> Iterator[Group]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         check_share(train.batch, dist.get_world_size())
         yield Group(dist.get_rank(), dist.get_world_size(), device)

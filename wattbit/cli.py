@@ -117,7 +117,6 @@ def stage_command(name: str, text: str) -> None:
 
 for stage_name, stage_help in {
     "stats": "Collect every expert's statistics: frequency, contribution, gradient, damage at each width.",
-    "cotrain": "Alternate policy updates and fine-tuning at the chosen widths; fine-tune the controls equally.",
     "export": "Write one QONNX file per expert and one for router and backbone, checked by executing them.",
     "build": "Build the FPGA engines (FINN RTL, simulated, synthesised) and the ARM kernels.",
     "controls": "Simulate every control's engines with its own fine-tuned weights, for the report's table.",

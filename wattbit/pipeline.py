@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from wattbit.hls.meter import ModelledMeter
     from wattbit.models.config import ModelConfig
     from wattbit.models.learner import MoELearner
+    from wattbit.models.team import TeamLearner
+    from wattbit.policy.cotrain import CotrainSettings
 
 WORKLOAD_TOKENS = 1000
 THIS_MACHINE = "localhost"
@@ -54,10 +56,21 @@ def check(run: Run) -> None:
 
 def learner(run: Run) -> "MoELearner":
     from wattbit.models.learner import MoELearner
+
+    return MoELearner.open(run.path("data"), run.path("model"), distillation=_teaching(run))
+
+
+def team_learner(run: Run) -> "TeamLearner":
+    """The same, for fine-tuning together with torchrun's other processes."""
+    from wattbit.models.team import TeamLearner
+
+    return TeamLearner.open(run.path("data"), run.path("model"), distillation=_teaching(run))
+
+
+def _teaching(run: Run) -> float:
     from wattbit.policy.cotrain import CotrainSettings
 
-    teaching = CotrainSettings.from_json(run.config.settings["cotrain"]).distillation
-    return MoELearner.open(run.path("data"), run.path("model"), distillation=teaching)
+    return CotrainSettings.from_json(run.config.settings["cotrain"]).distillation
 
 
 def meter(run: Run) -> "ModelledMeter":
@@ -116,23 +129,25 @@ def search(run: Run, progress: Progress) -> dict[str, Any]:
     return {"best": result.best.to_json()}
 
 
-def cotrain(run: Run, progress: Progress) -> dict[str, Any]:
-    from wattbit.policy.cotrain import CotrainSettings
+def cotrain_at(run: Run, settings: "CotrainSettings", out: Path, progress: Progress) -> dict[str, Any]:
+    """Co-train into a folder, with torchrun's processes where there are some: what `policy.cotrain` returns."""
     from wattbit.policy.cotrain import cotrain as cotrain_policy
     from wattbit.policy.search import SearchResult
 
-    settings = CotrainSettings.from_json(run.config.settings["cotrain"])
     searched = SearchResult.from_json(read_json(run.path("search", "search.json")))
-    result = cotrain_policy(
-        learner(run),
-        meter(run),
-        workload(run),
-        settings,
-        run.path("cotrain"),
-        progress,
-        stats=expert_stats(run),
-        searched=searched,
-    )
+    known = searched if searched.settings == settings.search else None
+    model = team_learner(run)
+    with model.together():
+        return cotrain_policy(
+            model, meter(run), workload(run), settings, out, progress, stats=expert_stats(run), searched=known
+        )
+
+
+def cotrain(run: Run, progress: Progress) -> dict[str, Any]:
+    from wattbit.policy.cotrain import CotrainSettings
+
+    settings = CotrainSettings.from_json(run.config.settings["cotrain"])
+    result = cotrain_at(run, settings, run.path("cotrain"), progress)
     return {"perplexity": {name: method["perplexity_after"] for name, method in result["methods"].items()}}
 
 
