@@ -22,9 +22,8 @@ from rows import Benchmark, Row, show, write
 from wattbit.errors import InfeasibleError
 from wattbit.files import digest_json, read_json, write_json
 from wattbit.plan import Allocation, Cost, Engine, ExpertId, ExpertShape, Meter, Provenance, Target, Workload
-from wattbit.policy.cost.calibration import Sample, design, mixed, prices
+from wattbit.policy.cost.calibration import Sample, best_variant, design, mixed, prices
 from wattbit.policy.cost.cores import CoresDemand
-from wattbit.policy.cost.fitting import fit
 from wattbit.policy.cost.model import CostModel, Demand
 from wattbit.policy.cost.residual import Residual, features
 from wattbit.policy.recorded import RecordedMeter
@@ -60,8 +59,8 @@ class Case:
         return [Workload(TOKENS, 2, frequency, batch) for batch in batches]
 
 
-HOST = Case(ExpertShape(512, 1024), 16, 2, 16, 16, 16, rounds=16)
-SMALL = Case(ExpertShape(128, 256), 16, 2, 16, 16, 16, rounds=8)
+HOST = Case(ExpertShape(512, 1024), 16, 2, 16, 16, 16, rounds=4)
+SMALL = Case(ExpertShape(128, 256), 16, 2, 16, 16, 16, rounds=4)
 ARM = Case(ExpertShape(128, 256), 8, 2, 12, 12, 12)
 FPGA = Case(ExpertShape(32, 64), 8, 2, 5, 0, 3)
 FPGA_WIDTHS, FPGA_BATCH, FPGA_SHARE, LAUNCHED = (2, 4, 8), 16, 1 / 8, 100
@@ -102,8 +101,7 @@ def tried(
     found = prices(rounds, [*samples, *learning, *held_out])
     first, second = len(samples), len(samples) + len(learning)
     fitting = [one for one in found[:first] if one]
-    works = [demand.work(a, w) for a, w, _ in fitting]
-    model = CostModel(demand, fit(demand.names, works, [cost.latency_s for *_, cost in fitting]))
+    model = CostModel(*best_variant(demand, fitting))
     residual = Residual()
     for allocation, workload, cost in [one for one in found[first:second] if one]:
         bare = model.cost(allocation, workload)

@@ -10,8 +10,8 @@ import pytest
 from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_stats, make_workload
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.plan import Allocation, Cost, ExpertShape, Workload
-from wattbit.policy.cost.calibration import Calibration, Origin, Sample, calibrate, design, mixed
-from wattbit.policy.cost.cores import CoresDemand
+from wattbit.policy.cost.calibration import Calibration, Origin, Sample, best_variant, calibrate, design, mixed
+from wattbit.policy.cost.cores import CACHES, CoresDemand
 from wattbit.policy.cost.fitting import Fitted, Work, fit
 from wattbit.policy.cost.fpga import EngineWork, FpgaDemand, SharedDemand
 from wattbit.policy.cost.hybrid import HybridMeter
@@ -152,6 +152,39 @@ def test_a_calibration_is_data(tmp_path: Path) -> None:
     narrower = CoresDemand(SHAPE, {2: 100}, routing)
     with pytest.raises(WattbitError, match="has the constants call, s"):
         found.model(narrower)
+
+
+def test_a_visits_distance_is_what_was_read_since_the_last_one() -> None:
+    visits, random = HOST.visits(LOADS[0]), np.random.default_rng(0)
+    size = random.integers(1, 100, len(visits.index)).astype(float)
+    order = visits.expert.tolist()
+    total = sum(size[e] for e in set(order))
+    for k, own in enumerate(order):
+        since, at = 0.0, k
+        while True:
+            since += size[order[at]]
+            at = (at - 1) % len(order)  # the pass before ends where this one begins
+            if order[at] == own:
+                break
+        assert visits.distances(size)[k] == pytest.approx(min(since, total))
+
+
+@pytest.mark.parametrize("cache_bytes", [0.0, 2.0**18, 2.0**19])
+def test_a_cache_is_found_where_there_is_one(cache_bytes: float) -> None:
+    """Experts of 256 KB at 8 bits: what a cache holds of them costs no byte."""
+    shape = ExpertShape(256, 512)
+    plain = CoresDemand(shape, {bits: shape.weights * bits // 8 for bits in WIDTHS}, routing)
+    truth, random = replace(plain, cache_bytes=cache_bytes), np.random.default_rng(0)
+    law = LAW.copy()
+    law[1] = 1e-10
+    drawn = samples(40)
+    seconds = [float(truth.work(a, w).binding(law) @ law) * (1 + 0.005 * random.normal()) for a, w in drawn]
+    priced = [(a, w, Cost(s, None, 1, "simulated")) for (a, w), s in zip(drawn, seconds, strict=True)]
+    found, fitted_to = best_variant(plain, priced)
+    assert found.settings == {"cache_bytes": cache_bytes}
+    assert fitted_to.theta[1] == pytest.approx(1e-10, rel=0.05)
+    reads = [replace(plain, cache_bytes=size).energy(*drawn[8])[0] for size in (0.0, *CACHES)]
+    assert reads == sorted(reads, reverse=True) and reads[0] > 0 == reads[-1], "a larger cache reads no more"
 
 
 def test_the_fastest_round_counts_and_provenances_must_agree() -> None:

@@ -168,7 +168,7 @@ def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":
         model = found.model(planned_demand(shape, Target.from_json(settings["target"])))
         return replace(model, latency=replace(model.latency, sigma=hypot(model.latency.sigma, PLANNER_SIGMA)))
     sizes = {int(bits): size for bits, size in settings["weight_bytes"].items()}
-    return found.model(CoresDemand(shape, sizes, routing))
+    return found.model(CoresDemand(shape, sizes, routing, cache_bytes=settings.get("cache_bytes", 0.0)))
 
 
 def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "CostModel":
@@ -187,8 +187,10 @@ def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "Cost
 
     target = Target.from_json(fpga.origin.settings["target"])
     engines, plain = cost_model(fpga, shape), cost_model(cores, shape)
-    sizes = {int(bits): size for bits, size in cores.origin.settings["weight_bytes"].items()}
-    demand = SharedDemand(planned_demand(shape, target), CoresDemand(shape, sizes, routing, "arm"))
+    settings = cores.origin.settings
+    sizes = {int(bits): size for bits, size in settings["weight_bytes"].items()}
+    beside = CoresDemand(shape, sizes, routing, "arm", settings.get("cache_bytes", 0.0))
+    demand = SharedDemand(planned_demand(shape, target), beside)
     one, other = engines.latency, plain.latency
     latency = Fitted(
         demand.names,

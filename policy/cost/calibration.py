@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Self
@@ -18,6 +18,8 @@ from wattbit.policy.cost.model import STATIC_W, CostModel, Demand, energy_work
 from wattbit.progress import Progress, silent
 
 VERSION = 1
+GAIN = 0.9  # of the plainest variant's relative error, which another one must fall below
+EXACT = 1e-6  # a relative error that leaves nothing to explain
 
 Sample = tuple[Allocation, Workload]
 
@@ -168,7 +170,8 @@ def calibrate(
 
     rounds: the meter, once for each round; a price is the least of its rounds, for what disturbs a machine makes it
     slower. Every round is in another random order, so that a disturbance is no allocation's own. What the hardware
-    cannot hold is left out. Energy is fitted where every price has it. A meter that fails ends the calibration; with a
+    cannot hold is left out. The demand's variant is the one that fits best, see best_variant; the origin's settings say
+    which. Energy is fitted where every price has it. A meter that fails ends the calibration; with a
     `wattbit.policy.recorded.RecordedMeter` the next one goes on from there.
     """
     found = prices(rounds, [*samples, *held_out], progress)
@@ -177,8 +180,8 @@ def calibrate(
     sources = {cost.provenance for _, _, cost in (*priced, *tests)}
     if len(sources) != 1:
         raise WattbitError(f"prices to calibrate on are {' and '.join(sorted(sources)) or 'none'}; take them from one")
-    works = [demand.work(allocation, workload) for allocation, workload, _ in priced]
-    latency = fit(demand.names, works, [cost.latency_s for *_, cost in priced], known)
+    demand, latency = best_variant(demand, priced, known)
+    origin = replace(origin, settings={**origin.settings, **demand.settings})
     joules = None
     energies = [cost.energy_j for *_, cost in priced if cost.energy_j is not None]
     if len(energies) == len(priced):
@@ -194,6 +197,22 @@ def calibrate(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     of_energy = Errors.of(spent) if spent else None
     return Calibration(origin, sources.pop(), today, latency, joules, Errors.of(seconds), of_energy)
+
+
+def best_variant(
+    demand: Demand, priced: Sequence[tuple[Allocation, Workload, Cost]], known: Mapping[str, float] | None = None
+) -> tuple[Demand, Fitted]:
+    """The variant whose constants explain prices best, and these; the plainest where none is clearly better (GAIN)."""
+    values = [cost.latency_s for *_, cost in priced]
+    plain, *others = demand.variants
+    found = plain, fit(plain.names, [plain.work(a, w) for a, w, _ in priced], values, known)
+    least = GAIN * found[1].sigma
+    for variant in others if least > EXACT else ():
+        with contextlib.suppress(WattbitError):  # what is never read from memory has no price a byte
+            fitted = fit(variant.names, [variant.work(a, w) for a, w, _ in priced], values, known)
+            if fitted.sigma < least:
+                found, least = (variant, fitted), fitted.sigma
+    return found
 
 
 def prices(

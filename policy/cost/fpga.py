@@ -5,8 +5,9 @@ What the model adds is what a board adds: seconds a cycle that is not quite its 
 of a launch, and the DDR that two readers share.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,14 @@ class FpgaDemand:
     bytes_of: Callable[[Precision], int]
 
     @property
+    def variants(self) -> "Sequence[FpgaDemand]":
+        return [self]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
     def names(self) -> tuple[str, ...]:
         return (CYCLE, LAUNCH)
 
@@ -75,6 +84,14 @@ class SharedDemand:
 
     engines: FpgaDemand
     cores: CoresDemand
+
+    @property
+    def variants(self) -> "Sequence[SharedDemand]":
+        return [self]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.cores.settings
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ Energy, where it was measured, is
 with the seconds that were measured when it is fitted and those that the model predicts when it prices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,14 @@ class Demand(Protocol):
     """What a kind of target is asked for; it knows no constants.
 
     names: the constants of its seconds, each with its unit. energy_names: those of its joules beside the static power.
+    variants: the forms that it may have, the plainest first; which one it has is found by fitting. settings: what tells
+    them apart, JSON.
     """
+
+    @property
+    def variants(self) -> "Sequence[Demand]": ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     @property
     def names(self) -> tuple[str, ...]: ...
