@@ -1,16 +1,16 @@
-"""Whole MoE layers on an NVIDIA GPU under a policy's widths: what the policy chose, time, joules, perplexity.
+"""Whole MoE layers on an NVIDIA GPU under a policy's widths: what a policy chose, time, joules.
 
-    python benchmarks/gpu_layers.py measure --stats FILE [--stats FILE] [--budget BITS] [--quick] [--json FILE]
-    python benchmarks/gpu_layers.py perplexity RUN --chosen FILE --json FILE
+    python benchmarks/gpu_layers.py measure [--studies FILE] [--stats FILE ..] [--budget BITS] [--quick] [--json FILE]
     python benchmarks/gpu_layers.py prices STATS --chosen FILE --json FILE
 
-`measure` needs a CUDA device. FILE of --stats is the stats.json of a run; each adds a layer of as many experts.
-`perplexity` fine-tunes a run's model at the widths that `measure` chose; `prices` is the policy without a budget.
+`measure` needs a CUDA device. FILE of --stats is the stats.json of a run; each adds a layer of as many experts on which
+policies are trained. FILE of --studies is results/methods.studies.json, whose widths and perplexities are known.
+`prices` is the policy without a budget.
 """
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from rows import Benchmark, Row, show, write
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json
-from wattbit.plan import Allocation, ExpertStats, Meter, Workload
+from wattbit.plan import Allocation, ExpertId, ExpertStats, Meter, Workload
 from wattbit.policy.search import SearchResult, SearchSettings, search
+from wattbit.presets import PRESETS
 from wattbit.tvm_schedules.gpu.bank import Shape
 from wattbit.tvm_schedules.gpu.device import find_card
 from wattbit.tvm_schedules.gpu.meter import GpuMeter, reached_experts
@@ -34,6 +35,7 @@ LAYERS = {  # by the number of experts in the statistics: shape, experts a token
     16: (Shape(16, 4096, 14336), 2),
     64: (Shape(64, 2048, 1024), 8),
 }
+STUDY_WIDTHS = (2, 3, 4, 8)  # those of benchmarks/study.py
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Effort:
     held_out: int = 12
     iterations: int = 20
     energy_iterations: int = 2
-    window_s: float = 0.5
+    window_s: float = 1.0
     seeds: tuple[int, ...] = (0, 1, 2)
     budget_bits: float = 3.5
 
@@ -63,7 +65,7 @@ def layer_part(
 ) -> tuple[list[Row], dict[str, Any]]:
     """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured."""
     shape, workload = _layer_of(stats)
-    experts, top_k = shape.experts, workload.top_k
+    experts = shape.experts
     meter = GpuMeter(shape, workload, GPU_WIDTHS, energy_s=effort.window_s)  # every expert at every width
     reached = reached_experts(shape, workload)
     ids = [s.expert for s in sorted(stats, key=lambda s: s.expert)]
@@ -92,22 +94,23 @@ def layer_part(
     controls = found["measured latency"].methods
     allocations["random, same budget"] = controls["random"][0].allocation
     allocations["exact optimum of the damage"] = controls["exact"][0].allocation
+    meter.energy_s, meter.repeats = effort.window_s, 15
+    meter.rest(effort.window_s)
     table = {}
     for name, allocation in allocations.items():
-        table[name] = _deployed(allocation, shape, workload, effort)
+        table[name] = _priced(meter, allocation) | {"allocation": allocation.to_json()}
         say(f"E={experts}: {name}: {json.dumps({key: table[name][key] for key in ('mean_bits', 'us', 'mj')})}")
     base = table["static 8 bit"]
     rows = []
     for name, entry in table.items():
         case, bits = f"{experts} experts, one token, {name}", entry["mean_bits"]
-        goal = 2.5 if name.startswith("policy on measured") else None
         ours, theirs = entry["us"], base["us"]
-        rows.append(row(case, f"us a layer at {bits:.2f} bit", ours, 0, theirs, 0, "static 8 bit", theirs / ours, goal))
+        rows.append(row(case, f"us a layer at {bits:.2f} bit", ours, 0, theirs, 0, "static 8 bit", theirs / ours, None))
         if entry["mj"] is not None:
             ours, theirs = entry["mj"], base["mj"]
             rows.append(row(case, "mJ a layer above idle", ours, 0, theirs, 0, "static 8 bit", theirs / ours, None))
     extra = {
-        "shape": f"{shape.d_model}-{shape.d_hidden}-{shape.d_model} SwiGLU, top {top_k} of {experts}",
+        "shape": _name(shape, workload),
         "held_out_errors": errors,
         "model": model.to_json(),
         "table": table,
@@ -137,25 +140,65 @@ def _policies(
     return found
 
 
-def _deployed(allocation: Allocation, shape: Shape, workload: Workload, effort: Effort) -> dict[str, Any]:
-    """An allocation as it would run: a card that holds each expert at widths in use only, and kernels for these."""
-    widths = sorted({p.precision.weight_bits for p in allocation.placements})
-    own = GpuMeter(shape, workload, widths, energy_s=effort.window_s, repeats=15)
-    reading = own.read(allocation)
-    layers = len(own.layers)
-    after = own.rest(effort.window_s / 2)
-    watts = None
-    if reading.busy and reading.idle and after:
-        watts = {"busy": reading.busy.power_w, "idle before": reading.idle.power_w, "idle after": after.power_w}
-    del own
-    torch.cuda.empty_cache()
+def study_part(
+    name: str, studies: Sequence[Mapping[str, Any]], effort: Effort, say: Callable[[str], None]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Layers of Mixtral's shape under the widths of a study's retrained models, whose perplexities it measured.
+
+    Every seed's allocations are timed; each is compared with static 8 bit on the same meter.
+    """
+    config = PRESETS[name].model
+    ids = config.expert_ids
+    shape, workload = _study_layer(config.experts, config.top_k, ids)
+    meter = GpuMeter(shape, workload, STUDY_WIDTHS, energy_s=effort.window_s, repeats=15)
+    static = {bits: _priced(meter, Allocation.of(dict.fromkeys(ids, bits), 8, "host")) for bits in STUDY_WIDTHS}
+    for bits, entry in static.items():
+        say(f"{name}: static {bits} bit: {json.dumps(entry)}")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for study in studies:
+        base = study["tuned"]["uniform8"]["perplexity"]["token"]
+        for recipe, tuned in study["tuned"].items():
+            bits = dict(zip(ids, map(int, tuned["bits"]), strict=True))
+            entry = _priced(meter, Allocation.of(bits, 8, "host"))
+            entry |= {"seed": study["seed"], "perplexity_rise": tuned["perplexity"]["token"] / base - 1}
+            found.setdefault(recipe, []).append(entry)
+            say(f"{name}, seed {study['seed']}: {recipe}: {json.dumps(entry)}")
+    rows = []
+    for recipe, entries in found.items():
+        rise = statistics.fmean(entry["perplexity_rise"] for entry in entries)
+        case = f"{name}, one token, {recipe}, perplexity {100 * rise:+.2f} %"
+        seeds = tuple(entry["seed"] for entry in entries)
+        for metric, key, goal in (("us a layer", "us", 2.5), ("mJ a layer above idle", "mj", None)):
+            if static[8][key] is None:
+                continue
+            ours = [entry[key] for entry in entries]
+            for bits, wanted in ((8, goal if recipe.startswith("dmpq") else None), (4, None)):
+                theirs = static[bits][key]
+                mean, std = statistics.fmean(ours), statistics.stdev(ours) if len(ours) > 1 else 0.0
+                made = row(case, metric, mean, std, theirs, 0, f"static {bits} bit", theirs / mean, wanted)
+                rows.append(replace(made, seeds=seeds))
+    return rows, {"static": static, "recipes": found, "layer": _name(shape, workload)}
+
+
+def _study_layer(experts: int, top_k: int, ids: Sequence[ExpertId]) -> tuple[Shape, Workload]:
+    """As many experts of Mixtral's shape, all as frequent: a study keeps no frequencies."""
+    shape = Shape(experts, 4096, 14336)
+    return shape, Workload(1000, top_k, tuple((e, 1 / experts) for e in ids), batch=1)
+
+
+def _name(shape: Shape, workload: Workload) -> str:
+    return f"{shape.d_model}-{shape.d_hidden}-{shape.d_model} SwiGLU, top {workload.top_k} of {shape.experts}"
+
+
+def _priced(meter: GpuMeter, allocation: Allocation) -> dict[str, Any]:
+    """Microseconds and millijoules of a layer and a batch, measured."""
+    reading = meter.read(allocation)
+    layers = len(meter.layers)
     return {
         "mean_bits": allocation.mean_bits,
         "us": reading.latency_s / layers * 1e6,
         "mj": None if reading.energy_j is None else reading.energy_j / layers * 1e3,
-        "memory_bytes": sum(shape.weight_bytes(p.precision.weight_bits) for p in allocation.placements),
-        "watts": watts,
-        "allocation": allocation.to_json(),
+        "watts": reading.busy.power_w if reading.busy else None,
     }
 
 
@@ -179,25 +222,26 @@ def main() -> None:
 @click.option("--quick", is_flag=True, help="Few samples and a short search: under 3 minutes.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 @click.option(
-    "--stats",
-    "runs",
-    type=click.Path(path_type=Path, exists=True),
-    multiple=True,
-    required=True,
-    help="Of a run: stats.json.",
+    "--stats", "runs", type=click.Path(path_type=Path, exists=True), multiple=True, help="Of a run: stats.json."
 )
-@click.option("--budget", default=3.5, help="Greatest mean weight width of the policy, in bits.")
-def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], budget: float) -> None:
-    """Search with the card as the meter, and time layers under the widths found."""
+@click.option(
+    "--studies", type=click.Path(path_type=Path, exists=True), help="results/methods.studies.json: time its widths."
+)
+@click.option("--budget", default=2.75, help="Greatest mean weight width of the policy, in bits.")
+def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Path | None, budget: float) -> None:
+    """Time layers under the widths of retrained models; search with the card as the meter."""
     find_card()
     effort = Effort(10, 4, 2, 1, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
     rate = bandwidth(3)["sum"]
-    extra: dict[str, Any] = {"card": torch.cuda.get_device_name(), "read_bytes_per_s": rate, "layers": {}}
+    extra: dict[str, Any] = {
+        "card": torch.cuda.get_device_name(),
+        "read_bytes_per_s": rate,
+        "layers": {},
+        "studies": {},
+    }
     rows: list[Row] = []
-    for run in runs:
-        stats = tuple(ExpertStats.from_json(record) for record in read_json(run)["experts"])
-        found, about = layer_part(stats, effort, rate, click.echo)
-        extra["layers"][about["shape"]] = about
+
+    def keep(found: list[Row]) -> None:
         for case in dict.fromkeys(one.case for one in found):
             show([one for one in found if one.case == case])
         rows.extend(found)
@@ -205,39 +249,21 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], budget: floa
             write(rows, path)
             write_json(path.with_suffix(".chosen.json"), extra)
 
+    for name, seeds in read_json(studies).items() if studies else ():
+        found, extra["studies"][name] = study_part(name, seeds, effort, click.echo)
+        keep(found)
+        torch.cuda.empty_cache()
+    for run in runs:
+        stats = tuple(ExpertStats.from_json(record) for record in _records(run))
+        found, about = layer_part(stats, effort, rate, click.echo)
+        extra["layers"][about["shape"]] = about
+        keep(found)
 
-@main.command(cls=Benchmark)
-@click.argument("run", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--chosen", type=click.Path(path_type=Path, exists=True), required=True, help="measure's FILE.chosen.json"
-)
-@click.option("--steps", default=300, help="Fine-tuning steps of every allocation.")
-@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
-def perplexity(run: Path, chosen: Path, steps: int, path: Path | None) -> None:
-    """Fine-tune a run's model at every allocation that `measure` timed for as many experts; its perplexity."""
-    from wattbit.models.learner import MoELearner
 
-    learner = MoELearner.open(run / "data", run / "model")
-    tables = [
-        found["table"]
-        for shape, found in read_json(chosen)["layers"].items()
-        if f" of {learner.config.experts}" in shape
-    ]
-    if not tables:
-        raise WattbitError(f"{chosen} has no layer of {learner.config.experts} experts; measure with this run's stats")
-    result: dict[str, Any] = {"float": learner.perplexity(None), "steps": steps, "perplexity": {}}
-    known: dict[str, float] = {}  # methods often choose the same
-    for name, entry in tables[0].items():
-        allocation = Allocation.from_json(entry["allocation"])
-        widths = json.dumps([p.precision.weight_bits for p in allocation.placements])
-        if widths not in known:
-            learner.load(run / "model" / "float.safetensors")
-            learner.finetune(allocation, steps, seed=0)
-            known[widths] = learner.perplexity(allocation)
-        result["perplexity"][name] = known[widths]
-        click.echo(f"{name}, {allocation.mean_bits:.2f} bit: {result['perplexity'][name]:.3f}")
-        if path:
-            write_json(path, result)
+def _records(path: Path) -> list[Any]:
+    """The records of the experts' statistics in a run's stats.json, or in a benchmark's."""
+    record = read_json(path)
+    return list(record["experts"] if isinstance(record, dict) else record)
 
 
 @main.command(cls=Benchmark)
@@ -248,7 +274,7 @@ def perplexity(run: Path, chosen: Path, steps: int, path: Path | None) -> None:
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
 def prices(stats: Path, chosen: Path, path: Path | None) -> None:
     """The policy without a memory budget, on the calibrated model and on the roofline, at three prices of latency."""
-    experts = tuple(ExpertStats.from_json(record) for record in read_json(stats)["experts"])
+    experts = tuple(ExpertStats.from_json(record) for record in _records(stats))
     shape, workload = _layer_of(experts)
     reached = reached_experts(shape, workload)
     record = read_json(chosen)

@@ -1,6 +1,5 @@
 """Experts, inputs and the float64 reference of the GPU kernels' tests; without a card the CPU runs them."""
 
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -8,13 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Matrix, Shape
+from wattbit.tvm_schedules.gpu.layer import Layer
+
 CARD = torch.cuda.is_available()
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed: pip install -e .[gpu]", allow_module_level=True)
-
-from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Matrix, Shape  # noqa: E402 - after the check
-from wattbit.tvm_schedules.gpu.layer import Layer  # noqa: E402 - likewise
-
 needs_card = [pytest.mark.gpu, pytest.mark.skipif(not CARD, reason="no CUDA device: PyTorch sees none")]
 
 

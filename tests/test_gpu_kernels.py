@@ -116,7 +116,7 @@ def test_no_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     kernels._on_host.cache_clear()
     with pytest.raises(WattbitError, match="there is no g"):
-        kernels.kernel(torch.device("cpu"), {"WARPS": 1})
+        kernels.kernel(torch.device("cpu"), "gemv", {"WARPS": 1})
 
 
 def test_an_exported_expert_keeps_its_integers() -> None:

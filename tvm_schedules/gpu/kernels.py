@@ -1,4 +1,4 @@
-"""Compiles and launches `experts.cu`: with NVRTC for the card, or with g++ as a program that runs its threads in turn.
+"""Compiles and launches the kernels here: with NVRTC for the card, or with g++ as a program that runs threads in turn.
 
 The same source in both cases: `on_card.h` and `on_host.h` hold the few instructions that differ.
 """
@@ -17,14 +17,13 @@ import torch
 from wattbit.errors import ToolError, WattbitError
 
 FOLDER = Path(__file__).parent
-SOURCE = FOLDER / "experts.cu"
-HEADER = FOLDER / "on_card.h"
+HEADERS = ("experts.h", "on_card.h")
 
 Grid = tuple[int, int, int]
 
 
-class Arguments(ctypes.Structure):
-    """What a launch is given; see `experts.cu`, whose struct has the same members."""
+class ExpertArguments(ctypes.Structure):
+    """What a launch of `gemv` or `gemm` is given; see `experts.h`, whose struct has the same members."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("words", "scales", "slots", "slot_pairs", "inputs", "outputs")),
@@ -33,51 +32,65 @@ class Arguments(ctypes.Structure):
     )
 
 
-Launch = Callable[[Arguments, Grid], None]
+class RouterArguments(ctypes.Structure):
+    """What a launch of `router` is given; see `router.cu`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("inputs", "router", "logits", "arrived", "table")),
+        *((name, ctypes.c_void_p) for name in ("up_slots", "down_slots", "slot_pairs", "weight")),
+        ("depth", ctypes.c_int),
+    )
 
 
-def kernel(device: torch.device, constants: Mapping[str, int]) -> Launch:
-    """The kernel with these constants, compiled once a process. WattbitError if a compiler or the driver refuses."""
-    flags = tuple(f"-D{name}={value}" for name, value in sorted(constants.items()))
+Launch = Callable[[ctypes.Structure, Grid], None]
+
+
+def kernel(device: torch.device, name: str, constants: Mapping[str, int]) -> Launch:
+    """The kernel of NAME.cu with these constants, compiled once a process.
+
+    SHARED is the bytes of shared memory that a launch gives each block. WattbitError if a compiler or the driver
+    refuses.
+    """
+    flags = tuple(f"-D{constant}={value}" for constant, value in sorted(constants.items()))
     if device.type == "cuda":
-        warps, shared = constants["WARPS"], constants["WARPS"] * constants["RING"]
-        return _on_card(flags, 32 * warps, shared, torch.cuda.get_device_capability(device))
-    return _on_host(flags)
+        threads, shared = 32 * constants["WARPS"], constants["SHARED"]
+        return _on_card(name, flags, threads, shared, torch.cuda.get_device_capability(device))
+    return _on_host(name, flags)
 
 
 @cache
-def _on_host(flags: tuple[str, ...]) -> Launch:
+def _on_host(name: str, flags: tuple[str, ...]) -> Launch:
     compiler = shutil.which("g++")
     if compiler is None:
         raise WattbitError("there is no g++, which runs GPU kernels on the CPU; install it")
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "experts.so"
-        command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *flags, "-x", "c++", str(SOURCE)]
-        command += ["-o", str(library)]
+        library = Path(folder) / f"{name}.so"
+        command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *flags]
+        command += ["-x", "c++", str(FOLDER / f"{name}.cu"), "-o", str(library)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise ToolError(command, done.returncode, done.stderr)
         loaded = ctypes.CDLL(str(library))
 
-    def launch(arguments: Arguments, grid: Grid) -> None:
+    def launch(arguments: ctypes.Structure, grid: Grid) -> None:
         loaded.launch(ctypes.byref(arguments), *grid)
 
     return launch
 
 
 @cache
-def _on_card(flags: tuple[str, ...], threads: int, shared: int, capability: tuple[int, int]) -> Launch:
+def _on_card(name: str, flags: tuple[str, ...], threads: int, shared: int, capability: tuple[int, int]) -> Launch:
     from cuda.bindings import driver
 
-    module = _asked(driver.cuModuleLoadData(_cubin(flags, capability)))
-    function = _asked(driver.cuModuleGetFunction(module, b"experts"))
+    module = _asked(driver.cuModuleLoadData(machine_code(name, flags, capability)))
+    function = _asked(driver.cuModuleGetFunction(module, name.encode()))
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     _asked(driver.cuFuncSetAttribute(function, most, shared))
     overlap = driver.CUlaunchAttribute()
     overlap.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     overlap.value.programmaticStreamSerializationAllowed = 1
 
-    def launch(arguments: Arguments, grid: Grid) -> None:
+    def launch(arguments: ctypes.Structure, grid: Grid) -> None:
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
@@ -90,15 +103,14 @@ def _on_card(flags: tuple[str, ...], threads: int, shared: int, capability: tupl
     return launch
 
 
-def _cubin(flags: tuple[str, ...], capability: tuple[int, int]) -> bytes:
-    """Machine code for a card of this compute capability."""
+def machine_code(name: str, flags: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    """NAME.cu for a card of this compute capability. ToolError with NVRTC's words if it refuses."""
     from cuda.bindings import nvrtc
 
-    program = _asked(
-        nvrtc.nvrtcCreateProgram(
-            SOURCE.read_bytes(), SOURCE.name.encode(), 1, [HEADER.read_bytes()], [HEADER.name.encode()]
-        )
-    )
+    source = FOLDER / f"{name}.cu"
+    headers = [(FOLDER / header).read_bytes() for header in HEADERS]
+    names = [header.encode() for header in HEADERS]
+    program = _asked(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), len(headers), headers, names))
     options = [b"-std=c++17", b"-arch=sm_%d%d" % capability, *(flag.encode() for flag in flags)]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from wattbit.errors import WattbitError
-from wattbit.tvm_schedules.gpu import routing
 from wattbit.tvm_schedules.gpu.bank import Bank, Store
-from wattbit.tvm_schedules.gpu.kernels import Arguments, Launch, kernel
+from wattbit.tvm_schedules.gpu.kernels import ExpertArguments, Grid, Launch, RouterArguments, kernel
 from wattbit.tvm_schedules.gpu.packing import tiles
-from wattbit.tvm_schedules.gpu.tiling import Tiling, choose, padded
+from wattbit.tvm_schedules.gpu.tiling import Tiling, choose
 
 TOKENS_MAX = 64
-ROUTER_SHARE = 256
+CPU_MULTIPROCESSORS = 2  # what tests on a CPU take a card to have, so that blocks take several tiles
 
 
 @dataclass(eq=False)
@@ -21,8 +20,8 @@ class Layer:
     """y [T, D] of x [T, D] (bfloat16) for a fixed number of tokens T, 1..64, so that it can be one CUDA graph.
 
     router: [E, D] bfloat16. renormalise: whether the chosen experts' weights sum to 1 (Mixtral; not OLMoE).
-    The layer owns its buffers: a result is overwritten by the next call. On a CPU, for tests, its experts run as a
-    program that g++ makes of their kernel, and its router in Triton's interpreter.
+    The layer owns its buffers: a result is overwritten by the next call. On a CPU, for tests, its kernels run as
+    programs that g++ makes of them.
     """
 
     bank: Bank
@@ -43,19 +42,28 @@ class Layer:
             raise WattbitError(f"top_k must be between 1 and the {shape.experts} experts, not {self.top_k}")
         pairs = self.tokens * self.top_k
         self._slots = min(shape.experts, pairs)
-        mask, mean = self.bank.widths, pairs / self._slots
-        self._up_tiling = self.up_tiling or choose(mask, mean, *shape.up, self._slots, may_split=False)
-        self._down_tiling = self.down_tiling or choose(mask, mean, *shape.down, self._slots, may_split=True)
+        is_card = device.type == "cuda"
+        self._multiprocessors = (
+            torch.cuda.get_device_properties(device).multi_processor_count if is_card else CPU_MULTIPROCESSORS
+        )
+        mean = pairs / self._slots
+        self._up_tiling = self.up_tiling or self._choose(self.bank.up, mean, may_split=False)
+        self._down_tiling = self.down_tiling or self._choose(self.bank.down, mean, may_split=True)
         self._up = self._kernel(self.bank.up, self._up_tiling, down=False)
         self._down = self._kernel(self.bank.down, self._down_tiling, down=True)
-        self._assembly = device.type == "cuda"
+        constants = {"EXPERTS": shape.experts, "TOKENS": self.tokens, "TOP_K": self.top_k}
+        constants |= {
+            "RENORMALISE": int(self.renormalise),
+            "WARPS": 8 if self.tokens == 1 else 16,
+            "BLOCKS": 1,
+            "SHARED": 0,
+        }
+        self._route = kernel(device, "router", constants)
         self.up_slots = torch.zeros(self._slots, 3, dtype=torch.int64, device=device)
         self.down_slots = torch.zeros_like(self.up_slots)
         self.slot_pairs = torch.full((self._slots, self.tokens), -1, dtype=torch.int32, device=device)
-        self._arrived = torch.zeros(
-            tiles(shape.d_model) + 1, dtype=torch.int32, device=device
-        )  # the last is the router's
-        self._logits = torch.empty(-(-shape.d_model // ROUTER_SHARE), self.tokens, shape.experts, device=device)
+        self._arrived = torch.zeros(tiles(shape.d_model) + 1, dtype=torch.int32, device=device)  # last: the router's
+        self._logits = torch.empty(self.tokens, shape.experts, device=device)
         self.weight = torch.empty(pairs, device=device)
         self.hidden = torch.empty(pairs, shape.d_hidden, dtype=torch.bfloat16, device=device)
         self._partial = torch.empty(self._down_tiling.splits, pairs, shape.d_model, device=device)
@@ -77,61 +85,50 @@ class Layer:
 
     def route(self, x: Tensor) -> None:
         """Choose and weigh each token's experts."""
-        routing.route[(len(self._logits),)](
-            x,
-            self.router,
-            self._logits,
-            self._arrived[-1:],
-            self.bank.table,
-            self.up_slots,
-            self.down_slots,
-            self.slot_pairs,
-            self.weight,
-            self.tokens,
-            self.bank.shape.experts,
-            self._slots,
-            self.bank.shape.d_model,
-            TOP_K=self.top_k,
-            TOKENS=padded(self.tokens),
-            EXPERTS=padded(self.bank.shape.experts, 16),
-            SHARE=ROUTER_SHARE,
-            RENORMALISE=self.renormalise,
-            ASSEMBLY=self._assembly,
-            num_warps=4,
-            launch_pdl=self._assembly,
-        )
+        plan = (self.up_slots, self.down_slots, self.slot_pairs, self.weight)
+        tensors = (x, self.router, self._logits, self._arrived[-1:], self.bank.table, *plan)
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        self._route(RouterArguments(*pointers, self.bank.shape.d_model), (self.bank.shape.experts, 1, 1))
 
     def up(self, x: Tensor) -> None:
         """Hidden activations of every pair."""
         store = self.bank.up
-        grid = (-(-tiles(store.rows) // self._up_tiling.each), self._slots, 1)
-        self._up(self._arguments(store, self.up_slots, x, self.hidden), grid)
+        self._up(self._arguments(store, self.up_slots, x, self.hidden), self._grid(store, self._up_tiling))
 
     def down(self) -> None:
         """Weighted sums over each token's experts."""
         store = self.bank.down
-        grid = (-(-tiles(store.rows) // self._down_tiling.each), self._slots, self._down_tiling.splits)
-        self._down(self._arguments(store, self.down_slots, self.hidden, self.y), grid)
+        self._down(self._arguments(store, self.down_slots, self.hidden, self.y), self._grid(store, self._down_tiling))
 
-    def _arguments(self, store: Store, slots: Tensor, inputs: Tensor, outputs: Tensor) -> Arguments:
+    def _choose(self, store: Store, mean: float, may_split: bool) -> Tiling:
+        matrix = (store.rows, store.depth)
+        return choose(self.bank.widths, self.tokens == 1, mean, *matrix, self._slots, may_split, self._multiprocessors)
+
+    def _grid(self, store: Store, tiling: Tiling) -> Grid:
+        blocks = tiling.row_blocks(tiles(store.rows), self._slots, self._multiprocessors)
+        return blocks, self._slots, tiling.splits
+
+    def _arguments(self, store: Store, slots: Tensor, inputs: Tensor, outputs: Tensor) -> ExpertArguments:
         tensors = (store.words, store.scales, slots, self.slot_pairs, inputs, outputs)
         scratch = (self._partial, self._arrived, self.weight)
         pointers = [tensor.data_ptr() for tensor in (*tensors, *scratch)]
-        return Arguments(*pointers, self.tokens, store.rows, store.depth)
+        return ExpertArguments(*pointers, self.tokens, store.rows, store.depth)
 
     def _kernel(self, store: Store, tiling: Tiling, down: bool) -> Launch:
         constants = {
             "WIDTHS": self.bank.widths,
             "GROUP": store.group,
             "WARPS": tiling.warps,
-            "TILES": tiling.token_tiles,
             "TOP_K": self.top_k,
             "SPLITS": tiling.splits,
             "DOWN": int(down),
             "GATED": int(self.bank.shape.swiglu and not down),
-            "ONE": int(self.tokens == 1),
             "WHOLE": int(store.depth % 128 == 0),
             "RING": tiling.ring,
             "BLOCKS": tiling.blocks,
         }
-        return kernel(self.bank.device, constants)
+        if self.tokens == 1:
+            shared = tiling.vector_bytes(store.depth, bool(store.group))
+            return kernel(self.bank.device, "gemv", constants | {"WARPS": tiling.warps + 1, "SHARED": shared})
+        constants |= {"TILES": tiling.token_tiles, "SHARED": tiling.warps * tiling.ring}
+        return kernel(self.bank.device, "gemm", constants)

@@ -17,6 +17,7 @@ from wattbit.tvm_schedules.gpu.layer import Layer
 
 DRAWS = 8  # batches of different routing in one graph
 CHUNK_S = 0.004  # of work that is queued while the counter is read
+WARM_UP_S = 0.5
 
 
 def graph_of(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -47,10 +48,16 @@ def replay_s(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
     return statistics.median(times)
 
 
-def busy_power(counter: EnergyCounter, graph: torch.cuda.CUDAGraph, replay: float, least_s: float) -> Power:
-    """Power while the graph is replayed without a gap: one chunk always waits while another runs. replay: seconds."""
+def busy_power(
+    counter: EnergyCounter, graph: torch.cuda.CUDAGraph, replay: float, least_s: float
+) -> tuple[Power, float]:
+    """Power while the graph is replayed without a gap, and the seconds that a replay then takes.
+
+    One chunk of replays always waits while another runs. replay: about how many seconds one takes.
+    """
     count = max(1, round(CHUNK_S / replay))
     queued: list[torch.cuda.Event] = []
+    ends: list[float] = []
 
     def keep_busy() -> None:
         for _ in range(count):
@@ -60,10 +67,11 @@ def busy_power(counter: EnergyCounter, graph: torch.cuda.CUDAGraph, replay: floa
         queued.append(event)
         if len(queued) > 1:
             queued.pop(0).synchronize()
+            ends.append(time.perf_counter())
 
     power = counter.power(keep_busy, least_s)
     torch.cuda.synchronize()
-    return power
+    return power, (ends[-1] - ends[0]) / (len(ends) - 1) / count
 
 
 def idle_power(counter: EnergyCounter, least_s: float) -> Power:
@@ -159,7 +167,10 @@ class GpuMeter:
                 module(batch)
 
         self._graph = graph_of(run)
-        self._idle = idle_power(self.counter, max(energy_s, 0.5)) if self.counter else None
+        self._idle: Power | None = None
+        if self.counter:  # idle as between two batches: on a card that has worked
+            busy_power(self.counter, self._graph, replay_s(self._graph, repeats), max(energy_s, WARM_UP_S))
+            self.rest(max(energy_s, WARM_UP_S))
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         """Latency and energy of `workload.tokens` tokens, batch after batch. The workload's routing is the meter's."""
@@ -178,9 +189,9 @@ class GpuMeter:
         replay = replay_s(self._graph, self.repeats)
         if self.counter is None or self._idle is None or not self.energy_s:
             return Reading(replay / DRAWS, None, None, None)
-        busy = busy_power(self.counter, self._graph, replay, self.energy_s)
+        busy, period = busy_power(self.counter, self._graph, replay, self.energy_s)
         above = busy.power_w - self._idle.power_w
-        return Reading(replay / DRAWS, above * replay / DRAWS, busy, self._idle)
+        return Reading(replay / DRAWS, above * period / DRAWS, busy, self._idle)
 
     def rest(self, least_s: float = 0.5) -> Power | None:
         """Measure idle power again, for what is measured from now on; returns it."""

@@ -1,0 +1,272 @@
+// The products of a mixture's experts, each expert at a width of its own, with one token; see experts.h.
+//
+// Each warp owns a range of columns. It turns its inputs into integers of 30 bits, with one power of two for all of
+// them, and these into four planes of signed bytes. A code in its place in a byte is an unsigned byte as it stands, so
+// one AND decodes four weights (none the last of a byte, see `add`), and tensor cores multiply them with the four
+// planes, exactly. (Inputs below 2^-22 of a
+// range's greatest lose bits; a number that is not finite makes the sums NaN.) Codes are stored with an offset that makes
+// them positive; the sum of the inputs takes it off.
+//
+// Weights come by bulk copies into the warp's ring in shared memory, a stage at a time, across tiles. The block's last
+// warp adds what the others found and writes it, while these go on.
+#include "experts.h"
+
+constexpr int WORKERS = WARPS - 1, SLICES = SPLITS * WORKERS;
+constexpr int GROUP_BLOCKS = GROUP ? GROUP / COLUMNS : 8;
+constexpr int STAGES_MAX = 32;       // of a warp's ring
+constexpr int PLANES = 4 * COLUMNS;  // bytes of a block of columns' inputs
+
+// Blocks of columns in a stage: 2 to 4 kB, and of one group
+DEVICE constexpr int span(int bits) {
+    int most = bits == 2 ? 8 : bits <= 4 ? 4 : 2;
+    while (GROUP_BLOCKS % most) most /= 2;
+    return most;
+}
+DEVICE constexpr int stage_bytes(int bits) { return span(bits) * ROWS * COLUMNS * bits / 8 + (GROUP ? 128 : 0); }
+
+// Fixed-point inputs of a warp's range of columns
+struct Inputs {
+    char *planes;  // [block][q][plane][8 columns]
+    float *sums;   // [block], of the integers
+    float unit;    // what an integer 1 is worth
+    float sum;
+};
+
+DEVICE Quad load_inputs(const unsigned short *row, int column, int depth) {
+    if constexpr (WHOLE) return load_shared_by_all(reinterpret_cast<const Quad *>(row + column));
+    unsigned words[4] = {};
+    for (int i = 0; i < 8; ++i)
+        if (column + i < depth) words[i / 2] |= unsigned(load_shared_by_all(row + column + i)) << 16 * (i % 2);
+    return {words[0], words[1], words[2], words[3]};
+}
+
+// Loads columns 32 first .. 32 last - 1 of a row to where their planes will be. Returns the bits of the greatest size.
+DEVICE unsigned gather(const unsigned short *row, int first, int last, int depth, int lane, char *planes) {
+    unsigned most = 0;
+#pragma unroll 4
+    for (int i = lane; i < 4 * (last - first); i += 32) {
+        const Quad found = load_inputs(row, 32 * first + 8 * i, depth);
+        *reinterpret_cast<Quad *>(planes + 32 * i) = found;
+        const unsigned words[4] = {found.x, found.y, found.z, found.w};
+        for (unsigned word : words) most = max_of(most, max_of(word << 16 & 0x7FFF0000, word & 0x7FFF0000));
+    }
+    return max_of_lanes(most);
+}
+
+// Columns 32 first .. 32 last - 1 of a row as planes.
+DEVICE void quantize(const unsigned short *row, int first, int last, int depth, int lane, Inputs &to) {
+    const unsigned most = gather(row, first, last, depth, lane, to.planes);
+    const int count = 4 * (last - first);  // of eight columns
+    const int exponent = most < 30u << 23 ? 30 : int(most >> 23);
+    const float enlarge = bits_to_float(unsigned(283 - exponent) << 23);  // to less than 2^30
+    to.unit = bits_to_float(exponent == 255 ? 0x7FC00000 : unsigned(exponent - 29) << 23);
+    to.sum = 0;
+#pragma unroll 1
+    for (int i = lane; i - lane < count; i += 32) {
+        float sum = 0;
+        if (i < count) {
+            Quad *own = reinterpret_cast<Quad *>(to.planes + 32 * i);
+            const Quad found = *own;
+            const unsigned words[4] = {found.x, found.y, found.z, found.w};
+            unsigned planes[4][2] = {};
+            for (int j = 0; j < 8; ++j) {
+                const float scaled = bits_to_float(j % 2 ? words[j / 2] & 0xFFFF0000 : words[j / 2] << 16) * enlarge;
+                sum += scaled;
+                const unsigned digits = (unsigned(to_int(scaled)) + 0x00808080) ^ 0x00808080;  // signed bytes
+                const int byte = j % 4 == 1 || j % 4 == 2 ? 3 - j % 4 : j % 4;                 // columns 0, 2, 1, 3
+                for (int p = 0; p < 4; ++p) planes[p][j / 4] |= (digits >> 8 * p & 0xFF) << 8 * byte;
+            }
+            own[0] = {planes[0][0], planes[0][1], planes[1][0], planes[1][1]};
+            own[1] = {planes[2][0], planes[2][1], planes[3][0], planes[3][1]};
+        }
+        to.sum += sum;
+        if constexpr (GROUP) {
+            sum += exchange(sum, 1);
+            sum += exchange(sum, 2);
+            if (lane % 4 == 0 && i < count) to.sums[i / 4] = sum;
+        }
+    }
+    for (int other = 16; other; other /= 2) to.sum += exchange(to.sum, other);
+    __syncwarp();
+}
+
+// The codes of a byte that the last of them is multiplied with together, for nothing masks the others out
+template <int BITS>
+DEVICE constexpr int together() {
+    return 8 % BITS ? 1 : 8 / BITS;
+}
+
+// Adds the sums of two planes that a lane holds, as what they are worth, and takes the codes' offset off.
+template <int BITS>
+DEVICE void add(int (&sum)[4][4], float worth, float offset, const float (&scale)[8], float (&total)[8]) {
+    constexpr int SHARE = together<BITS>();
+#pragma unroll
+    for (int h = SHARE - 1; h < 8; h += SHARE)
+        for (int other = h - SHARE + 1; other < h; ++other)
+            for (int i = 0; i < 2; ++i) sum[h / 2][2 * (h % 2) + i] -= sum[other / 2][2 * (other % 2) + i];
+#pragma unroll
+    for (int h = 0; h < 8; ++h) {
+        int &first = sum[h / 2][2 * (h % 2)], &second = sum[h / 2][2 * (h % 2) + 1];
+        const float value = float(first) * (worth * place<BITS>(h)) - offset;
+        total[h] += (float(second) * (worth * 256 * place<BITS>(h)) + value) * scale[h];
+        first = second = 0;
+    }
+}
+
+// This warp's share of the products of tiles first_tile, + gridDim.x ..: for each finish(products) with products [row / 8]
+// of two planes a lane. first, last: its blocks of columns. ready() waits for the inputs.
+template <int BITS, typename Ready, typename Finish>
+DEVICE void multiply(const Arguments &a, const Slot &slot, int first_tile, int first, int last, char *ring,
+                     Barrier *full, const Ready &ready, const Finish &finish) {
+    constexpr int BYTES = ROWS * COLUMNS * BITS / 8, SPAN = span(BITS), STAGE = stage_bytes(BITS);
+    constexpr int STAGES = RING / STAGE;
+    static_assert(1 < STAGES && STAGES <= STAGES_MAX);
+    constexpr float OFFSET = 1 << (BITS - 1);
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int blocks = (a.depth + COLUMNS - 1) / COLUMNS, groups = GROUP ? (a.depth + GROUP - 1) / GROUP : 1;
+    const int tiles = (a.rows + ROWS - 1) / ROWS;
+
+    int fetch_tile = first_tile, fetch_block = first;
+    const char *tile_words = reinterpret_cast<const char *>(slot.words) + (long long)fetch_tile * blocks * BYTES;
+    const auto fetch = [&](int stage) {
+        if (first >= last || fetch_tile >= tiles) return;
+        const int size = (last - fetch_block < SPAN ? last - fetch_block : SPAN) * BYTES;
+        if (is_one_of_warp()) {
+            char *to = ring + stage * STAGE;
+            expect(full + stage, size + (GROUP ? 128 : 0));
+            copy_bulk(to, tile_words + (long long)fetch_block * BYTES, size, full + stage);
+            if constexpr (GROUP)
+                copy_bulk(to + SPAN * BYTES,
+                          scales_of(slot.group_scales, fetch_tile, groups, fetch_block / GROUP_BLOCKS), 128, full + stage);
+        }
+        fetch_block += SPAN;
+        if (fetch_block >= last) {
+            fetch_block = first;
+            fetch_tile += gridDim.x;
+            tile_words += (long long)gridDim.x * blocks * BYTES;
+        }
+    };
+#pragma unroll 1
+    for (int stage = 0; stage < STAGES; ++stage) fetch(stage);
+    const Inputs inputs = ready();
+    const float worth = q % 2 ? 65536 * inputs.unit : inputs.unit, offset = q % 2 ? 0 : OFFSET * inputs.unit;
+
+    int stage = 0, phase = 0;
+    for (int tile = first_tile; tile < tiles; tile += gridDim.x) {
+        float total[8] = {};
+        int sum[4][4] = {};
+        for (int block = first; block < last; block += SPAN) {
+            wait_for(full + stage, phase);
+            const char *at = ring + stage * STAGE, *planes = inputs.planes + (block - first) * PLANES;
+            const int end = last - block < SPAN ? last - block : SPAN;
+#pragma unroll 2
+            for (int j = 0; j < end; ++j) {
+                unsigned w[2 * BITS], low[8], high[8];
+                read_words<BITS>(at + j * BYTES, lane, w);
+                const Pair x = *reinterpret_cast<const Pair *>(planes + j * PLANES + 32 * q + 8 * (g % 4));
+                decode<BITS, 0x01010101>(w, low);
+                decode<BITS, 0x01010101>(w + BITS, high);
+                if constexpr (together<BITS>() > 1)
+                    for (int i = 0; i < BITS; ++i) {
+                        constexpr int SHARE = together<BITS>();
+                        low[i * SHARE + SHARE - 1] = w[i], high[i * SHARE + SHARE - 1] = w[BITS + i];
+                    }
+#pragma unroll
+                for (int m = 0; m < 4; ++m)
+                    multiply_bytes(sum[m], low[2 * m], low[2 * m + 1], high[2 * m], high[2 * m + 1], x.x, x.y);
+            }
+            if constexpr (GROUP) {
+                float scale[8], ones = 0;
+                read_scales(at + SPAN * BYTES, g, scale);
+                for (int j = 0; j < end; ++j) ones += inputs.sums[block - first + j];
+                add<BITS>(sum, worth, offset * ones, scale, total);
+            }
+            __syncwarp();
+            fetch(stage);
+            phase ^= stage + 1 == STAGES;
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+        }
+        if constexpr (!GROUP) {
+            constexpr float SCALE[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+            add<BITS>(sum, worth, offset * inputs.sum, SCALE, total);
+        }
+        finish(total);
+    }
+}
+
+// Grid: (blocks that share the row tiles, slots, SPLITS).
+KERNEL(gemv)(const Arguments a) {
+    DYNAMIC_SHARED(shared, SHARED)  // rings, then the inputs' planes and sums
+    __shared__ float sums[2][2 * WORKERS][ROWS];  // two, in turns
+    __shared__ Barrier full[WORKERS][STAGES_MAX];
+    __shared__ int is_last;
+    const int warp = same_in_warp(threadIdx.x / 32), lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int split = blockIdx.z, tiles = (a.rows + ROWS - 1) / ROWS;
+    // Slots begin with different blocks, for those with a tile more than others may share a multiprocessor.
+    const int first_tile = (blockIdx.x + blockIdx.y * (tiles % gridDim.x)) % gridDim.x;
+    if (warp < WORKERS) begin_barrier(&full[warp][lane]);
+    barriers_begun();
+    __syncwarp();
+
+    // Each worker takes whole units of columns.
+    const int unit = GROUP ? span(2) : 1, units = (a.depth + unit * COLUMNS - 1) / (unit * COLUMNS);
+    const int blocks = (a.depth + COLUMNS - 1) / COLUMNS;
+    const auto begin_of = [&](int worker) {
+        const int block = int((long long)units * (split * WORKERS + worker) / SLICES) * unit;
+        return block < blocks ? block : blocks;
+    };
+    const int first = begin_of(warp), last = begin_of(warp + 1), before = first - begin_of(0);
+    Inputs inputs;
+    inputs.planes = shared + WORKERS * RING + before * PLANES;
+    inputs.sums = reinterpret_cast<float *>(shared + WORKERS * RING + (begin_of(WORKERS) - begin_of(0)) * PLANES) + before;
+
+    // Up reads its inputs while the plan is being made. Down reads the plan and its first weights while up still runs.
+    // What was written two launches ago is there.
+    if constexpr (!DOWN) {
+        if (warp < WORKERS) quantize(a.inputs, first, last, a.depth, lane, inputs);
+        wait_for_launch_before();
+    }
+    let_next_launch_start();
+    const Slot slot = slot_of(a, blockIdx.y);
+    const int pair = load_shared_by_all(a.slot_pairs + blockIdx.y);
+    if (warp == WORKERS) {
+        const float weight = DOWN ? load_shared_by_all(a.weight + pair) : 0;
+        if constexpr (DOWN) wait_for_launch_before();
+        int turn = 0;
+        for (int tile = first_tile; tile < tiles; tile += gridDim.x, turn ^= 1) {
+            Scales scales[OUT / 32];
+            for (int i = 0; i < OUT / 32; ++i) scales[i] = factors(a, slot, tile, lane + 32 * i, 1.0f);
+            wait_at(1 + turn, THREADS);
+            for (int i = 0; i < OUT / 32; ++i)
+                put<2 * WORKERS>(a, &sums[turn][0][0], ROWS, scales[i], tile, lane + 32 * i, split, pair, weight);
+            if (tile + 2 * int(gridDim.x) < tiles) arrive_at(3 + turn, THREADS);
+            if constexpr (PARTS > 1) report<32>(a, tile, lane, &is_last);
+        }
+        return;
+    }
+    const auto ready = [&] {
+        if constexpr (DOWN) {
+            wait_for_launch_before();
+            quantize(a.inputs + (long long)pair * a.depth, first, last, a.depth, lane, inputs);
+        }
+        return inputs;
+    };
+    int done = 0;
+    const auto finish = [&](const float(&total)[8]) {
+        const int turn = done % 2;
+        if (done++ > 1) wait_at(3 + turn, THREADS);  // the sums before were added
+        if (q < 2)
+#pragma unroll
+            for (int h = 0; h < 8; ++h) sums[turn][2 * warp + q][8 * h + g] = total[h];
+        arrive_at(1 + turn, THREADS);
+    };
+#define AT_WIDTH(b)                  \
+    if constexpr ((WIDTHS >> b) & 1) \
+        if (slot.bits == b)          \
+            multiply<b>(a, slot, first_tile, first, last, shared + warp * RING, full[warp], ready, finish);
+    AT_WIDTH(2)
+    AT_WIDTH(3)
+    AT_WIDTH(4)
+    AT_WIDTH(6)
+    AT_WIDTH(8)
+}
