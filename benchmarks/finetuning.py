@@ -10,7 +10,7 @@ perplexities on validation text, above 1 where ours is better; p is of a paired 
 from pathlib import Path
 
 import click
-from quantizers import Found, models, row
+from quantizers import Found, model_options, models, row
 from rows import Benchmark, show, write
 
 from wattbit.models import learner as learner_module
@@ -39,9 +39,7 @@ def tuned(data: Path, model_dir: Path, seed: int, steps: int, found: Found) -> N
 
 
 @click.command(cls=Benchmark, help=__doc__)
-@click.option("--quick", is_flag=True, help=f"One seed, {QUICK_STEPS} steps.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where models are kept.")
+@model_options
 def main(quick: bool, out: Path | None, runs: Path) -> None:
     found: Found = {}
     seeds = []

@@ -8,7 +8,7 @@ size, and GPTQ's error on other text by calibration tokens a column. A ratio is 
 better; p is of a paired t-test over the seeds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -101,10 +101,19 @@ def row(case: str, metric: str, ours: Sequence[float], peer: Sequence[float], na
     )
 
 
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a benchmark on these models."""
+    for option in (
+        click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where models are kept."),
+        click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here."),
+        click.option("--quick", is_flag=True, help=f"One seed, a model trained for {QUICK_STEPS} steps."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command(cls=Benchmark, help=__doc__)
-@click.option("--quick", is_flag=True, help=f"One seed, a model trained for {QUICK_STEPS} steps.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where models are kept.")
+@model_options
 def main(quick: bool, out: Path | None, runs: Path) -> None:
     found: Found = {}
     seeds = []

@@ -102,6 +102,7 @@ class Study:
         self.describe()
         self.tune_float_on_tasks()
         self.untuned(quick, 0.4)
+        self.adopt_scales()
         self.tuned()
         self.tune_on_tasks()
         self.untuned(quick)
@@ -266,15 +267,19 @@ class Study:
             "decide_s": decide_s,
             "quantize_s": quantize_s,
         }
+        write_json(self.settings.file(seed), self.records[seed])
 
-    def tuned(self) -> None:
-        """Chains of fine-tuning from the float weights, with the teacher that co-training has by default."""
+    def adopt_scales(self) -> None:
+        """Wait for the scales that the deployed arithmetic is fine-tuned with."""
         for seed, found in self.scaling.items():
             scales: Scales = {}
             for part in found:
                 scales |= part.result()
             self.learners[seed].adopt(scales)
         self.say("scales")
+
+    def tuned(self) -> None:
+        """Chains of fine-tuning from the float weights, with the teacher that co-training has by default."""
         first, *rest = self.parts(self.controls())
         between = [f"dmpq@{budget}" for budget in self.settings.budgets if budget > min(WIDTHS)]
         for part in (first, *rest[:1], *self.parts(between), *rest[1:]):  # the searches end meanwhile

@@ -48,7 +48,7 @@ class Settings:
     device: str = "auto"
     budgets: tuple[float, ...] = (2.75, 3.0, 2.5, 2.0, 3.5, 4.0)
     steps: int = 150
-    glue_steps: int = 1500
+    glue_steps: int = 900
     iterations: int = 150
     workers: int = 2
     judged: int | None = None

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]  # HTTPX's own
 from safetensors import SafetensorError, safe_open
@@ -71,8 +72,19 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
+    def headers(self) -> "Headers":
+        """The same without its tensors."""
+        return Headers(self.folder, self.config, self.files, self.shapes)
+
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, which must have that shape."""
+        self.check(name, shape)
+        with safe_open(self.files[name], framework="pt") as shard:
+            tensor: Tensor = shard.get_tensor(name)
+        return tensor
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise WattbitError for a tensor that is not there, or of another shape."""
         if name not in self.files:
             raise WattbitError(f"{self.folder} has no tensor {name}; its weights are not whole, download them again")
         if self.shapes[name] != shape:
@@ -80,9 +92,14 @@ class Checkpoint:
                 f"tensor {name} of {self.files[name]} is of shape {list(self.shapes[name])}, not {list(shape)}; "
                 f"weights and {CONFIG} are of different models"
             )
-        with safe_open(self.files[name], framework="pt") as shard:
-            tensor: Tensor = shard.get_tensor(name)
-        return tensor
+
+
+class Headers(Checkpoint):
+    """A checkpoint of which only headers are read: its tensors are on the meta device."""
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        self.check(name, shape)
+        return torch.empty(shape, device="meta")
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:

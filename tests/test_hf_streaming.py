@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.hf_support import FAMILIES, checkpoint, contexts, mixed_recipe, transformers_model
@@ -262,6 +263,20 @@ def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
     other = Checkpoint.open(checkpoint("mixtral", tmp_path / "other", initializer_range=0.2))
     with pytest.raises(WattbitError, match="holds another quantization"):
         quantize_checkpoint(other, recipe, tmp_path / "out")
+
+
+def test_misshapen_weights_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Of the last layer, which is read last."""
+    folder = checkpoint("mixtral", tmp_path / "model")
+    name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    shard = Checkpoint.open(folder).files[name]
+    tensors = load_file(shard)
+    save_file(tensors | {name: tensors[name][1:].contiguous()}, shard)
+    with pytest.raises(WattbitError, match=r"experts\.3\.w2\.weight of .* is of shape"):
+        quantize_checkpoint(
+            Checkpoint.open(folder), mixed_recipe(checkpoint("mixtral", tmp_path / "x")), tmp_path / "o"
+        )
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_recipe_of_another_model(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class Family:
                 name = f"{block}.experts.{expert}.{self.expert_names[part]}.weight"
                 matrix = checkpoint.read(name, one)
                 if fused is None:
-                    fused = torch.empty(shape, dtype=matrix.dtype)
+                    fused = torch.empty(shape, dtype=matrix.dtype, device=matrix.device)
                 fused[expert, i * one[0] : (i + 1) * one[0]] = matrix
         if fused is None:
             raise WattbitError(f"{checkpoint.folder} has no MoE layers: {block} has 0 experts; give a model with some")

@@ -97,6 +97,7 @@ class _Stream:
         self.numbers = {name: i for i, name in enumerate(self.mixtures)}
         columns = next(iter(self.mixtures.values())).matrices(0)[self.family.first[0]].shape[1]
         check_recipe(recipe, experts_of(self.mixtures), columns)
+        self.weights.check(partial(self.family.read, checkpoint.headers()))
 
     def alone(self, folder: QuantizedFolder) -> None:
         """Quantize experts whose calibration tokens do not matter."""

@@ -23,6 +23,11 @@ class Weights:
         for name, tensor in self._empty.items():
             self._names.setdefault(id(tensor), []).append(name)
 
+    def check(self, read: Read) -> None:
+        """Read all that a checkpoint must hold, by its headers: raises what `read` does, before any work."""
+        for names in self._names.values():
+            read(names, tuple(self._empty[names[0]].shape))
+
     def load(self, prefix: str, skip: Sequence[str] = ()) -> None:
         """Fill what stands under a module's name ("": the network), except under the names of `skip`."""
         for name, tensor in list(_stored(self.network.get_submodule(prefix), prefix)):
