@@ -20,6 +20,7 @@ from wattbit.board.bundle import Parts, pack
 from wattbit.cli import main
 from wattbit.commands import generate
 from wattbit.errors import WattbitError
+from wattbit.files import write_json
 from wattbit.models.data import load_vocabulary
 from wattbit.models.decode import greedy, reference
 from wattbit.models.export import export
@@ -103,6 +104,31 @@ def test_the_agent_sends_experts_to_their_engines(run: Run, session: Session) ->
     assert first["wall_s"] is None  # the board is a virtual one
 
 
+def test_experts_with_an_engine_run_on_the_cores_where_asked(run: Run, session: Session) -> None:
+    """The stub's outputs are not the model's: all on the cores is PyTorch's text, some is a third one."""
+    own = [name for name, record in session.manifest["experts"].items() if record["engine"] is not None]
+    launched: list[str] = []
+    engines = session._on_fpga
+
+    def spy(names: list[str], x: Int8) -> Int8:
+        launched.extend(names)
+        return engines(names, x)
+
+    session._on_fpga = spy  # type: ignore[method-assign]
+    on_engines = session.generate(count=6, prompt=PROMPT)["tokens"]
+    assert set(launched) == set(own)
+    launched.clear()
+    session.generate(count=6, prompt=PROMPT, on_cores=own[:1])
+    assert set(launched) == set(own[1:])
+    launched.clear()
+    with Decoder(run.path("build/host/decoder"), threads=1) as decoder:
+        assert session.generate(count=6, prompt=PROMPT, on_cores=own)["tokens"] == list(decoder.generate(PROMPT, 6))
+    assert not launched
+    assert session.generate(count=6, prompt=PROMPT)["tokens"] == on_engines, (
+        "the next prompt is placed as the bundle is"
+    )
+
+
 def test_the_agents_text_ends_with_the_context(session: Session) -> None:
     tokens = session.generate(count=100, prompt=PROMPT)["tokens"]
     assert len(tokens) == TINY_MODEL.context - len(PROMPT) + 1
@@ -118,6 +144,7 @@ def test_the_agents_text_ends_with_the_context(session: Session) -> None:
         ({"prompt": [-1]}, "token -1 is not in the vocabulary of 300; encode the prompt with the model's own"),
         ({"prompt": [1], "temperature": -1.0}, "temperature must be 0 to 1e6, not -1"),
         ({"prompt": [1], "top_k": -3}, "top_k must be 0 or more, not -3"),
+        ({"prompt": [1], "on_cores": ["L9E9"]}, "the bundle has no expert L9E9; it belongs to another model"),
     ],
 )
 def test_a_bad_request_is_an_error_in_the_reply(session: Session, fields: dict[str, Any], message: str) -> None:
@@ -165,6 +192,7 @@ def test_seeds_repeat_and_differ(command: list[str]) -> None:
         (["x " * 90], "tokens after 0 overflow the context of 32; shorten the prompt"),
         (["--board", "virtual-z2", "x"], "--board and --host both say where to decode; give one"),
         (["--temperature", "-2", "x"], "-2.0 is not in the range x>=0"),
+        (["--on-cores", "all", "x"], "--on-cores is of a board with engines"),
     ],
 )
 def test_bad_input_is_one_line(command: list[str], words: list[str], message: str) -> None:
@@ -172,6 +200,14 @@ def test_bad_input_is_one_line(command: list[str], words: list[str], message: st
     assert result.exit_code != 0
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_experts_are_named_by_the_run(run: Run) -> None:
+    write_json(run.path("cotrain", "allocation.json"), ALLOCATION.to_json())
+    assert generate.experts_of(run, "L0E1,L1E0") == ["L0E1", "L1E0"]
+    assert generate.experts_of(run, "all") == [str(p.expert) for p in ALLOCATION.placements]
+    with pytest.raises(WattbitError, match="the run has no expert 'L7E0'; name some of L0E0 to L1E3"):
+        generate.experts_of(run, "L0E1,L7E0")
 
 
 def test_a_board_without_a_bundle_is_named(run: Run) -> None:

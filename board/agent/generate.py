@@ -1,7 +1,9 @@
-"""Text generation on the board: the whole model decodes in C; experts that have an FPGA engine run there."""
+"""Text generation on the board: the whole model decodes in C; experts that have an FPGA engine run there, unless told
+not to.
+"""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,23 @@ class Generator:
         self._module = importlib.import_module(record["module"])
         self._decoder = self._module.Decoder(bundle / record["folder"], check=False)
         self._tokens: Iterator[int] = iter(())
-        engines = {ExpertId.parse(name): expert["engine"] for name, expert in manifest["experts"].items()}
+        self._engines = {name: expert["engine"] for name, expert in manifest["experts"].items()}
+        self._on_fpga = on_fpga
+
+    def begin(
+        self, prompt: list[int], temperature: float, top_k: int, seed: int, on_cores: Collection[str] = ()
+    ) -> None:
+        """Start anew with a prompt. on_cores: experts that run on the cores although they have an engine."""
+        strange = sorted(set(on_cores) - set(self._engines))
+        if strange:
+            raise WattbitError(f"the bundle has no expert {strange[0]}; it belongs to another model")
 
         def elsewhere(experts: Sequence[ExpertId], x: NDArray[np.int8]) -> NDArray[np.int8]:
-            return on_fpga([str(expert) for expert in experts], x)
+            return self._on_fpga([str(expert) for expert in experts], x)
 
-        placed = [expert for expert, engine in engines.items() if engine is not None]
+        placed = {name for name, engine in self._engines.items() if engine is not None}
         if placed:
-            self._decoder.place(placed, elsewhere)
-
-    def begin(self, prompt: list[int], temperature: float, top_k: int, seed: int) -> None:
-        """Start anew with a prompt."""
+            self._decoder.place([ExpertId.parse(name) for name in sorted(placed - set(on_cores))], elsewhere)
         self._decoder.reset()
         sampling = self._module.Sampling(temperature, top_k, seed)
         self._tokens = self._decoder.generate(prompt, self._decoder.config.context, sampling)

@@ -165,13 +165,17 @@ class Session:
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
+        on_cores: list[str] | None = None,
     ) -> Reply:
-        """Up to `count` tokens that follow the prompt, or without one those given last."""
+        """Up to `count` tokens that follow the prompt, or without one those given last.
+
+        on_cores: experts that run on the cores although they have an engine, from this prompt on.
+        """
         if self._generator is None:
             self._generator = Generator(self.bundle, self.manifest, self._on_fpga)
         start_s = time.monotonic()
         if prompt is not None:
-            self._generator.begin(prompt, temperature, top_k, seed)
+            self._generator.begin(prompt, temperature, top_k, seed, on_cores or ())
         tokens = self._generator.more(count)
         return {"tokens": tokens, "wall_s": None if self._virtual else time.monotonic() - start_s}
 

@@ -48,6 +48,10 @@ PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes
     type=click.IntRange(0, 2**31 - 1),
     help="Draw from this many likeliest tokens; 0: from all.",
 )
+@click.option(
+    "--on-cores",
+    help="Experts that run on the board's cores although they have an engine there: L0E3,L1E0 or all.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**64 - 1), help="Seed of the draws.")
 def command(
     prompt: str,
@@ -58,12 +62,13 @@ def command(
     tokens: int,
     temperature: float,
     top_k: int,
+    on_cores: str | None,
     seed: int,
 ) -> None:
     """Continue PROMPT with a run's quantized model, as PyTorch's would.
 
-    The whole model runs on the board: experts on their FPGA engines, everything else on its cores. The text is written
-    as it comes, and ends where the model's context does.
+    The whole model runs on the board: experts on their FPGA engines, everything else on its cores, and with --on-cores
+    some experts too: the text is the same. It is written as it comes, and ends where the model's context does.
     """
     if board and host:
         raise click.UsageError("--board and --host both say where to decode; give one")
@@ -71,6 +76,8 @@ def command(
         raise click.UsageError(
             "--model is a model of its own, for this machine; --run, --board and --host are of a run"
         )
+    if on_cores and (compiled or host == THIS_MACHINE):
+        raise click.UsageError("--on-cores is of a board with engines; on this machine all experts run on the cores")
     here = compiled  # the model's folder where it runs on this machine
     if compiled:
         vocabulary = compiled_vocabulary(compiled)
@@ -84,12 +91,28 @@ def command(
     ids = vocabulary.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise WattbitError("the prompt has no tokens; give some text")
-    request = {"prompt": ids, "temperature": temperature, "top_k": top_k, "seed": seed}
+    request: dict[str, Any] = {"prompt": ids, "temperature": temperature, "top_k": top_k, "seed": seed}
+    if on_cores:
+        request["on_cores"] = experts_of(run, on_cores)
     found = on_this_machine(here, tokens, request) if here else on_board(run, board, host, tokens, request)
     begin_s = time.monotonic()
     count = stream(vocabulary, found)
     speed = f", {count / (time.monotonic() - begin_s):.0f} tokens/s with the prompt (measured)" if here else ""
     click.echo(f"{count} tokens{speed}", err=True)
+
+
+def experts_of(run: Run, words: str) -> list[str]:
+    """The experts that `--on-cores` names; WattbitError for one that the run has not."""
+    from wattbit.pipeline import final_allocation
+
+    known = [str(placement.expert) for placement in final_allocation(run).placements]
+    named = known if words == "all" else words.split(",")
+    strange = sorted(set(named) - set(known))
+    if strange:
+        raise WattbitError(
+            f"the run has no expert {strange[0]!r}; name some of {known[0]} to {known[-1]}, as in L0E3,L1E0"
+        )
+    return named
 
 
 def stream(vocabulary: "Tokenizer", tokens: Iterator[int]) -> int:
