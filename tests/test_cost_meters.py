@@ -225,6 +225,11 @@ class Agent:
     def request(self, cmd: str, **fields: Any) -> dict[str, Any]:
         if cmd == "load":
             return {"clock_mhz": self.clock}
+        if cmd == "power":  # a rail that takes 2 W, and 1 W more from 10 s on, where the window begins
+            times_s = [9.5 + 0.02 * k for k in range(200)]
+            return {"samples": [(t, 2.0 + (t >= 10.0) + 0.01 * (-1) ** k) for k, t in enumerate(times_s)]}
+        if cmd == "active":
+            return {"start_s": 10.0, "end_s": 10.0 + fields["seconds"]}
         self.asked.append(fields)
         assert decode_array(fields["x"]).shape == (len(fields["experts"]), SHAPE.d_model)
         return {"cycles": 200 + 7 * len(fields["experts"])}
@@ -237,6 +242,7 @@ def test_launches_are_the_routings() -> None:
         "toolchain": "virtual",
         "model": {"d_model": SHAPE.d_model, "d_hidden": SHAPE.d_hidden},
         "experts": {str(e): {"bits": [4, 8]} for e in IDS},
+        "power": {"source": "none"},
     }
     found = LaunchMeter(agent, manifest, routing)
     cost = found.cost(allocation, load_)
@@ -247,6 +253,10 @@ def test_launches_are_the_routings() -> None:
     assert [agent.asked[0]["experts"].count(str(e)) for e in IDS] == counts.tolist()
     physical = LaunchMeter(agent, manifest | {"toolchain": "vivado"}, routing)
     assert physical.cost(allocation, load_).provenance == "measured"
+    weighed = LaunchMeter(agent, manifest | {"power": {"source": "simulated"}}, routing).cost(allocation, load_)
+    assert weighed.energy_j == pytest.approx(3.0 * cost.latency_s, rel=1e-3), (
+        "the mean power of the windows, idle included"
+    )
     with pytest.raises(WattbitError, match="design of another allocation"):
         found.cost(uniform(8), load_)
     with pytest.raises(WattbitError, match="no design in programmable logic"):

@@ -154,6 +154,26 @@ def test_a_calibration_is_data(tmp_path: Path) -> None:
         found.model(narrower)
 
 
+def test_what_a_design_does_not_show_costs_nothing_and_the_energy_is_still_found() -> None:
+    """On one design all weights are on the chip and every product is as wide: joules of two constants, not of four."""
+    demand = FpgaDemand(
+        lambda a, w: EngineWork(100.0 * w.batch + 50, 2, 0.0, 1e4 * w.batch, 3.2e5 * w.batch), lambda p: p.weight_bits
+    )
+
+    class Board:
+        def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+            seconds = float(demand.work(allocation, workload).binding(law := np.array([1e-8, 1e-6])) @ law)
+            joules = 1.5 * seconds + 2e-12 * float(demand.energy(allocation, workload)[1])
+            return Cost(seconds, joules, 1, "simulated")
+
+    loads = [Workload(1000, 2, FREQUENCY, batch) for batch in (1, 2, 4, 8, 16)] * 2
+    drawn = [(Allocation.of(dict.fromkeys(IDS, 4)), load) for load in loads]
+    found = calibrate(demand, [Board()], drawn, drawn, ORIGIN)
+    assert found.joules is not None and set(found.joules.known) == {"byte, J", "bit product, J"}
+    np.testing.assert_allclose(found.joules.theta, [1.5, 0.0, 2e-12, 0.0], rtol=1e-6)
+    assert found.energy_errors is not None and found.energy_errors.worst < 1e-6
+
+
 def test_a_visits_distance_is_what_was_read_since_the_last_one() -> None:
     visits, random = HOST.visits(LOADS[0]), np.random.default_rng(0)
     size = random.integers(1, 100, len(visits.index)).astype(float)

@@ -131,6 +131,20 @@ def test_calibrated_engines_and_cores_are_chosen_between(folder: Path, tmp_path:
     experts = [s.expert for s in expert_stats(run)]
     uniform = [Allocation.of(dict.fromkeys(experts, 4), 8, engine) for engine in ("fpga", "arm")]
     alone = [model.cost(allocation, workload(run)).latency_s for allocation in uniform]
+    assert model.joules is None, "neither was weighed"
+    made = []
+    of_engines = ("byte, J", "product, J", "bit product, J")
+    for kind, static_w, names in (("fpga", 2.0, of_engines), ("cores", 3.0, cores.energy_names)):
+        covariance = np.diag([0.01, *[0.0] * len(names)])
+        theta = np.array([static_w, *[1e-12] * len(names)])
+        joules = Fitted(("static power, W", *names), theta, covariance, 0.02, 9)
+        made.append(replace(Calibration.load(tmp_path / f"{kind}.json"), joules=joules))
+    weighed = both(*made, cores.shape)
+    for allocation in uniform:
+        said = weighed.predict(allocation, workload(run))
+        moved = float(weighed.demand.energy(allocation, workload(run)).sum())
+        assert said.cost.energy_j == pytest.approx(4.0 * said.cost.latency_s + 1e-12 * moved), "between 3 and 5 W"
+        assert said.energy_relative is not None and said.energy_relative > 0.1
     half = Allocation(tuple(Placement(e, "arm" if e.expert % 2 else "fpga", Precision(4)) for e in experts))
     assert 0 < model.cost(half, workload(run)).latency_s < max(alone)
     result = CliRunner().invoke(main, ["search", "--run", str(folder), *options[2:]])

@@ -20,6 +20,7 @@ from wattbit.run import cache_folder
 if TYPE_CHECKING:
     from wattbit.board.program import Program
     from wattbit.policy.cost.calibration import Calibration
+    from wattbit.policy.cost.fitting import Fitted
     from wattbit.policy.cost.fpga import FpgaDemand
     from wattbit.policy.cost.model import CostModel
     from wattbit.tvm_schedules.host_meter import CoresMeter
@@ -174,7 +175,8 @@ def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":
 def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "CostModel":
     """Engines and cores side by side, by the constants of both and the board's peak bandwidth, which they share.
 
-    The energy is not priced: each calibration's static power is of the whole board.
+    Energy is priced where both were weighed. Each static power is of the whole board with one of them at work: with
+    both it is at least the larger and at most the sum, and is taken as the middle, with that as its uncertainty.
     """
     import numpy as np
     from scipy.linalg import block_diag
@@ -200,7 +202,30 @@ def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "Cost
         min(one.samples, other.samples),
         (*one.known, *other.known, demand.names[-1]),
     )
-    return CostModel(demand, latency)
+    return CostModel(demand, latency, _energy_of_both(engines, plain, demand.energy_names))
+
+
+def _energy_of_both(engines: "CostModel", cores: "CostModel", names: tuple[str, ...]) -> "Fitted | None":
+    import numpy as np
+    from scipy.linalg import block_diag
+
+    from wattbit.policy.cost.fitting import Fitted
+    from wattbit.policy.cost.model import STATIC_W
+
+    one, other = engines.joules, cores.joules
+    if one is None or other is None:
+        return None
+    powers = float(one.theta[0]), float(other.theta[0])
+    spread = min(powers)  # from the larger to the sum
+    static_variance = spread**2 / 12 + max(one.covariance[0, 0], other.covariance[0, 0])
+    return Fitted(
+        (STATIC_W, *names),
+        np.concatenate([[max(powers) + spread / 2], one.theta[1:], other.theta[1:]]),
+        block_diag([[static_variance]], one.covariance[1:, 1:], other.covariance[1:, 1:]),
+        max(one.sigma, other.sigma),
+        min(one.samples, other.samples),
+        (*one.known, *(f"core {name}" for name in other.known)),
+    )
 
 
 @contextmanager

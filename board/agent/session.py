@@ -183,15 +183,24 @@ class Session:
         """An idle window, with the board's temperature and clocks after it."""
         return vars(self._power().idle(seconds)) | {"conditions": conditions()}
 
-    def active(self, seconds: float, engine: str = "fpga") -> Reply:
-        """A window in which the bundle's vectors run again and again on one engine; `packets` each time."""
+    def active(
+        self, seconds: float, engine: str = "fpga", experts: list[str] | None = None, x: str | None = None
+    ) -> Reply:
+        """A window in which the bundle's vectors run again and again on one engine; `packets` each time.
+
+        With `x` (npy) and an expert's name for each row these run in their place.
+        """
         _check_engine(engine)
         timeline = self._power()
-        if engine not in self._works:
-            self._works[engine] = self._work(engine)
-        work, packets = self._works[engine]
+        if experts is not None and x is not None:
+            self._works.pop(engine, None)  # the driver's buffers are about to hold other vectors
+            work, packets = self._work_of(experts, decode_array(x), engine), len(experts)
+        else:
+            if engine not in self._works:
+                self._works[engine] = self._work(engine)
+            work, packets = self._works[engine]
         window = timeline.active(work, seconds)
-        if window.cycles is not None:
+        if engine in self._works and window.cycles is not None:
             self._works[engine] = replace(work, cycles=window.cycles // window.launches), packets
         return vars(window) | {"packets": packets, "conditions": conditions()}
 

@@ -13,7 +13,7 @@ import numpy as np
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, Cost, Engine, ExpertId, Meter, Provenance, Workload
-from wattbit.policy.cost.fitting import Fitted, fit
+from wattbit.policy.cost.fitting import Fitted, Work, fit
 from wattbit.policy.cost.model import STATIC_W, CostModel, Demand, energy_work
 from wattbit.progress import Progress, silent
 
@@ -186,7 +186,8 @@ def calibrate(
     energies = [cost.energy_j for *_, cost in priced if cost.energy_j is not None]
     if len(energies) == len(priced):
         loads = [energy_work(cost.latency_s, demand.energy(a, w)) for a, w, cost in priced]
-        joules = fit((STATIC_W, *demand.energy_names), loads, energies)
+        names = (STATIC_W, *demand.energy_names)
+        joules = fit(names, loads, energies, _not_told_apart(names, loads, energies))
     model = CostModel(demand, latency, joules)
     seconds, spent = [], []
     for allocation, workload, cost in tests:
@@ -197,6 +198,19 @@ def calibrate(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     of_energy = Errors.of(spent) if spent else None
     return Calibration(origin, sources.pop(), today, latency, joules, Errors.of(seconds), of_energy)
+
+
+def _not_told_apart(names: Sequence[str], loads: Sequence[Work], energies: Sequence[float]) -> dict[str, float]:
+    """Constants that the prices show nothing of beside those before them, as 0: one design on a board has one width
+    of packets, and reads nothing where its weights are on the chip."""
+    columns = np.stack([load.amounts[0, 0] for load in loads]) / np.array(energies)[:, None]
+    largest = np.abs(columns).max(axis=0)
+    columns = columns / np.where(largest > 0, largest, 1.0)
+    kept: list[int] = []
+    for k in range(len(names)):
+        if np.linalg.matrix_rank(columns[:, [*kept, k]], tol=1e-6 * len(energies) ** 0.5) > len(kept):
+            kept.append(k)
+    return {name: 0.0 for k, name in enumerate(names) if k not in kept}
 
 
 def best_variant(

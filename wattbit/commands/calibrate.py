@@ -53,14 +53,14 @@ def command(
 ) -> None:
     """Measure what bytes, products and launches cost on a target, and write its cost model.
 
-    Prices of allocations that were held out say how far it is off. What is interrupted resumes. Cores are weighed where
-    the board has a rail of its own, or by --meter. With --engine fpga the run's design must be built for the board;
-    launches go through its agent.
+    Prices of allocations that were held out say how far it is off. What is interrupted resumes. Both are weighed where
+    the board has a rail of its own, cores also by --meter. With --engine fpga the run's design must be built for the
+    board; launches go through its agent.
     """
     if host and name is None:
         raise WattbitError("--host needs --board, for what the board is: a name or a TOML file")
     if meter and engine == "fpga":
-        raise WattbitError("--meter weighs cores; the launches of --engine fpga are only timed, leave it out")
+        raise WattbitError("--meter weighs cores; the launches of --engine fpga are weighed by the board's own rail")
     run = one_run(folder) if folder is not None or engine == "fpga" else None
     with Display() as display:
         display.begin("calibrate", host or name or "this machine")
