@@ -24,25 +24,18 @@ import click
 from kernel_peers import COLD_BYTES, Case, Peer, build_ggml, missing_torchao, peers
 from rows import Benchmark, Row, show, write
 
-from wattbit.tvm_schedules.cores import Core, host_core
+from wattbit.tvm_schedules.cores import host_core
+from wattbit.tvm_schedules.host_meter import build_library
 from wattbit.tvm_schedules.timing import Product, Timer
-from wattbit.tvm_schedules.toolchain import emit_objects, kernels_for, link_library
 
 SHAPES = ((4096, 1024), (11008, 4096), (14336, 4096))  # rows, depth
 WIDTHS = (8, 6, 4, 3, 2)
 TOGETHER, TOGETHER_SHAPE, TOGETHER_WIDTHS = (4, 16), (11008, 4096), (8, 4, 2)
 FOLLOWS, BANDWIDTH, PEER = 0.9, 0.9, 1.0  # the goals
-CALL_BYTES = 100_000_000  # a candidate's calls of one repeat read about so much
+CALL_BYTES = 50_000_000  # a candidate's calls of one repeat read about so much
 TURN_BYTES, TURNS = 8_000_000, 40  # the same of a turn without pauses
 SETTLE_S, WARM_S = 0.02, 0.02
 CACHE = Path(os.environ.get("WATTBIT_CACHE", Path.home() / ".cache" / "wattbit")) / "peers"
-
-
-def build(core: Core, out: Path) -> None:
-    kernels = kernels_for(WIDTHS)
-    with tempfile.TemporaryDirectory() as name:
-        emit_objects(kernels, core, Path(name))
-        link_library(kernels, core, Path(name), out)
 
 
 def measure(candidates: dict[str, Peer], calls: int, repeats: int) -> dict[str, list[float]]:
@@ -88,7 +81,7 @@ def compare(timer: Timer, case: str, peer: Case, repeats: int, ggml: Path | None
     one, found = Product(peer.bits, peer.rows, peer.cols), []
     others = dict(peers(peer, ggml))
     candidates: dict[str, Peer] = {"ours": lambda calls: timer.products(one, calls), **others}
-    times = measure(candidates, max(4, CALL_BYTES // timer.weight_bytes(one) // 2), repeats)
+    times = measure(candidates, max(4, CALL_BYTES // timer.weight_bytes(one)), repeats)
     ours, metric = times.pop("ours"), f"time at {peer.bits} bits, s"
     best = min(others, key=lambda name: median(times[name]), default=None)
     for name in others:
@@ -105,7 +98,7 @@ def compare_together(timer: Timer, case: str, peer: Case, repeats: int, ggml: Pa
         f"{peer.tokens} products of one": lambda calls: [peer.tokens * each for each in timer.products(one, calls)],
         **others,
     }
-    times = measure(candidates, max(4, CALL_BYTES // timer.weight_bytes(several) // 2), repeats)
+    times = measure(candidates, max(4, CALL_BYTES // timer.weight_bytes(several)), repeats)
     ours = times.pop("ours")
     best = min(others, key=lambda name: median(times[name]), default=None)
     metric = f"{peer.tokens} tokens together at {peer.bits} bits, s"
@@ -132,7 +125,7 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"
-        build(core, library)
+        build_library(core, WIDTHS, library)
         peerlike = partial(Timer, library, core.name, cold_bytes=COLD_BYTES)
         for count in counts:
             for shape in SHAPES[:1] if quick else SHAPES:
