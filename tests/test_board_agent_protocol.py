@@ -142,6 +142,18 @@ def test_a_window_after_another_run_has_the_bundles_vectors_again(session: Sessi
     assert [window["executed"] for window in (first, again, second)] == [1, 0, 1]
 
 
+def test_a_window_runs_vectors_of_the_host_and_the_next_one_the_bundles_own(session: Session) -> None:
+    session.load()
+    own = session.active(0.5)
+    name = next(n for n, record in session.manifest["experts"].items() if record["engine"] is not None)
+    x = encode_array(np.zeros((3, session.manifest["model"]["d_model"]), np.int8))
+    given = session.active(0.5, experts=[name] * 3, x=x)
+    assert given["packets"] == 3 < own["packets"]
+    assert given["cycles"] / given["launches"] < own["cycles"] / own["launches"], "fewer packets, fewer cycles"
+    again = session.active(0.5)
+    assert (again["packets"], again["cycles"]) == (own["packets"], own["cycles"])
+
+
 def test_arm_kernels_give_the_deployed_arithmetic(tmp_path: Path) -> None:
     """On this machine's own cores: agent == host."""
     target = replace(TARGET, core=host_core().name)
