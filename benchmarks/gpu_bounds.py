@@ -5,6 +5,7 @@
 A variant's results are wrong; only its time counts. Mixtral's shape, one token, microseconds of up and down.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,14 +20,12 @@ from wattbit.files import write_json
 from wattbit.tvm_schedules.gpu import kernels
 from wattbit.tvm_schedules.gpu.device import find_card
 
-ONES = "multiply_tile(plain[n], 0x00010001, 0x00010001, 0x00010001, 0x00010001, lower_x, upper_x);"
-CHANGES = {  # variant: (what experts.cu says, what it says instead)
+CHANGES = {  # variant: (what gemv.cu says, what it says instead)
     "as it is": (),
-    "no sum of inputs": ((ONES, ""),),
-    "half the products": ((ONES, ""), ("m < 4; ++m)", "m < 4; m += 2)")),
-    "no decoding": (
-        ("decode<BITS>(w + step * BITS, low);", "for (int h = 0; h < 8; ++h) low[h] = w[step * BITS + h % BITS];"),
-        ("decode<BITS>(upper, high);", "for (int h = 0; h < 8; ++h) high[h] = w[step * BITS + (h + 1) % BITS];"),
+    "copies only": (("for (int j = 0; j < end; ++j) {", "for (int j = 0; j < end - 1000; ++j) {"),),
+    "no copies": (
+        ("expect(full + stage, size + (GROUP ? 128 : 0));", "expect(full + stage, 0);"),
+        ("copy_bulk(to, tile_words + (long long)fetch_block * BYTES, size, full + stage);", ""),
     ),
 }
 
@@ -35,17 +34,18 @@ CHANGES = {  # variant: (what experts.cu says, what it says instead)
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the times to this file.")
 def main(path: Path | None) -> None:
     find_card()
-    source = kernels.SOURCE.read_text()
+    source = kernels.FOLDER / "gemv.cu"
     found: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, changes in CHANGES.items():
-            text = source
+            text = source.read_text()
             for old, new in changes:
                 if text.count(old) != 1:
-                    raise WattbitError(f"{kernels.SOURCE.name} no longer holds {old!r} once; change this benchmark too")
+                    raise WattbitError(f"{source.name} no longer holds {old!r} once; change this benchmark too")
                 text = text.replace(old, new)
-            kernels.SOURCE = Path(folder) / f"{len(found)}.cu"
-            kernels.SOURCE.write_text(text)
+            kernels.FOLDER = Path(folder) / name.replace(" ", "-")
+            shutil.copytree(source.parent, kernels.FOLDER)
+            (kernels.FOLDER / source.name).write_text(text)
             kernels._on_card.cache_clear()
             for bits in (2, 3, 4):
                 up, down = launches(*SHAPES["Mixtral 8x7B"], bits)

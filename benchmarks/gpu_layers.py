@@ -29,7 +29,6 @@ from wattbit.tvm_schedules.gpu.bank import Shape
 from wattbit.tvm_schedules.gpu.device import find_card
 from wattbit.tvm_schedules.gpu.meter import GpuMeter, reached_experts
 from wattbit.tvm_schedules.gpu.model import GpuCostModel
-from wattbit.tvm_schedules.gpu.packing import GPU_WIDTHS
 
 LAYERS = {  # by the number of experts in the statistics: shape, experts a token
     16: (Shape(16, 4096, 14336), 2),
@@ -45,8 +44,8 @@ class Effort:
     samples: int = 24
     held_out: int = 12
     iterations: int = 20
-    energy_iterations: int = 2
-    window_s: float = 1.0
+    energy_iterations: int = 1
+    window_s: float = 0.6
     seeds: tuple[int, ...] = (0, 1, 2)
     budget_bits: float = 3.5
 
@@ -66,15 +65,16 @@ def layer_part(
     """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured."""
     shape, workload = _layer_of(stats)
     experts = shape.experts
-    meter = GpuMeter(shape, workload, GPU_WIDTHS, energy_s=effort.window_s)  # every expert at every width
+    widths = tuple(bits for bits, _ in stats[0].damage)
+    meter = GpuMeter(shape, workload, widths, energy_s=effort.window_s)  # every expert at every width
     reached = reached_experts(shape, workload)
     ids = [s.expert for s in sorted(stats, key=lambda s: s.expert)]
     generator = torch.Generator().manual_seed(1)
 
     def draw() -> Allocation:
-        weights = torch.rand(len(GPU_WIDTHS), generator=generator) + 0.02
+        weights = torch.rand(len(widths), generator=generator) + 0.02
         picks = torch.multinomial(weights, len(ids), replacement=True, generator=generator).tolist()
-        return Allocation.of({e: GPU_WIDTHS[k] for e, k in zip(ids, picks, strict=True)}, 8, "host")
+        return Allocation.of({e: widths[k] for e, k in zip(ids, picks, strict=True)}, 8, "host")
 
     def sample(count: int) -> list[tuple[Allocation, float, float | None]]:
         drawn = [draw() for _ in range(count)]
@@ -83,9 +83,9 @@ def layer_part(
     model = GpuCostModel.calibrate(shape, reached, sample(effort.samples))
     errors = _errors(model, sample(effort.held_out))
     say(f"E={experts}: calibrated model on {effort.held_out} held-out allocations: {json.dumps(errors)}")
-    roofline = GpuCostModel.roofline(shape, reached, bytes_per_s, GPU_WIDTHS)
+    roofline = GpuCostModel.roofline(shape, reached, bytes_per_s, widths)
 
-    found = _policies(stats, workload, meter, model, roofline, effort)
+    found = _policies(stats, widths, workload, meter, model, roofline, effort)
     for name, result in found.items():
         say(f"E={experts}: policy on {name}: {result.priced} allocations priced")
 
@@ -121,11 +121,17 @@ def layer_part(
 
 
 def _policies(
-    stats: Sequence[ExpertStats], workload: Workload, meter: GpuMeter, model: Meter, roofline: Meter, effort: Effort
+    stats: Sequence[ExpertStats],
+    widths: tuple[int, ...],
+    workload: Workload,
+    meter: GpuMeter,
+    model: Meter,
+    roofline: Meter,
+    effort: Effort,
 ) -> dict[str, SearchResult]:
     """Searches that see the same statistics and differ in who prices the hardware: the card, or a formula."""
     settings = SearchSettings(
-        weight_bits=GPU_WIDTHS, budget_bits=effort.budget_bits, seeds=effort.seeds, iterations=effort.iterations
+        weight_bits=widths, budget_bits=effort.budget_bits, seeds=effort.seeds, iterations=effort.iterations
     )
     found = {"calibrated model": search(stats, model, workload, settings)}
     found["roofline"] = search(stats, roofline, workload, settings)
@@ -158,8 +164,8 @@ def study_part(
     for study in studies:
         base = study["tuned"]["uniform8"]["perplexity"]["token"]
         for recipe, tuned in study["tuned"].items():
-            bits = dict(zip(ids, map(int, tuned["bits"]), strict=True))
-            entry = _priced(meter, Allocation.of(bits, 8, "host"))
+            widths = dict(zip(ids, map(int, tuned["bits"]), strict=True))
+            entry = _priced(meter, Allocation.of(widths, 8, "host"))
             entry |= {"seed": study["seed"], "perplexity_rise": tuned["perplexity"]["token"] / base - 1}
             found.setdefault(recipe, []).append(entry)
             say(f"{name}, seed {study['seed']}: {recipe}: {json.dumps(entry)}")
@@ -232,7 +238,7 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
     """Time layers under the widths of retrained models; search with the card as the meter."""
     find_card()
     effort = Effort(10, 4, 2, 1, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
-    rate = bandwidth(3)["sum"]
+    rate = bandwidth(3, ()).sum_bytes_s
     extra: dict[str, Any] = {
         "card": torch.cuda.get_device_name(),
         "read_bytes_per_s": rate,
@@ -273,28 +279,31 @@ def _records(path: Path) -> list[Any]:
 )
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
 def prices(stats: Path, chosen: Path, path: Path | None) -> None:
-    """The policy without a memory budget, on the calibrated model and on the roofline, at three prices of latency."""
+    """The policy without a memory budget, on the measured time of each width and on the roofline, at three prices."""
     experts = tuple(ExpertStats.from_json(record) for record in _records(stats))
     shape, workload = _layer_of(experts)
     reached = reached_experts(shape, workload)
     record = read_json(chosen)
-    name = next(name for name in record["layers"] if name.endswith(f" of {shape.experts}"))
-    fitted = {int(bits): us * 1e-6 for bits, us in record["layers"][name]["model"]["us"].items()}
-    calibrated = GpuCostModel(shape, reached, fitted, None)
-    roofline = GpuCostModel.roofline(shape, reached, record["read_bytes_per_s"], GPU_WIDTHS)
+    name = _name(shape, workload)
+    static = next((found["static"] for found in record["studies"].values() if found["layer"] == name), None)
+    if static is None:
+        raise WattbitError(f"{chosen} has no layer {name}; measure one with --studies")
+    each = {int(bits): 1e-6 * entry["us"] / workload.top_k for bits, entry in static.items()}
+    measured = GpuCostModel(shape, reached, each, None)
+    roofline = GpuCostModel.roofline(shape, reached, record["read_bytes_per_s"], STUDY_WIDTHS)
+    layers = len({s.expert.layer for s in experts})
     table = []
     for nats in (0.02, 0.1, 0.3):
-        for by, model in (("calibrated model", calibrated), ("roofline", roofline)):
-            settings = SearchSettings(weight_bits=GPU_WIDTHS, budget_bits=8.0, latency_nats=nats, iterations=60)
+        for by, model in (("measured", measured), ("roofline", roofline)):
+            settings = SearchSettings(weight_bits=STUDY_WIDTHS, budget_bits=8.0, latency_nats=nats, iterations=60)
             best = search(experts, model, workload, settings).best
-            layers = len({s.expert.layer for s in experts})
             table.append(
                 {
                     "latency_nats": nats,
                     "priced by": by,
                     "widths": {str(p.weight_bits): len(of) for p, of in best.allocation.classes.items()},
                     "damage_nats": best.damage,
-                    "us a layer by the calibrated model": calibrated.batch(best.allocation)[0] / layers * 1e6,
+                    "us a layer": measured.batch(best.allocation)[0] / layers * 1e6,
                 }
             )
             click.echo(json.dumps(table[-1]))

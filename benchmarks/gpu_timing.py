@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-import triton
-import triton.language as tl
 from rows import Row
 
 from wattbit.tvm_schedules.gpu.bank import Bank
@@ -18,15 +17,6 @@ from wattbit.tvm_schedules.gpu.meter import graph_of
 LAUNCHES = 24  # at least, in one graph
 
 Call = Callable[[], object]
-
-
-@triton.jit
-def _read(x, out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # a Triton kernel
-    """Reads SIZE words a program and does next to nothing with them."""
-    words = tl.load(x + tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE))
-    top = tl.max(words, axis=0)
-    if top == 123456789:
-        tl.store(out, top)
 
 
 @dataclass(frozen=True)
@@ -62,17 +52,33 @@ def times(cases: Mapping[str, Sequence[Call]], repeats: int) -> dict[str, Timing
     return {name: Timing(statistics.median(us), statistics.stdev(us)) for name, us in found.items()}
 
 
-def bandwidth(repeats: int) -> dict[str, float]:
-    """Bytes a second that the card reads: a bfloat16 sum, and a kernel that only reads, by bytes a launch."""
+@dataclass(frozen=True)
+class Reading:
+    """How fast the card reads. sum_bytes_s: a large bfloat16 sum. us: a launch that only reads, by bytes."""
+
+    sum_bytes_s: float
+    us: Mapping[int, float]
+
+    def launch_us(self, size: float) -> float:
+        """Microseconds of a launch that only reads so many bytes, between those measured."""
+        sizes = sorted(self.us)
+        return float(np.interp(size, sizes, [self.us[one] for one in sizes]))
+
+
+def bandwidth(repeats: int, megabytes: Sequence[int] = (3, 8, 15, 30, 45, 60, 90, 120, 240)) -> Reading:
+    """Measure how fast the card reads, from more memory than its cache holds."""
+    from gpu_read import read  # Triton, which comes with PyTorch for CUDA
+
     data = torch.randn(2**31, dtype=torch.bfloat16, device="cuda")
     words, out = data.view(torch.int32), torch.zeros(1, dtype=torch.int32, device="cuda")
-    found = {"sum": 2 * data.numel() / times({"sum": [data.sum]}, 3)["sum"].us * 1e6}
-    for megabytes in (8, 15, 30, 60, 120, 240):
-        count = megabytes * 250000 // 4096
-        parts = [words[i * count * 4096 :] for i in range(max(1, min(16, words.numel() // (count * 4096))))]
-        calls = [partial(_read[(count,)], part, out, SIZE=4096, num_warps=8) for part in parts]
-        found[f"{megabytes} MB"] = count * 16384 / times({"read": calls}, repeats)["read"].us * 1e6
-    return found
+    rate = 2 * data.numel() / times({"sum": [data.sum]}, 3)["sum"].us * 1e6
+    found = {}
+    for size in megabytes:
+        count = size * 250000 // 4096
+        parts = [words[i * count * 4096 :] for i in range(max(1, min(128, words.numel() // (count * 4096))))]
+        calls = [partial(read[(count,)], part, out, SIZE=4096, num_warps=8) for part in parts]
+        found[count * 16384] = times({"read": calls}, repeats)["read"].us
+    return Reading(rate, found)
 
 
 def routed(bank: Bank, top_k: int, tokens: int = 1, first: int = 0) -> tuple[Layer, torch.Tensor]:

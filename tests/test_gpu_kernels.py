@@ -9,9 +9,9 @@ from wattbit.arith import ExpertInts
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId, Precision
 from wattbit.tvm_schedules.gpu import kernels
-from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Shape
+from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Matrix, Shape
 from wattbit.tvm_schedules.gpu.layer import Layer
-from wattbit.tvm_schedules.gpu.tiling import Tiling
+from wattbit.tvm_schedules.gpu.tiling import Tiling, choose
 
 TOLERANCE = 3e-3  # results are rounded to bfloat16, which makes 2e-3
 DEVICE = torch.device("cuda" if CARD else "cpu")
@@ -57,6 +57,46 @@ def test_small_and_large_inputs_keep_their_precision(size: float) -> None:
     layer.router.zero_()  # both experts count for a half, whatever the size
     y = layer(x).double()
     torch.testing.assert_close(layer((x * size).contiguous()).double() / size, y, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_one_tokens_sums_are_exact(bits: int) -> None:
+    """Integers times integers: the hidden activations are the exact sums, rounded once."""
+    shape, random = Shape(1, 200, 128, swiglu=False), np.random.default_rng(bits)
+    top = 2 ** (bits - 1) - 1
+    first, second = (random.integers(-top, top + 1, size).astype(np.int8) for size in ((128, 200), (200, 128)))
+    expert = Expert(*(Matrix(codes, np.ones(len(codes), np.float32), bits) for codes in (first, second)))
+    bank = Bank.of(shape, [expert], DEVICE)
+    x = torch.from_numpy(random.integers(-100, 101, (1, 200))).to(torch.bfloat16).to(DEVICE)
+    layer = Layer(bank, torch.zeros(1, 200, dtype=torch.bfloat16, device=DEVICE), 1, 1)
+    layer(x)
+    wanted = torch.from_numpy(first @ x.double().cpu().numpy()[0]).clamp(min=0).to(torch.bfloat16)
+    assert torch.equal(layer.hidden[0].cpu(), wanted)
+
+
+def test_a_large_input_does_not_drown_small_ones() -> None:
+    """Beside an input 2^12 times as large that no weight reads, the others keep the precision of bfloat16."""
+    shape = Shape(1, 64, 64, swiglu=False)
+    layer, x, _ = run(shape, (8,), 1, 1)
+    experts = make_experts(shape, (8,), 0)
+    experts[0].first.codes[:, 5] = 0
+    layer.bank = Bank.of(shape, experts, DEVICE)
+    layer.router.zero_()
+    x[0, 5] = 0
+    wanted = layer(x).double()
+    x[0, 5] = 2.0**12
+    torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows_and_spoils_no_later_call(tokens: int, value: float) -> None:
+    layer, x, _ = run(Shape(3, 64, 64, swiglu=False), (2, 4, 8), 2, tokens)
+    wanted = layer(x).clone()
+    bad = x.clone()
+    bad[0, 7] = value
+    assert not layer(bad)[0].isfinite().any()
+    assert torch.equal(layer(x), wanted)
 
 
 def test_experts_that_got_no_token_add_nothing() -> None:
@@ -110,6 +150,18 @@ def test_widths_may_change_under_a_layer() -> None:
 def test_a_tiling_without_room_for_two_stages_is_refused_by_the_compiler() -> None:
     with pytest.raises(WattbitError, match="failed with exit status"):
         run(Shape(2, 64, 32), (8,), 1, 1, up_tiling=Tiling(ring=2048))
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_depth_whose_inputs_have_no_room_is_named(groups: bool) -> None:
+    with pytest.raises(WattbitError, match="no GPU kernel for matrices of 100000 columns"):
+        choose(1 << 4, True, 1, 64, 100_000, 2, False, groups, 132)
+
+
+@pytest.mark.parametrize("row_tiles", [1, 7, 448])
+@pytest.mark.parametrize("tiling", [Tiling(each=1), Tiling(each=3), Tiling(each=0), Tiling(each=0, splits=4)])
+def test_blocks_are_no_more_than_row_tiles(tiling: Tiling, row_tiles: int) -> None:
+    assert 1 <= tiling.row_blocks(row_tiles, 2, 132) <= row_tiles
 
 
 def test_no_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

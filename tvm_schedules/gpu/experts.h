@@ -104,11 +104,10 @@ struct Scales {
 // The factors of the rows of output `own` of a tile: `unit`, and where there is no group, the rows' scales
 DEVICE Scales factors(const Arguments &a, const Slot &slot, int tile, int own, float unit) {
     Scales found = {{unit, unit}};
-    if constexpr (!GROUP)
-        for (int i = 0; i < (GATED ? 2 : 1); ++i) {
-            const int out = tile * OUT + own, r = GATED ? 2 * out + i : out;
-            if (r < a.rows) found.of[i] *= slot.row_scales[r];
-        }
+    for (int i = 0; !GROUP && i < (GATED ? 2 : 1); ++i) {
+        const int out = tile * OUT + own, r = GATED ? 2 * out + i : out;
+        if (r < a.rows) found.of[i] *= slot.row_scales[r];
+    }
     return found;
 }
 

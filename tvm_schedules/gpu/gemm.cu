@@ -244,6 +244,6 @@ KERNEL(gemm)(const Arguments a) {
         __syncthreads();  // pairs may be overwritten
     }
     wait_for_launch_before();
-    if constexpr (PARTS > 1)  // this slot has no more tokens; it reports nothing new
-        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) report<THREADS>(a, tile, threadIdx.x, &is_last);
+    for (int tile = blockIdx.x; PARTS > 1 && tile < tiles; tile += gridDim.x)  // no more tokens: nothing new
+        report<THREADS>(a, tile, threadIdx.x, &is_last);
 }

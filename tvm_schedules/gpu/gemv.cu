@@ -159,18 +159,15 @@ DEVICE void multiply(const Arguments &a, const Slot &slot, int first_tile, int f
             wait_for(full + stage, phase);
             const char *at = ring + stage * STAGE, *planes = inputs.planes + (block - first) * PLANES;
             const int end = last - block < SPAN ? last - block : SPAN;
-#pragma unroll 2
+#pragma unroll(BITS <= 4 ? 4 : 2)
             for (int j = 0; j < end; ++j) {
                 unsigned w[2 * BITS], low[8], high[8];
                 read_words<BITS>(at + j * BYTES, lane, w);
                 const Pair x = *reinterpret_cast<const Pair *>(planes + j * PLANES + 32 * q + 8 * (g % 4));
                 decode<BITS, 0x01010101>(w, low);
                 decode<BITS, 0x01010101>(w + BITS, high);
-                if constexpr (together<BITS>() > 1)
-                    for (int i = 0; i < BITS; ++i) {
-                        constexpr int SHARE = together<BITS>();
-                        low[i * SHARE + SHARE - 1] = w[i], high[i * SHARE + SHARE - 1] = w[BITS + i];
-                    }
+                constexpr int SHARE = together<BITS>();
+                for (int i = SHARE - 1; SHARE > 1 && i < 8; i += SHARE) low[i] = w[i / SHARE], high[i] = w[BITS + i / SHARE];
 #pragma unroll
                 for (int m = 0; m < 4; ++m)
                     multiply_bytes(sum[m], low[2 * m], low[2 * m + 1], high[2 * m], high[2 * m + 1], x.x, x.y);

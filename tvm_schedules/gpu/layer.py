@@ -101,8 +101,8 @@ class Layer:
         self._down(self._arguments(store, self.down_slots, self.hidden, self.y), self._grid(store, self._down_tiling))
 
     def _choose(self, store: Store, mean: float, may_split: bool) -> Tiling:
-        matrix = (store.rows, store.depth)
-        return choose(self.bank.widths, self.tokens == 1, mean, *matrix, self._slots, may_split, self._multiprocessors)
+        of_matrix = (store.rows, store.depth, self._slots, may_split, store.group > 0)
+        return choose(self.bank.widths, self.tokens == 1, mean, *of_matrix, self._multiprocessors)
 
     def _grid(self, store: Store, tiling: Tiling) -> Grid:
         blocks = tiling.row_blocks(tiles(store.rows), self._slots, self._multiprocessors)

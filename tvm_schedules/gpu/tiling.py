@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.gpu.packing import COLUMN_BLOCK, tiles
 
-SHARED_MAX = 227 * 1024  # bytes of a Hopper multiprocessor's shared memory that blocks may have
-DECLARED = 10 * 1024  # of these, what the kernels declare themselves, at most, and the driver's share
+SHARED_MAX = 226 * 1024  # bytes of a Hopper multiprocessor's shared memory that blocks may have, less the driver's
+DECLARED = 1300  # of these, what a kernel for one token declares itself for each warp
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """warps: of a block that multiply. token_tiles: of 8 tokens. splits: blocks that share the depth of 64 rows of one expert.
+    """warps: of a block that multiply. token_tiles: of 8 tokens. splits: blocks that share the depth of 64 rows of an
+    expert.
 
     ring: bytes that a warp loads ahead. blocks: that a multiprocessor must have room for. each: tiles of 64 rows that
     a block takes in turn, or 0 for an equal share of all that the card has room for.
@@ -37,22 +38,45 @@ class Tiling:
 
 
 def choose(
-    widths: int, one: bool, tokens: float, rows: int, depth: int, slots: int, may_split: bool, multiprocessors: int
+    widths: int,
+    one: bool,
+    tokens: float,
+    rows: int,
+    depth: int,
+    slots: int,
+    may_split: bool,
+    groups: bool,
+    multiprocessors: int,
 ) -> Tiling:
     """The tiling of a launch over `slots` experts of rows x depth at the widths of a mask.
 
-    one: for a single token. tokens: of an expert, mean. WattbitError for a depth that no block has room for.
+    one: for a single token. tokens: of an expert, mean. may_split: whether the launch can add parts, as down can.
+    groups: of codes with a scale each. WattbitError for a depth that no block has room for.
     """
-    count = tiles(rows) * slots
-    splits = 1
+    splits, count = 1, tiles(rows) * slots
     if may_split and count < multiprocessors:
         splits = max(1, min(4, 2 * multiprocessors // count, depth // (64 * COLUMN_BLOCK)))
-    if not one:
-        token_tiles = 1 if tokens <= 4 else 2 if tokens <= 8 else 4
-        ring, blocks = {1: (8192, 2), 2: (12288, 3), 4: (20480, 2)}[token_tiles]
-        return Tiling(8 if token_tiles == 1 else 4, token_tiles, splits, ring, blocks)
-    for warps, ring, blocks in ((8, 9216, 2), (16, 9216, 1), (8, 9216, 1)):
-        tiling = Tiling(warps, 1, splits, ring, blocks, 0)
-        if tiling.vector_bytes(depth, True) + DECLARED <= SHARED_MAX // tiling.blocks:
+    if one:
+        return _for_one(depth, may_split, splits if groups else 1)
+    if tokens <= 4:
+        return Tiling(8, 1, splits, 8192, blocks=2)
+    if tokens <= 8:
+        return Tiling(4, 2, splits, 8192, blocks=4)
+    if widths < 1 << 5:  # narrow weights: products take longer than reading some twice
+        return Tiling(4, 2, splits, 12288, blocks=3)
+    return Tiling(4, 4, splits, 20480, blocks=2)
+
+
+def _for_one(depth: int, is_down: bool, splits: int) -> Tiling:
+    """Up: so small that the next launch's block has room beside it and reads its inputs. Down: short for small experts,
+    whose blocks are many; else as much of the weights as has room, for they come while up still runs."""
+    up = Tiling(8, ring=9216, blocks=1, each=0)
+    wanted = up
+    if is_down and splits > 1:
+        wanted = Tiling(8, splits=splits, ring=9216, blocks=2, each=0)
+    elif is_down:
+        wanted = Tiling(4, ring=9216, blocks=2, each=0) if depth < 2048 else Tiling(12, ring=12288, blocks=1, each=0)
+    for tiling in (wanted, up, Tiling(2, ring=9216, blocks=1, each=0)):
+        if tiling.vector_bytes(depth, groups=True) + DECLARED * tiling.warps <= SHARED_MAX // tiling.blocks:
             return tiling
     raise WattbitError(f"there is no GPU kernel for matrices of {depth} columns: their inputs fill the shared memory")
