@@ -236,6 +236,8 @@ def main() -> None:
 @click.option("--budget", default=2.75, help="Greatest mean weight width of the policy, in bits.")
 def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Path | None, budget: float) -> None:
     """Time layers under the widths of retrained models; search with the card as the meter."""
+    if not runs and studies is None:
+        raise WattbitError("there is nothing to measure; give --studies FILE or --stats FILE")
     find_card()
     effort = Effort(10, 4, 2, 1, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
     rate = bandwidth(3, ()).sum_bytes_s
@@ -260,16 +262,19 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
         keep(found)
         torch.cuda.empty_cache()
     for run in runs:
-        stats = tuple(ExpertStats.from_json(record) for record in _records(run))
-        found, about = layer_part(stats, effort, rate, click.echo)
+        found, about = layer_part(_statistics(run), effort, rate, click.echo)
         extra["layers"][about["shape"]] = about
         keep(found)
 
 
-def _records(path: Path) -> list[Any]:
-    """The records of the experts' statistics in a run's stats.json, or in a benchmark's."""
+def _statistics(path: Path) -> tuple[ExpertStats, ...]:
+    """The experts' statistics in a run's stats.json, or in a benchmark's. WattbitError for another file."""
     record = read_json(path)
-    return list(record["experts"] if isinstance(record, dict) else record)
+    try:
+        found = record["experts"] if isinstance(record, dict) else record
+        return tuple(ExpertStats.from_json(one) for one in found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WattbitError(f"{path} does not hold experts' statistics ({error!r}); give a run's stats.json") from None
 
 
 @main.command(cls=Benchmark)
@@ -280,12 +285,13 @@ def _records(path: Path) -> list[Any]:
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
 def prices(stats: Path, chosen: Path, path: Path | None) -> None:
     """The policy without a memory budget, on the measured time of each width and on the roofline, at three prices."""
-    experts = tuple(ExpertStats.from_json(record) for record in _records(stats))
+    experts = _statistics(stats)
     shape, workload = _layer_of(experts)
     reached = reached_experts(shape, workload)
     record = read_json(chosen)
     name = _name(shape, workload)
-    static = next((found["static"] for found in record["studies"].values() if found["layer"] == name), None)
+    studies = record.get("studies", {}) if isinstance(record, dict) else {}
+    static = next((found["static"] for found in studies.values() if found["layer"] == name), None)
     if static is None:
         raise WattbitError(f"{chosen} has no layer {name}; measure one with --studies")
     each = {int(bits): 1e-6 * entry["us"] / workload.top_k for bits, entry in static.items()}
