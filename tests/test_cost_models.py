@@ -10,7 +10,7 @@ import pytest
 from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_stats, make_workload
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.plan import Allocation, Cost, ExpertShape, Workload
-from wattbit.policy.cost.calibration import Calibration, Origin, Sample, best_variant, calibrate, design, mixed
+from wattbit.policy.cost.calibration import Calibration, Origin, Sample, calibrate, design, mixed
 from wattbit.policy.cost.cores import CACHES, CoresDemand
 from wattbit.policy.cost.fitting import Fitted, Work, fit
 from wattbit.policy.cost.fpga import EngineWork, FpgaDemand, SharedDemand
@@ -198,11 +198,16 @@ def test_a_cache_is_found_where_there_is_one(cache_bytes: float) -> None:
     law = LAW.copy()
     law[1] = 1e-10
     drawn = samples(40)
-    seconds = [float(truth.work(a, w).binding(law) @ law) * (1 + 0.005 * random.normal()) for a, w in drawn]
-    priced = [(a, w, Cost(s, None, 1, "simulated")) for (a, w), s in zip(drawn, seconds, strict=True)]
-    found, fitted_to = best_variant(plain, priced)
-    assert found.settings == {"cache_bytes": cache_bytes}
-    assert fitted_to.theta[1] == pytest.approx(1e-10, rel=0.05)
+
+    class Board:
+        def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+            seconds = float(truth.work(allocation, workload).binding(law) @ law)
+            return Cost(seconds * (1 + 0.005 * random.normal()), None, 1, "simulated")
+
+    found = Calibration.from_json(calibrate(plain, [Board()], drawn, drawn[::5], ORIGIN).to_json())
+    assert found.origin.settings == {"cache_bytes": cache_bytes} and found.latency_errors.median < 0.02
+    assert found.latency.theta[1] == pytest.approx(1e-10, rel=0.05)
+    assert found.model(plain).demand == truth, "a model is of the variant that its constants were fitted to"
     reads = [replace(plain, cache_bytes=size).energy(*drawn[8])[0] for size in (0.0, *CACHES)]
     assert reads == sorted(reads, reverse=True) and reads[0] > 0 == reads[-1], "a larger cache reads no more"
 

@@ -169,7 +169,7 @@ def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":
         model = found.model(planned_demand(shape, Target.from_json(settings["target"])))
         return replace(model, latency=replace(model.latency, sigma=hypot(model.latency.sigma, PLANNER_SIGMA)))
     sizes = {int(bits): size for bits, size in settings["weight_bytes"].items()}
-    return found.model(CoresDemand(shape, sizes, routing, cache_bytes=settings.get("cache_bytes", 0.0)))
+    return found.model(CoresDemand(shape, sizes, routing))
 
 
 def both(fpga: "Calibration", cores: "Calibration", shape: ExpertShape) -> "CostModel":

@@ -68,13 +68,17 @@ class Calibration:
     energy_errors: Errors | None
 
     def model(self, demand: Demand) -> CostModel:
-        """WattbitError when the demand has other constants than were calibrated."""
+        """Of the demand's variant that was chosen. WattbitError when it has other constants than were calibrated."""
+        chosen, settings = demand, self.origin.settings
+        for variant in demand.variants:
+            if all(settings.get(name) == value for name, value in variant.settings.items()):
+                chosen = variant
         if demand.names != self.latency.names:
             raise WattbitError(
                 f"the calibration of {self.origin.target} has the constants {', '.join(self.latency.names)}, not "
                 f"{', '.join(demand.names)}; calibrate again"
             )
-        return CostModel(demand, self.latency, self.joules)
+        return CostModel(chosen, self.latency, self.joules)
 
     def to_json(self) -> dict[str, Any]:
         return {
