@@ -11,7 +11,7 @@ from wattbit.plan import ExpertId, Precision
 from wattbit.tvm_schedules.gpu import kernels
 from wattbit.tvm_schedules.gpu.bank import Bank, Expert, Matrix, Shape
 from wattbit.tvm_schedules.gpu.layer import Layer
-from wattbit.tvm_schedules.gpu.tiling import Tiling, choose
+from wattbit.tvm_schedules.gpu.tiling import Tiling, Work, choose
 
 TOLERANCE = 3e-3  # results are rounded to bfloat16, which makes 2e-3
 DEVICE = torch.device("cuda" if CARD else "cpu")
@@ -155,7 +155,7 @@ def test_a_tiling_without_room_for_two_stages_is_refused_by_the_compiler() -> No
 @pytest.mark.parametrize("groups", [False, True])
 def test_a_depth_whose_inputs_have_no_room_is_named(groups: bool) -> None:
     with pytest.raises(WattbitError, match="no GPU kernel for matrices of 100000 columns"):
-        choose(1 << 4, True, 1, 64, 100_000, 2, False, groups, 132)
+        choose(Work(1 << 4, 64, 100_000, groups, 2, 1.0, is_one=True, is_down=False), 132)
 
 
 @pytest.mark.parametrize("row_tiles", [1, 7, 448])

@@ -4,6 +4,7 @@
 //   TOP_K    experts a token                         SPLITS   blocks that share the depth of one row tile (down)
 //   DOWN     0: up, 1: down                          GATED    up's rows are gate and linear in turn: SwiGLU, else ReLU
 //   WHOLE    the depth is a multiple of 128          BLOCKS   that a multiprocessor must have room for
+//   SHARED   bytes of shared memory that a launch gives a block
 // One launch serves the first matrices (up) or the second (down) of the experts that have tokens: the slots of the plan,
 // see router.cu. A block takes tiles of 64 rows of one slot, one by one; its warps share the depth.
 #ifdef __CUDACC__

@@ -2,19 +2,18 @@
 //
 // Each warp owns a range of columns. It turns its inputs into integers of 30 bits, with one power of two for all of
 // them, and these into four planes of signed bytes. A code in its place in a byte is an unsigned byte as it stands, so
-// one AND decodes four weights (none the last of a byte, see `add`), and tensor cores multiply them with the four
-// planes, exactly. (Inputs below 2^-22 of a
-// range's greatest lose bits; a number that is not finite makes the sums NaN.) Codes are stored with an offset that makes
-// them positive; the sum of the inputs takes it off.
+// one AND decodes four weights (the last of a byte needs none, see `add`), and tensor cores multiply them with the four
+// planes, exactly. Inputs below 2^-22 of a range's greatest lose bits; a number that is not finite makes the sums NaN.
+// Codes are stored with an offset that makes them positive; the sum of the inputs takes it off.
 //
 // Weights come by bulk copies into the warp's ring in shared memory, a stage at a time, across tiles. The block's last
 // warp adds what the others found and writes it, while these go on.
 #include "experts.h"
 
 constexpr int WORKERS = WARPS - 1, SLICES = SPLITS * WORKERS;
-constexpr int GROUP_BLOCKS = GROUP ? GROUP / COLUMNS : 8;
-constexpr int STAGES_MAX = 32;       // of a warp's ring
-constexpr int PLANES = 4 * COLUMNS;  // bytes of a block of columns' inputs
+constexpr int GROUP_BLOCKS = GROUP ? GROUP / COLUMNS : 8;  // of columns; 8 limits no stage
+constexpr int STAGES_MAX = 32;                             // of a warp's ring
+constexpr int PLANES = 4 * COLUMNS;                        // bytes of a block of columns' inputs
 
 // Blocks of columns in a stage: 2 to 4 kB, and of one group
 DEVICE constexpr int span(int bits) {
@@ -135,9 +134,10 @@ DEVICE void multiply(const Arguments &a, const Slot &slot, int first_tile, int f
             char *to = ring + stage * STAGE;
             expect(full + stage, size + (GROUP ? 128 : 0));
             copy_bulk(to, tile_words + (long long)fetch_block * BYTES, size, full + stage);
-            if constexpr (GROUP)
-                copy_bulk(to + SPAN * BYTES,
-                          scales_of(slot.group_scales, fetch_tile, groups, fetch_block / GROUP_BLOCKS), 128, full + stage);
+            if constexpr (GROUP) {
+                const unsigned short *own = scales_of(slot.group_scales, fetch_tile, groups, fetch_block / GROUP_BLOCKS);
+                copy_bulk(to + SPAN * BYTES, own, 128, full + stage);
+            }
         }
         fetch_block += SPAN;
         if (fetch_block >= last) {
@@ -166,8 +166,9 @@ DEVICE void multiply(const Arguments &a, const Slot &slot, int first_tile, int f
                 const Pair x = *reinterpret_cast<const Pair *>(planes + j * PLANES + 32 * q + 8 * (g % 4));
                 decode<BITS, 0x01010101>(w, low);
                 decode<BITS, 0x01010101>(w + BITS, high);
-                constexpr int SHARE = together<BITS>();
-                for (int i = SHARE - 1; SHARE > 1 && i < 8; i += SHARE) low[i] = w[i / SHARE], high[i] = w[BITS + i / SHARE];
+                constexpr int SHARE = together<BITS>();  // (no `if constexpr` without braces here: NVRTC 13.0 drops a loop)
+                for (int i = SHARE - 1; SHARE > 1 && i < 8; i += SHARE)
+                    low[i] = w[i / SHARE], high[i] = w[BITS + i / SHARE];
 #pragma unroll
                 for (int m = 0; m < 4; ++m)
                     multiply_bytes(sum[m], low[2 * m], low[2 * m + 1], high[2 * m], high[2 * m + 1], x.x, x.y);

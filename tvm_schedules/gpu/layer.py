@@ -9,7 +9,7 @@ from wattbit.errors import WattbitError
 from wattbit.tvm_schedules.gpu.bank import Bank, Store
 from wattbit.tvm_schedules.gpu.kernels import ExpertArguments, Grid, Launch, RouterArguments, kernel
 from wattbit.tvm_schedules.gpu.packing import tiles
-from wattbit.tvm_schedules.gpu.tiling import Tiling, choose
+from wattbit.tvm_schedules.gpu.tiling import Tiling, Work, choose
 
 TOKENS_MAX = 64
 CPU_MULTIPROCESSORS = 2  # what tests on a CPU take a card to have, so that blocks take several tiles
@@ -46,9 +46,8 @@ class Layer:
         self._multiprocessors = (
             torch.cuda.get_device_properties(device).multi_processor_count if is_card else CPU_MULTIPROCESSORS
         )
-        mean = pairs / self._slots
-        self._up_tiling = self.up_tiling or self._choose(self.bank.up, mean, may_split=False)
-        self._down_tiling = self.down_tiling or self._choose(self.bank.down, mean, may_split=True)
+        self._up_tiling = self.up_tiling or self._choose(self.bank.up, is_down=False)
+        self._down_tiling = self.down_tiling or self._choose(self.bank.down, is_down=True)
         self._up = self._kernel(self.bank.up, self._up_tiling, down=False)
         self._down = self._kernel(self.bank.down, self._down_tiling, down=True)
         constants = {"EXPERTS": shape.experts, "TOKENS": self.tokens, "TOP_K": self.top_k}
@@ -100,9 +99,12 @@ class Layer:
         store = self.bank.down
         self._down(self._arguments(store, self.down_slots, self.hidden, self.y), self._grid(store, self._down_tiling))
 
-    def _choose(self, store: Store, mean: float, may_split: bool) -> Tiling:
-        of_matrix = (store.rows, store.depth, self._slots, may_split, store.group > 0)
-        return choose(self.bank.widths, self.tokens == 1, mean, *of_matrix, self._multiprocessors)
+    def _choose(self, store: Store, is_down: bool) -> Tiling:
+        mean = self.tokens * self.top_k / self._slots
+        matrix = (store.rows, store.depth, store.group > 0)
+        return choose(
+            Work(self.bank.widths, *matrix, self._slots, mean, self.tokens == 1, is_down), self._multiprocessors
+        )
 
     def _grid(self, store: Store, tiling: Tiling) -> Grid:
         blocks = tiling.row_blocks(tiles(store.rows), self._slots, self._multiprocessors)

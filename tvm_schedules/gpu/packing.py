@@ -10,8 +10,9 @@ between threads. The eight codes of a lane's column, each as code + 2^(bits - 1)
 | 3 | j < 6: byte j % 3, from bit 0 or 3; 6: bits 6-7 of byte 0 over bit 6 of byte 1; 7: those of byte 2 over bit 7 |
 | 6 | each four in three bytes: the first three in bits 0-5; the last in bits 6-7 of the three, highest first |
 
-In that place a code is, times a power of two, a bfloat16 number as it stands (see `experts.cu`). Columns are taken four
-at a time: a 32-bit word holds the j-th byte of columns 0, 2, 1, 3.
+In that place a code is, times a power of two, a bfloat16 number as it stands (see `gemm.cu`), and in its byte an
+unsigned integer (see `gemv.cu`). Columns are taken four at a time: a 32-bit word holds the j-th byte of columns 0, 2, 1
+and 3.
 
 Order of the 32-bit words, slowest first: 64 rows; block of 32 columns; four words of a lane; lane; word. Where a lane
 has 2 words more (3 bits), these come last.

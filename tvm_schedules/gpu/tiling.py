@@ -37,32 +37,35 @@ class Tiling:
         return self.warps * self.ring + columns * (4 * COLUMN_BLOCK + (4 if groups else 0))
 
 
-def choose(
-    widths: int,
-    one: bool,
-    tokens: float,
-    rows: int,
-    depth: int,
-    slots: int,
-    may_split: bool,
-    groups: bool,
-    multiprocessors: int,
-) -> Tiling:
-    """The tiling of a launch over `slots` experts of rows x depth at the widths of a mask.
+@dataclass(frozen=True)
+class Work:
+    """What a launch multiplies: `slots` experts' matrices of rows x depth with `tokens` tokens each, on average.
 
-    one: for a single token. tokens: of an expert, mean. may_split: whether the launch can add parts, as down can.
-    groups: of codes with a scale each. WattbitError for a depth that no block has room for.
+    widths: a mask with bit b set for b bits. groups: of codes with a scale each. is_one: the batch is a single token.
     """
-    splits, count = 1, tiles(rows) * slots
-    if may_split and count < multiprocessors:
-        splits = max(1, min(4, 2 * multiprocessors // count, depth // (64 * COLUMN_BLOCK)))
-    if one:
-        return _for_one(depth, may_split, splits if groups else 1)
-    if tokens <= 4:
+
+    widths: int
+    rows: int
+    depth: int
+    groups: bool
+    slots: int
+    tokens: float
+    is_one: bool
+    is_down: bool
+
+
+def choose(work: Work, multiprocessors: int) -> Tiling:
+    """The tiling of a launch. WattbitError for a depth that no block has room for."""
+    splits, count = 1, tiles(work.rows) * work.slots
+    if work.is_down and count < multiprocessors:
+        splits = max(1, min(4, 2 * multiprocessors // count, work.depth // (64 * COLUMN_BLOCK)))
+    if work.is_one:
+        return _for_one(work.depth, work.is_down, splits if work.groups else 1)
+    if work.tokens <= 4:
         return Tiling(8, 1, splits, 8192, blocks=2)
-    if tokens <= 8:
+    if work.tokens <= 8:
         return Tiling(4, 2, splits, 8192, blocks=4)
-    if widths < 1 << 5:  # narrow weights: products take longer than reading some twice
+    if work.widths < 1 << 5:  # narrow weights: products take longer than reading some twice
         return Tiling(4, 2, splits, 12288, blocks=3)
     return Tiling(4, 4, splits, 20480, blocks=2)
 
