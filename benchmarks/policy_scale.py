@@ -1,18 +1,19 @@
 """How long a policy takes on large models: one iteration and one whole search at 64 to 6144 experts, time and memory.
 
-    python benchmarks/policy_scale.py [--quick] [--json FILE]
+    python benchmarks/policy_scale.py [--quick] [--json FILE] [--runs FOLDER]
 
 Statistics are drawn at random (their values do not matter for time), 64 experts a layer. No board's engines tell more
 than some hundreds of experts apart, so layers are spread over as many KV260s as it takes, LAYERS each, whose times by
 the planner's model add up. A search is what `wattbit search` does on so many experts (from 512 on, groups first), at
-the effort of `policy_vs_controls.py` for E=64. Every size runs in a process of its own, for its peak memory. A ratio
-above 1 means better than growing linearly from 64 experts, or, for a search at 2048 experts, faster than the goal of
-600 s; for rewards it is exp(difference) to the exact (or, for many experts, relaxed) optimum of the best set of widths.
+the effort of `policy_vs_controls.py` for E=64. Every size runs in a process of its own, for its peak memory and its
+processor time (on one thread, so that it is the time on a machine that does nothing else), and is kept in
+FOLDER/policy_scale: an interrupted run goes on. A ratio above 1 means better than growing linearly from 64 experts, or,
+for a search at 2048 experts, faster than the goal of 600 s; for rewards it is exp(difference) to the exact (or, for
+many experts, relaxed) optimum of the best set of widths.
 """
 
 import resource
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -23,7 +24,9 @@ import numpy as np
 from rows import Benchmark, Row, show, write
 
 from wattbit.board.targets import load
+from wattbit.files import read_json, write_json
 from wattbit.hls.meter import ModelledMeter
+from wattbit.perform import RUNS
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, ExpertStats, Meter, Placement, Workload
 from wattbit.policy.agent import AgentSettings
 from wattbit.policy.exact import solve_shared
@@ -35,7 +38,7 @@ LAYERS = 4  # of a board
 WIDTHS = (2, 3, 4, 6, 8)
 GOAL_EXPERTS, GOAL_S = 2048, 600.0
 SEEDS = (0, 1, 2)
-EFFORT = AgentSettings(iterations=60, gate_draws=4, choice_draws=6)
+EFFORT = AgentSettings(iterations=20, gate_draws=4, choice_draws=6, local=2.0)
 
 
 class Boards:
@@ -74,34 +77,39 @@ Measured = tuple[float, float, float, float, float]
 
 
 def measure(experts: int, iterations: int, seed: int) -> Measured:
-    """Seconds of the whole search and of one of its iterations, peak memory in MB, reward, and that of the start."""
+    """Processor seconds of the whole search and of one of its iterations, peak memory in MB, reward, the start's."""
     stats = statistics(experts, seed)
     workload = Workload(1000, 2, tuple((s.expert, s.frequency) for s in stats))
     meter = Boards(ModelledMeter(ExpertShape(128, 256), load("kv260").target), workload)
     marks: list[float] = []
-    start = time.perf_counter()
+    start = time.process_time()
     problem = Problem(stats, meter, workload, WIDTHS, budget_bits=3.0, latency_nats=0.1)
     settings = replace(EFFORT, iterations=iterations)
 
     def mark(*_: object) -> None:
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
 
     reward = learn(problem, seed, settings, mark).reward
-    whole = time.perf_counter() - start
+    whole = time.process_time() - start
     step = float(np.median(np.diff(marks)))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return whole, step, memory, reward, problem.reward(solve_shared(problem))
 
 
-def alone(call: Callable[..., Measured], *arguments: int) -> Measured:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(call, *arguments).result()
+def alone(experts: int, iterations: int, seed: int, root: Path) -> list[float]:
+    """`measure` in a process of its own; kept in a file of the runs folder."""
+    path = root / "policy_scale" / f"{experts}-{iterations}-{seed}.json"
+    if not path.exists():
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            write_json(path, pool.submit(measure, experts, iterations, seed).result())
+    return list(read_json(path))
 
 
 @click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="Up to 512 experts, few iterations, one seed.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
-def main(quick: bool, path: Path | None) -> None:
+@click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of what is done.")
+def main(quick: bool, path: Path | None, root: Path) -> None:
     sizes, iterations = ((64, 512), 6) if quick else ((64, 512, 2048, 6144), EFFORT.iterations)
     seeds = SEEDS[:1] if quick else SEEDS
     rows: list[Row] = []
@@ -109,7 +117,7 @@ def main(quick: bool, path: Path | None) -> None:
     for experts in sizes:
         before = len(rows)
         used = seeds if experts < GOAL_EXPERTS else seeds[:1]  # minutes a seed: figures of one
-        found = np.array([alone(measure, experts, iterations, seed) for seed in used])
+        found = np.array([alone(experts, iterations, seed, root) for seed in used])
         means, stds = (
             found.mean(axis=0).tolist(),
             (found.std(axis=0, ddof=1) if len(used) > 1 else np.zeros(5)).tolist(),

@@ -3,14 +3,16 @@
     python benchmarks/policy_vs_controls.py [--quick] [--json FILE] [--runs FOLDER] [--preset NAME] [--jobs N]
 
 Statistics come from models with experts in two layers, one run in the runs folder for each training seed; a run that
-has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls. E=16 is the preset demo,
-E=64 the preset e64; drawn64 has 64 experts a layer whose statistics are drawn at random (`policy_scale`), for where
-there is no time to train. Two rewards: additive, which is the damage table alone, where the exact optimum cannot be
-beaten; and coupled, where the planner's time on the board counts (latency_nats below), which no table sees.
+has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls. E=16 is the preset demo;
+E=64 the models that `fpga_engines.py` trained (run that first, with its --text), from FOLDER/fpga-engines, whose
+weights do not fit on the chip: part of them is streamed. Two rewards: additive, which is the damage table alone, where
+the exact optimum cannot be beaten; and coupled, where the planner's time on the board counts (latency_nats below),
+which no table sees.
 
 `shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
-does, and gets as many evaluations as the policy. At ABLATED bits, of trained models: A2C, a cold start, no local search
-at the end, the widths 2, 4 and 8 alone, and a search whose hardware cost is the bits that pass, in place of the
+does, and may price as many new allocations as the policy. `local search` is that with the moves of the policy's own
+closing local search: what the policy owes to them, not to learning. At ABLATED bits, E=16: A2C, a cold start, no local
+search at the end, the widths 2, 4 and 8 alone, and a search whose hardware cost is the bits that pass, in place of the
 planner's time. A ratio is exp(difference of the rewards), that is of perplexities with the hardware's price included:
 above 1 where the policy is better. p is of a paired t-test over training seeds times policy seeds. "after N
 evaluations" is the best reward among the first N allocations priced.
@@ -19,6 +21,7 @@ evaluations" is the best reward among the first N allocations priced.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,11 +29,11 @@ from typing import Any
 
 import click
 import numpy as np
-from policy_scale import statistics
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.board.targets import load as load_board
+from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.perform import RUNS, perform
@@ -38,7 +41,7 @@ from wattbit.pipeline import WORKLOAD_TOKENS, expert_stats, meter, workload
 from wattbit.plan import Allocation, Cost, ExpertStats, Meter, Workload
 from wattbit.policy.a2c import A2C
 from wattbit.policy.agent import AgentSettings, train
-from wattbit.policy.annealing import anneal
+from wattbit.policy.annealing import anneal, improve
 from wattbit.policy.controls import greedy, linear_in_frequency, random_allocation
 from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.exact import solve, solve_shared
@@ -52,12 +55,11 @@ SEEDS = (0, 1, 2)
 BUDGETS = {
     "demo": (2.25, 2.5, 2.75, 3.0, 3.5, 4.0),
     "e64": (2.25, 2.75, 3.0, 4.0),
-    "drawn64": (2.25, 2.75, 3.0),
     "tiny": (3.0, 4.0),
 }
-TITLES = {"demo": "E=16", "e64": "E=64", "drawn64": "E=64 drawn", "tiny": "E=4"}
+TITLES = {"demo": "E=16", "e64": "E=64", "tiny": "E=4"}
 FEW_WIDTHS = (2, 4, 8)
-DRAWN = "drawn64"
+STREAMED = "e64"
 ABLATED = 3.0  # bits
 COUPLED_NATS = 0.1
 MARKS = (100, 300, 1000)  # evaluations
@@ -112,6 +114,7 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
     found: dict[str, Solver] = {
         OURS: agent(algorithm=PPO()),
         "annealing": lambda problem, seed: anneal(problem, solve_shared(problem), evaluations, seed),
+        "local search": lambda problem, seed: improve(problem, solve_shared(problem), evaluations, seed),
         "exact": lambda problem, _: solve(problem),
         "shared": lambda problem, _: solve_shared(problem),
         "greedy": lambda problem, _: greedy(problem),
@@ -143,10 +146,12 @@ def work(cell: Cell, root: str) -> dict[str, Any]:
 
     rewards: dict[str, list[float]] = {}
     marks: dict[str, list[list[float]]] = {}
+    asked: dict[str, list[int]] = {}
     for name, solver in solvers(cell, every).items():
         for seed in SEEDS:
             fresh = problem()
             rewards.setdefault(name, []).append(fresh.reward(solver(fresh, seed)))
+            asked.setdefault(name, []).append(fresh.asked)
             if cell.nats and name in (OURS, "annealing", "A2C", "PPO, cold start"):
                 marks.setdefault(name, []).append(progress(fresh))
     if ablated(cell):
@@ -154,23 +159,32 @@ def work(cell: Cell, root: str) -> dict[str, Any]:
         for name, other in (("widths 2, 4, 8", problem(FEW_WIDTHS)), ("cost by bits", problem(every, Bits()))):
             chosen = [other.allocation(ours(other, seed)) for seed in SEEDS]
             rewards[name] = [judge.reward(judge.choice(allocation)) for allocation in chosen]
-    write_json(path, {"cell": asdict(cell), "rewards": rewards, "marks": marks})
+    write_json(path, {"cell": asdict(cell), "rewards": rewards, "marks": marks, "asked": asked})
     return dict(read_json(path))
 
 
 def ablated(cell: Cell) -> bool:
-    return cell.budget == ABLATED and cell.nats > 0 and cell.preset != DRAWN
+    return cell.budget == ABLATED and cell.nats > 0 and cell.preset != STREAMED
 
 
 def world(cell: Cell, root: Path) -> tuple[tuple[ExpertStats, ...], Workload, Meter]:
     """A cell's statistics, workload and meter."""
-    if cell.preset == DRAWN:
+    if cell.preset == STREAMED:
+        found = streamed(cell.training_seed, root)
+        stats = smoothed(tuple(ExpertStats.from_json(one) for one in read_json(found)))
         sizes = PRESETS["e64"].model
-        stats = statistics(sizes.layers * sizes.experts, cell.training_seed)
         load = Workload(WORKLOAD_TOKENS, sizes.top_k, tuple((s.expert, s.frequency) for s in stats))
         return stats, load, ModelledMeter(sizes.shape, load_board("virtual-z2").target) if cell.nats else Free()
     run = run_of(cell.preset, cell.training_seed, root)
     return smoothed(expert_stats(run)), workload(run), meter(run) if cell.nats else Free()
+
+
+def streamed(seed: int, root: Path) -> Path:
+    """The statistics of a model that `fpga_engines.py` trained."""
+    path = root / "fpga-engines" / f"E64-seed{seed}" / "stats.json"
+    if not path.is_file():
+        raise WattbitError(f"there is no {path}; run benchmarks/fpga_engines.py first, it trains the models of E=64")
+    return path
 
 
 def progress(problem: Problem) -> list[float]:
@@ -211,6 +225,14 @@ def compare(case: str, metric: str, found: Mapping[str, Sequence[float]], goal: 
             )
         )
     return rows
+
+
+def evaluations(case: str, found: Sequence[Mapping[str, Any]]) -> Row:
+    """How many allocations the policy and annealing had priced."""
+    ours, theirs = ([float(n) for one in found for n in one["asked"][name]] for name in (OURS, "annealing"))
+    means, stds = (fmean(ours), fmean(theirs)), (stdev(ours), stdev(theirs))
+    metric, ratio = "allocations priced, coupled", means[1] / means[0]
+    return Row(case, metric, means[0], stds[0], means[1], stds[1], "annealing", ratio, None, "modelled", SEEDS)
 
 
 def sample_efficiency(case: str, found: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -257,19 +279,18 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 @click.option("--quick", is_flag=True, help="The tiny preset, two budgets: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write rows here, a plot beside.")
 @click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of cells done.")
-@click.option("--preset", "presets", multiple=True, help="demo, e64 or drawn64; by default demo and drawn64.")
+@click.option("--preset", "presets", multiple=True, help="demo or e64; by default both.")
 @click.option("--jobs", default=1, show_default=True, help="Processes side by side.")
 def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], jobs: int) -> None:
-    efforts = {"tiny": (5, 4, 4, 0.5), "demo": (60, 4, 6, 0.5), "e64": (60, 4, 6, 0.5), DRAWN: (30, 4, 6, 0.5)}
-    names = ("tiny",) if quick else presets or ("demo", DRAWN)
-    for name in (name for name in names if name != DRAWN):
-        for seed in SEEDS:
-            run_of(name, seed, root)
+    efforts = {"tiny": (5, 4, 4, 0.5), "demo": (15, 4, 6, 2.0), STREAMED: (20, 4, 6, 2.0)}
+    names = ("tiny",) if quick else presets or ("demo", STREAMED)
+    for name, seed in product(names, SEEDS):
+        (streamed(seed, root) if name == STREAMED else run_of(name, seed, root))
     cells = [
         Cell(name, seed, budget, nats, *efforts[name])
         for name in names
+        for nats in (COUPLED_NATS, 0.0)
         for budget in BUDGETS[name]
-        for nats in (0.0, COUPLED_NATS)
         for seed in SEEDS
     ]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
@@ -288,6 +309,8 @@ def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], j
                 methods = {m: [v for one in here for v in one["rewards"][m]] for m in common}
                 case = f"{TITLES[name]}, {budget} bits"
                 added = compare(case, metric, methods, goal=nats > 0)
+                if nats:
+                    added.append(evaluations(case, here))
                 if nats and budget == ABLATED:
                     added += sample_efficiency(case, here)
                 show(added)

@@ -1,15 +1,20 @@
-"""Perplexity after widths are switched at run time without retraining, before and after co-training at sampled widths.
+"""Perplexity after widths are switched at run time without retraining, and what co-training is worth.
 
     python benchmarks/robustness.py [--quick] [--json FILE] [--runs FOLDER]
 
 For each training seed (one run each in the runs folder, kept) a policy is trained at BUDGET bits, and the float weights
-are fine-tuned for the same steps in two ways: `fixed`, at the policy's best allocation, and `sampled`, at that one and
-at allocations drawn from the policy, one a step. Then the weights are read at widths that neither was tuned at: uniform
-8, 4 and 3 bits and random allocations of the budget. A ratio is a peer's perplexity over that of `sampled`, above 1
-where sampled co-training is better; p is of a paired t-test over training seeds (times allocations, if several).
+are fine-tuned in two calls of half the steps each, in four ways: `fixed`, at the policy's best allocation; `expected`,
+at its expectation rounded to widths; `sampled`, at the best and at allocations drawn from the policy, one a step; and
+`alternating`, the second half at what the policy finds by statistics of the weights after the first.
+
+Then the weights are read at widths that none was tuned at: uniform 8, 4 and 3 bits and random allocations of the
+budget. There a ratio is a peer's perplexity over that of `sampled`. Each is also read at its own widths; there a ratio
+is a peer's over that of `alternating`: against `fixed` and `expected` the worth of searching again, against `not
+fine-tuned` that of fine-tuning. p is of a paired t-test over training seeds (times allocations, if several).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -33,7 +38,10 @@ BUDGET = 3.0
 DRAWS = 16
 RANDOM_SEEDS = (10, 11, 12, 13)
 OURS = "sampled"
-PEERS = ("fixed", "not fine-tuned")
+PEERS = ("fixed", "expected", "alternating", "not fine-tuned")
+CO = "alternating"
+CO_PEERS = ("fixed", "expected", "sampled", "not fine-tuned")
+OWN = "its own widths"
 
 Found = dict[str, dict[str, list[float]]]
 """Perplexities by weights, then by what they were read at."""
@@ -41,15 +49,17 @@ Found = dict[str, dict[str, list[float]]]
 
 def read(preset: str, seed: int, steps: int, iterations: int, root: Path) -> Found:
     """One training seed's perplexities; kept in a file of the runs folder."""
-    kept = root / "robustness" / f"{digest_json([preset, seed, steps, iterations])}.json"
+    kept = root / "robustness" / f"{digest_json(['two halves', preset, seed, steps, iterations])}.json"
     if kept.exists():
         return dict(read_json(kept))
     run = run_of(preset, seed, root)
     stats = smoothed(expert_stats(run))
     widths = tuple(bits for bits, _ in stats[0].damage)
     problem = Problem(stats, meter(run), workload(run), widths, budget_bits=BUDGET)
-    trained = train(AllocationEnv(problem), seed, AgentSettings(iterations=iterations))
+    settings = AgentSettings(iterations=iterations)
+    trained = train(AllocationEnv(problem), seed, settings)
     best = problem.allocation(trained.choice)
+    expected = problem.allocation(trained.policy.expected(problem))
     draws = [problem.allocation(choice) for choice in trained.policy.sample(problem, DRAWS, seed)]
     switched: dict[str, list[Allocation]] = {
         f"uniform {bits} bit": [problem.allocation(problem.uniform(bits))] for bits in (8, 4, 3) if bits in widths
@@ -59,11 +69,17 @@ def read(preset: str, seed: int, steps: int, iterations: int, root: Path) -> Fou
     start = kept.with_suffix(".safetensors")
     model.save(start)
     found: Found = {}
-    for name, over in (("not fine-tuned", []), ("fixed", [best]), (OURS, [best, *draws])):
+    ways = {"not fine-tuned": [], "fixed": [best], "expected": [expected], OURS: [best, *draws], CO: [best]}
+    for name, over in ways.items():
         model.load(start)
-        if over:
-            model.finetune_over(over, steps, seed)
-        found[name] = {"the policy's best": [model.perplexity(best)]}
+        taken = over
+        for turn in range(2 if over else 0):
+            if turn and name == CO:
+                now = replace(problem, stats=smoothed(model.stats(widths)), history=[stats])
+                taken = [problem.allocation(train(AllocationEnv(now), seed, settings).choice)]
+            model.finetune_over(taken, steps // 2, seed + turn)
+        own = taken[0] if taken else best
+        found[name] = {OWN: [model.perplexity(own)], "the policy's best": [model.perplexity(best)]}
         for what, allocations in switched.items():
             found[name][what] = [model.perplexity(allocation) for allocation in allocations]
         click.echo(f"seed {seed}, {name}: {found[name]}", err=True)
@@ -92,8 +108,10 @@ def main(quick: bool, path: Path | None, root: Path, steps: int) -> None:
     case = f"{preset}, {BUDGET} bits, {steps} steps of fine-tuning"
     rows = []
     for what in seeds[0][OURS]:
-        values = {name: [v for one in seeds for v in one[name][what]] for name in (OURS, *PEERS)}
-        rows += [compare(case, what, values[OURS], peer, values[peer]) for peer in PEERS]
+        ours, peers = (CO, CO_PEERS) if what == OWN else (OURS, PEERS)
+        values = {name: [v for one in seeds for v in one[name][what]] for name in (ours, *peers)}
+        title = f"{case}, {ours}"
+        rows += [compare(title, what, values[ours], peer, values[peer]) for peer in peers]
     show(rows)
     if path:
         write(rows, path)
