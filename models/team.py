@@ -1,6 +1,6 @@
 """Fine-tuning by several processes, on one machine or more, that torchrun started.
 
-    torchrun --nproc-per-node 2 --no-python wattbit cotrain --run RUN
+    torchrun --nproc-per-node 2 --no-python -- wattbit cotrain --run RUN
 
 The first process does everything else (searches, statistics, perplexities, files); the others wait for it and join its
 fine-tunings, each with its share of every step's contexts and gradients averaged over all (DistributedDataParallel), so

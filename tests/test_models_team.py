@@ -64,7 +64,7 @@ def test_without_torchrun_a_team_is_its_one_learner(data: Path, model_dir: Path)
 @pytest.mark.slow
 def test_co_training_by_two_processes_is_that_of_one(tmp_path: Path):
     run = Run.create(tmp_path, run_config("tiny", None, "virtual-z2", 0))
-    command = [*TORCHRUN, "--no-python", Path(sys.executable).parent / "wattbit", "cotrain", "--run", run.folder]
+    command = [*TORCHRUN, "--no-python", "--", Path(sys.executable).parent / "wattbit", "cotrain", "--run", run.folder]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode and "must be done before torchrun's processes; run `wattbit search`" in refused.stderr
     perform(run, "search", as_json=False)

@@ -62,6 +62,20 @@ def test_a_policy_is_saved_and_serves_another_budget(folder: Path) -> None:
     assert not (Path(str(again["folder"])) / "policy.safetensors").exists()
 
 
+def test_statistics_of_another_model_are_refused(folder: Path) -> None:
+    path = folder / "stats" / "stats.json"
+    kept = path.read_text()
+    try:
+        path.write_text(kept.replace('"L1E3"', '"L1E9"'))  # as long, so that its stage counts as done
+        result = CliRunner().invoke(main, ["search", "--run", str(folder), "--seed", "8"])
+    finally:
+        path.write_text(kept)
+    assert result.exit_code == 1
+    assert "stats.json is of another model: only one of them has L1E3; run `wattbit stats`" in " ".join(
+        result.stderr.split()
+    )
+
+
 def test_the_runs_own_search_keeps_its_policy(folder: Path) -> None:
     result = CliRunner().invoke(main, ["search", "--run", str(folder)])
     assert result.exit_code == 0, result.output

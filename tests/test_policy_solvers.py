@@ -8,8 +8,9 @@ import pytest
 from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_problem, make_stats
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.plan import Allocation, Cost, Workload
-from wattbit.policy.annealing import anneal
+from wattbit.policy.annealing import Move, anneal, improve, shift, step
 from wattbit.policy.controls import greedy
+from wattbit.policy.critic import Critic
 from wattbit.policy.exact import solve, solve_shared
 from wattbit.policy.problem import Choice, Problem
 
@@ -78,3 +79,57 @@ def test_what_the_hardware_cannot_hold_is_avoided_not_fatal() -> None:
     assert [c.tolist() for c in problem.priced] == [narrow.tolist()]
     assert len(problem.allocation(solve_shared(problem)).classes) <= 2
     assert len(problem.allocation(anneal(problem, wide, 400, seed=0)).classes) <= 2
+
+
+@pytest.mark.parametrize("move", [step, shift])
+def test_moves_keep_the_budget_and_leave_the_choice_alone(move: Move) -> None:
+    problem = make_problem(make_stats(16), AdditiveMeter(), budget_bits=3.1)
+    random = np.random.default_rng(0)
+    choice = solve(problem)
+    before, seen = choice.copy(), []
+    for _ in range(200):
+        moved = move(problem, choice, random)
+        assert problem.fits(moved) and (choice == before).all()
+        seen.append(int((moved != choice).sum()))
+    assert max(seen) > 5 and len(set(seen)) > 5, "small moves and large ones"
+
+
+def test_a_shift_moves_those_that_lose_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wattbit.policy.annealing.SCATTER", 0.0)
+    problem = make_problem(make_stats(16, noise=0.0), AdditiveMeter(), budget_bits=8.0)
+    choice = np.full(32, 3)
+    rank = {"nats": problem.damage[:, 0] - problem.damage[:, 3]}
+    rank["nats a share"] = rank["nats"] / problem.frequency
+    for seed in range(60):
+        moved = shift(problem, choice, np.random.default_rng(seed)) != choice
+        target = set(shift(problem, choice, np.random.default_rng(seed))[moved])
+        if target == {0}:
+            orders = [moved[np.argsort(one)] for one in rank.values()]
+            assert any((order[: moved.sum()]).all() for order in orders)
+
+
+def test_evaluations_are_new_prices() -> None:
+    for search in (anneal, improve):
+        meter = AdditiveMeter()
+        problem = make_problem(make_stats(32), meter, budget_bits=3.0)
+        calls = meter.calls
+        search(problem, solve(problem), 150, 0)
+        assert 100 <= meter.calls - calls <= 152 and problem.asked == meter.calls - 1
+        search(problem, solve(problem), 150, 0)
+        assert meter.calls - calls < 2 * 152, "what is known costs nothing"
+        tiny = make_problem(make_stats(1), AdditiveMeter())
+        search(tiny, solve(tiny), 500, 0)  # of 25 choices: it ends
+
+
+def test_a_critic_learns_what_is_each_experts() -> None:
+    problem = make_problem(make_stats(16), AdditiveMeter(), latency_nats=0.1)
+    critic, random = Critic(problem), np.random.default_rng(0)
+    assert not critic.shares.any()
+    for _ in range(8):
+        choices = random.integers(0, 5, (4, 6, 32))
+        hardware = np.array([[problem.hardware(choice) for choice in row] for row in choices])
+        critic.learn(choices, hardware)
+    choices = random.integers(0, 5, (50, 32))
+    left = np.array([problem.hardware(c) - critic.shares[np.arange(32), c].sum() for c in choices])
+    joint = np.array([problem.hardware(c) for c in choices])
+    assert left.std() < 0.05 * joint.std()

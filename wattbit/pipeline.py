@@ -80,7 +80,12 @@ def meter(run: Run) -> "ModelledMeter":
 
 
 def expert_stats(run: Run) -> tuple[ExpertStats, ...]:
-    return tuple(ExpertStats.from_json(record) for record in read_json(run.path("stats", "stats.json"))["experts"])
+    """The statistics of the run's model; WattbitError for those of another one."""
+    path = run.path("stats", "stats.json")
+    found = tuple(ExpertStats.from_json(record) for record in read_json(path)["experts"])
+    if strange := {s.expert for s in found} ^ set(model_config(run).expert_ids):
+        raise WattbitError(f"{path} is of another model: only one of them has {min(strange)}; run `wattbit stats`")
+    return found
 
 
 def workload(run: Run) -> Workload:

@@ -33,8 +33,8 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     """Alternate policy updates and fine-tuning at the chosen widths; fine-tune the controls equally.
 
     With any of the options below it is another co-training beside the run's own, kept in cotrainings/DIGEST. Under
-    torchrun (`torchrun --nproc-per-node 2 --no-python wattbit cotrain`), on one machine or several that see the run's
-    folder, fine-tuning is shared by all processes.
+    torchrun (`torchrun --nproc-per-node 2 --no-python -- wattbit cotrain`), on one machine or several that see the
+    run's folder, fine-tuning is shared by all processes.
     """
     from wattbit.policy.cotrain import CotrainSettings
 
