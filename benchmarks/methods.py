@@ -337,7 +337,7 @@ def main(
             prepare(data, prepared, vocabulary)
         wanted += [] if finished else [one]
     studied(wanted, at_once)
-    names = (*presets, *also)
+    names = sorted({*presets, *also})
     found = {name: [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds] for name in names}
     if host:
         for records in found.values():

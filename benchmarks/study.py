@@ -12,8 +12,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,6 +19,7 @@ from study_jobs import (
     BOARD,
     QUANTIZER,
     WIDTHS,
+    Packing,
     Record,
     Scales,
     Settings,
@@ -57,15 +56,6 @@ TOGETHER = {16: 5, 64: 3}  # chains a seed side by side, by experts of a layer: 
 GLUE_KEYS = ("uniform8", "uniform@3.0", "dmpq@2.75", "exact@2.75", "random@2.75", "dmpq@2.5", "uniform@2.0")
 
 Key = TypeVar("Key", str, float)
-
-
-@dataclass(frozen=True)
-class Packing:
-    """A slow recipe on its way: files by layer, with the seconds of each."""
-
-    recipe: Recipe
-    decide_s: float
-    layers: tuple[tuple[Path, "Future[float]"], ...]
 
 
 class Study:
@@ -199,10 +189,11 @@ class Study:
             if self.late():
                 break
             seconds = sum(found.result() for found in waiting)
-            packed: dict[ExpertId, PackedExpert] = {}
-            for path, _ in packing.layers:
-                packed |= load_experts(path, str(self.device))
-            self.quantized(seed, key, packing.recipe, packed, packing.decide_s, seconds)
+            if not self.judged_before(seed, key, packing.recipe, packing.decide_s):
+                packed: dict[ExpertId, PackedExpert] = {}
+                for path, _ in packing.layers:
+                    packed |= load_experts(path, str(self.device))
+                self.quantized(seed, key, packing.recipe, packed, packing.decide_s, seconds)
         self.say("slow methods")
 
     def untuned(self, names: Sequence[str], share: float = 1.0) -> None:
@@ -229,17 +220,23 @@ class Study:
 
     def round(self, seed: int, key: str, recipe: Recipe, decide_s: float) -> None:
         """Quantize here, unless the same recipe was judged already."""
-        same = str(recipe.to_json() | {"method": ""})
-        for other in self.records[seed]["recipes"].values():
-            if other.get("recipe") and str(other["recipe"] | {"method": ""}) == same:
-                self.records[seed]["recipes"][key] = other | {"recipe": recipe.to_json(), "decide_s": decide_s}
-                return
+        if self.judged_before(seed, key, recipe, decide_s):
+            return
         start = time.monotonic()
         packed = self.subjects[seed].quantize(recipe)
         self.quantized(seed, key, recipe, packed, decide_s, time.monotonic() - start)
         if self.tasks and recipe.pruning is None:
             place = self.settings.seeds.index(seed)
             self.records[seed]["recipes"][key]["glue"] = self.tasks[0].rounded(place, recipe)
+
+    def judged_before(self, seed: int, key: str, recipe: Recipe, decide_s: float) -> bool:
+        """Whether another method has decided the same, which then is the result."""
+        same = str(recipe.to_json() | {"method": ""})
+        for other in self.records[seed]["recipes"].values():
+            if other.get("recipe") and str(other["recipe"] | {"method": ""}) == same:
+                self.records[seed]["recipes"][key] = other | {"recipe": recipe.to_json(), "decide_s": decide_s}
+                return True
+        return False
 
     def quantized(
         self,

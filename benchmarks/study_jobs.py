@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,3 +113,12 @@ def layer_packed(data: Path, model: Path, recipe: Record, layer: int, path: Path
     if not path.exists():
         save_experts(path, opened(data, model)[1].quantize(Recipe.from_json(recipe), layer))
     return time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A slow recipe on its way: files by layer, with the seconds of each."""
+
+    recipe: Recipe
+    decide_s: float
+    layers: tuple[tuple[Path, "Future[float]"], ...]
