@@ -172,6 +172,11 @@ def test_what_a_design_does_not_show_costs_nothing_and_the_energy_is_still_found
     assert found.joules is not None and set(found.joules.known) == {"byte, J", "bit product, J"}
     np.testing.assert_allclose(found.joules.theta, [1.5, 0.0, 2e-12, 0.0], rtol=1e-6)
     assert found.energy_errors is not None and found.energy_errors.worst < 1e-6
+    unsure = CostModel(demand, replace(found.latency, sigma=0.03), found.joules).predict(*drawn[0])
+    share = 1.5 * unsure.cost.latency_s / (unsure.cost.energy_j or 0.0)
+    assert unsure.energy_relative == pytest.approx(share * unsure.latency_relative, rel=1e-3), (
+        "joules of unsure seconds"
+    )
 
 
 def test_a_visits_distance_is_what_was_read_since_the_last_one() -> None:

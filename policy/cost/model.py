@@ -9,6 +9,7 @@ with the seconds that were measured when it is fitted and those that the model p
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import hypot
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,7 +90,9 @@ class CostModel:
         energy, energy_unsure = None, None
         if self.joules is not None:
             work = energy_work(seconds, self.demand.energy(allocation, workload))
-            energy, energy_unsure = self.joules.predict(work)
+            energy, own = self.joules.predict(work)
+            static = float(self.joules.theta[0]) * seconds / energy  # what is as unsure as the seconds are
+            energy_unsure = hypot(own, static * unsure)
         cost = Cost(seconds, energy, self.demand.memory_bytes(allocation), "modelled")
         return Prediction(cost, unsure, energy_unsure)
 
