@@ -7,7 +7,7 @@ thousandth of it (Kirkpatrick, Gelatt and Vecchi, Science 220, 1983).
 
 Where hundreds of experts share engines, single moves change little, and moves of a whole class too much. `shift`, which
 the policy's own local search makes half of the time, moves some experts of one width at once: those whose damage rises
-least for the traffic, or for the bits, that change sides.
+least, or least for the traffic that changes sides.
 """
 
 from collections.abc import Callable
@@ -18,44 +18,12 @@ from wattbit.policy.problem import Choice, Problem
 
 WARM_UP = 32  # moves whose losses set the first temperature
 COOLING = 1e-3
-PATIENCE = 4
+PATIENCE = 4  # moves for each evaluation, most of which on small problems are of what was priced before
 SHIFTS = 0.5  # of the local search's moves
 SCATTER = 0.3  # relative, of the order in which experts are moved
 
 Move = Callable[[Problem, Choice, np.random.Generator], Choice]
 """A neighbour of a choice, repaired to the budget."""
-
-
-def improve(problem: Problem, start: Choice, evaluations: int, seed: int) -> Choice:
-    """The policy's local search: `anneal` with shifts among its moves."""
-    return anneal(problem, start, evaluations, seed, lambda *at: shift(*at) if at[2].random() < SHIFTS else step(*at))
-
-
-def anneal(problem: Problem, start: Choice, evaluations: int, seed: int, move: "Move | None" = None) -> Choice:
-    """The best choice [N] among so many new allocations priced, beginning at `start`. Deterministic in the seed.
-
-    What was priced before costs nothing, so it does not count; but there are no more than PATIENCE moves for each
-    evaluation. move: by default `step`.
-    """
-    move = move or step
-    random = np.random.default_rng(seed)
-    before = problem.asked
-    here = problem.shrink(start)
-    value = problem.reward(here)
-    best, best_value = here, value
-    first = [abs(value - problem.reward(move(problem, here, random))) for _ in range(min(WARM_UP, evaluations // 4))]
-    heat = float(np.std(first)) or float(np.mean(first)) or 1.0
-    for moves in range(PATIENCE * evaluations):
-        done = max((problem.asked - before) / evaluations, moves / (PATIENCE * evaluations))
-        if done >= 1:
-            break
-        candidate = move(problem, here, random)
-        reward = problem.reward(candidate)
-        if reward >= value or random.random() < np.exp((reward - value) / (heat * COOLING**done)):
-            here, value = candidate, reward
-        if value > best_value:
-            best, best_value = here, value
-    return best
 
 
 def step(problem: Problem, choice: Choice, random: np.random.Generator) -> Choice:
@@ -85,3 +53,39 @@ def shift(problem: Problem, choice: Choice, random: np.random.Generator) -> Choi
     moved = choice.copy()
     moved[own[order[:number]]] = target
     return problem.fit(moved) if random.random() < 0.5 else problem.shrink(moved)
+
+
+def anneal(problem: Problem, start: Choice, evaluations: int, seed: int, move: Move = step) -> Choice:
+    """The best choice [N] among so many new allocations priced, beginning at `start`. Deterministic in the seed.
+
+    What was priced before costs nothing, so it does not count; but there are no more than PATIENCE moves for each
+    evaluation.
+    """
+    random = np.random.default_rng(seed)
+    before = problem.asked
+    here = problem.shrink(start)
+    value = problem.reward(here)
+    best, best_value = here, value
+    first = [abs(value - problem.reward(move(problem, here, random))) for _ in range(min(WARM_UP, evaluations // 4))]
+    heat = float(np.std(first)) or float(np.mean(first)) or 1.0
+    for moves in range(PATIENCE * evaluations):
+        done = max((problem.asked - before) / evaluations, moves / (PATIENCE * evaluations))
+        if done >= 1:
+            break
+        candidate = move(problem, here, random)
+        reward = problem.reward(candidate)
+        if reward >= value or random.random() < np.exp((reward - value) / (heat * COOLING**done)):
+            here, value = candidate, reward
+        if value > best_value:
+            best, best_value = here, value
+    return best
+
+
+def improve(problem: Problem, start: Choice, evaluations: int, seed: int) -> Choice:
+    """The policy's local search: `anneal` with shifts among its moves."""
+
+    def move(problem: Problem, choice: Choice, random: np.random.Generator) -> Choice:
+        kind = shift if random.random() < SHIFTS else step
+        return kind(problem, choice, random)
+
+    return anneal(problem, start, evaluations, seed, move)
