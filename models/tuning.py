@@ -28,6 +28,7 @@ BATCH = 64  # sentences in a step
 RATE = 3e-4  # rises over WARMUP of the steps, then falls to zero
 WARMUP = 0.1
 WEIGHT_DECAY = 0.01
+BALANCE = 0.01  # weight of the load-balancing loss, as in training
 QUANTIZED_SHARE = 1 / 3  # of the steps follow at the widths
 
 
@@ -95,7 +96,7 @@ class Classifier:
             tokens, lengths, wanted = (x.to(self.stack.device) for x in (tokens, lengths, labels[picked]))
             found, balance = self.logits(tokens, lengths, self.experts())
             losses = F.cross_entropy(found.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
-            descend(self.stack, optimizer, losses.mean(dim=1) + 0.01 * balance)
+            descend(self.stack, optimizer, losses.mean(dim=1) + BALANCE * balance)
             progress("fine-tune", step + 1, steps)
 
     @torch.no_grad()
