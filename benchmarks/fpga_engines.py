@@ -1,14 +1,15 @@
 """Mixed precision on the FPGA against static 8 and 4 bit: tokens a second on the same device, each with its best plan.
 
-    python benchmarks/fpga_engines.py [--quick] [--text FOLDER] [--budget BITS ...] [--json FILE]
+    python benchmarks/fpga_engines.py [--quick] [--text FOLDER] [--budget BITS] [--json FILE]
 
 Two models whose experts do not fit on the chip at 8 bits, three training seeds each: 64 experts (64 -> 128 -> 64) and
-16 (128 -> 256 -> 128) in each of two layers, top-2. Every allocation is fine-tuned as long. Everything that takes long
-is kept in runs/fpga-engines, so an interrupted run goes on where it stopped.
+16 (128 -> 256 -> 128) in each of two layers, top-2. The policy searches for each board and number of tokens a batch;
+plans take at most four fifths of a chip's logic, as `make board` with Vivado does. Every allocation is fine-tuned as
+long. Everything that takes long is kept in runs/fpga-engines, so an interrupted run goes on where it stopped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,17 +19,16 @@ import numpy as np
 from rows import Benchmark, Row, show, write
 
 from wattbit.files import read_json, write_json
-from wattbit.plan import Allocation, ExpertStats, Target, Workload
+from wattbit.plan import Allocation, ExpertStats, Provenance, Target, Workload
 
 FOLDER = Path("runs/fpga-engines")
 WIDTHS = (2, 3, 4, 8)
-BUDGETS = (3.5, 3.0, 2.5)  # mean weight bits of the policy's allocations
+STATIC = (8, 4, 3, 2)
+BUDGET = 3.0  # mean weight bits of the policy's allocations
 TARGETS = ("pynq-z2", "kv260")
-SEARCH = ("pynq-z2", 16)  # the policy sees this board and tokens a batch
 BATCHES = (1, 16, 256)
 SAMPLED = {1: 64, 16: 8, 256: 2}  # batches that are launched, by their tokens
-SIMULATED = (("pynq-z2", 1), ("pynq-z2", 16), ("kv260", 16))  # boards and batches in RTL, of the first seed
-RTL_BUDGET = 3.0  # of the policy's allocation that is simulated
+SIMULATED = (("pynq-z2", 1), ("pynq-z2", 256), ("kv260", 16))  # boards and batches in RTL, of the first seed
 ROUTED = 1000  # tokens of a workload
 LIMIT = 1.01  # perplexity against static 8 bit, both fine-tuned
 
@@ -43,7 +43,7 @@ class Case:
     d_hidden: int
     steps: int = 1000
     finetuning: int = 300
-    iterations: int = 60
+    iterations: int = 20
 
 
 CASES = (Case("E64", 64, 64, 128), Case("E16", 16, 128, 256))
@@ -74,64 +74,73 @@ def learner(case: Case, seed: int, text: str | None, folder: Path) -> Any:
     return MoELearner.open(folder / "data", folder / "model")
 
 
+def usable(board: str) -> Target:
+    """A board of whose LUTs, flip-flops and DSPs plans take as large a share as those for Vivado."""
+    from wattbit.board.targets import load
+    from wattbit.hls.vivado.toolchain import VivadoToolchain
+    from wattbit.presets import share
+
+    whole = load(board).target
+    return replace(share(whole, VivadoToolchain.chip_share), bram18=whole.bram18)
+
+
 def workload(stats: Sequence[ExpertStats], batch: int) -> Workload:
     return Workload(ROUTED, 2, tuple((one.expert, one.frequency) for one in stats), batch)
 
 
-def allocations(
-    case: Case, seed: int, budgets: Sequence[float], text: str | None, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """By name: allocation, mean_bits, perplexity before and after fine-tuning.
+def allocations(case: Case, seed: int, budget: float, folder: Path) -> dict[str, Allocation]:
+    """The static ones, and what the policy (for each board and batch) and its controls choose within the budget.
 
-    static8, static4 and static3; policy and exact (the optimum of the additive damage table) at each budget, random at
-    the first. A model is trained only if something is missing.
+    exact is the optimum of the additive damage table, random a draw: neither sees a board.
     """
-    names = ["static8", "static4", "static3", *(f"{n}{b:g}" for b in budgets for n in ("policy", "exact"))]
-    names.append(f"random{budgets[0]:g}")
-    if not all((folder / f"tuned-{name}.json").is_file() for name in names):
-        model = learner(case, seed, text, folder)
-        if not (folder / "stats.json").is_file():
-            write_json(folder / "stats.json", [one.to_json() for one in model.stats(WIDTHS)])
-        known = {f"static{bits}": Allocation.of(dict.fromkeys(model.config.expert_ids, bits)) for bits in (8, 4, 3)}
-        for budget in budgets:
-            known |= searched(case, seed, budget, folder)
-        for name in names:
-            tune(model, case, name, known[name], folder)
-    return {name: read_json(folder / f"tuned-{name}.json") for name in names}
+    stats = [ExpertStats.from_json(one) for one in read_json(folder / "stats.json")]
+    experts = [one.expert for one in stats]
+    found = {f"static{bits}": Allocation.of(dict.fromkeys(experts, bits)) for bits in STATIC}
+    for board in TARGETS:
+        for batch in BATCHES:
+            chosen = searched(case, seed, budget, stats, board, batch, folder)
+            found |= {policy(board, batch): chosen["dmpq"], "exact": chosen["exact"], "random": chosen["random"]}
+    return found
 
 
-def searched(case: Case, seed: int, budget: float, folder: Path) -> dict[str, Allocation]:
-    """What the policy and its controls choose within a budget of mean weight bits."""
-    from wattbit.board.targets import load
+def policy(board: str, batch: int) -> str:
+    return f"policy for {board}, batch {batch}"
+
+
+def searched(
+    case: Case, seed: int, budget: float, stats: Sequence[ExpertStats], board: str, batch: int, folder: Path
+) -> dict[str, Allocation]:
+    """By method, what is chosen within a budget of mean weight bits when latency is that of a board and batch."""
     from wattbit.hls.meter import ModelledMeter
     from wattbit.plan import ExpertShape
     from wattbit.policy.search import SearchSettings, search
 
-    path = folder / f"search-{budget:g}.json"
+    path = folder / f"search-{budget:g}-{board}-{batch}.json"
     if not path.is_file():
-        stats = [ExpertStats.from_json(one) for one in read_json(folder / "stats.json")]
-        meter = ModelledMeter(ExpertShape(case.d_model, case.d_hidden), load(SEARCH[0]).target)
+        meter = ModelledMeter(ExpertShape(case.d_model, case.d_hidden), usable(board))
         settings = SearchSettings(
             WIDTHS, budget_bits=budget, seeds=(seed,), random_seeds=(seed,), iterations=case.iterations
         )
-        methods = search(stats, meter, workload(stats, SEARCH[1]), settings).methods
-        chosen = {
-            f"{name}{budget:g}": methods[key][0]
-            for name, key in (("policy", "dmpq"), ("exact", "exact"), ("random", "random"))
-        }
-        write_json(path, {name: outcome.allocation.to_json() for name, outcome in chosen.items()})
+        methods = search(stats, meter, workload(stats, batch), settings).methods
+        write_json(path, {name: methods[name][0].allocation.to_json() for name in ("dmpq", "exact", "random")})
     return {name: Allocation.from_json(record) for name, record in read_json(path).items()}
 
 
-def tune(model: Any, case: Case, name: str, allocation: Allocation, folder: Path) -> None:
-    """Write perplexity at the float weights and after fine-tuning at these widths."""
-    path = folder / f"tuned-{name}.json"
-    if not path.is_file():
-        model.load(folder / "model" / "float.safetensors")
-        before = model.perplexity(allocation)
-        model.finetune(allocation, case.finetuning, 0)
-        record = {"before": before, "after": model.perplexity(allocation), "mean_bits": allocation.mean_bits}
-        write_json(path, record | {"allocation": allocation.to_json()})
+def perplexities(
+    case: Case, seed: int, wanted: Mapping[str, Allocation], text: str | None, folder: Path
+) -> dict[str, float]:
+    """After fine-tuning, by name; what was fine-tuned once, under whatever name, is not again."""
+    model = None
+    found = {}
+    for name, allocation in wanted.items():
+        path = folder / f"tuned-{allocation.digest}.json"
+        if not path.is_file():
+            model = model or learner(case, seed, text, folder)
+            model.load(folder / "model" / "float.safetensors")
+            model.finetune(allocation, case.finetuning, 0)
+            write_json(path, {"perplexity": model.perplexity(allocation), "allocation": allocation.to_json()})
+        found[name] = float(read_json(path)["perplexity"])
+    return found
 
 
 def speeds(
@@ -179,6 +188,7 @@ def speeds(
     found = {
         "planned": planned.tokens_per_s,
         "modelled": batch * batches * hertz / modelled,
+        "logic": sum(spec.products == "logic" for spec in planned.classes),
         "dsp": planned.total.dsp,
         "bram18": planned.total.bram18,
         "lut": planned.total.lut,
@@ -199,71 +209,80 @@ def speeds(
     return found | {"engines": len(planned.classes), "streams": sum(spec.streamed for spec in planned.classes)}
 
 
-def simulated(case: Case, seed: int, name: str, record: dict[str, Any], board: str, batch: int, folder: Path) -> float:
-    """Tokens a second in RTL simulation, kept in the run's folder."""
-    from wattbit.board.targets import load
-
-    kept = folder / f"rtl-{board}-{batch}-{name}.json"
+def simulated(
+    case: Case, stats: Sequence[ExpertStats], name: str, allocation: Allocation, board: str, batch: int, folder: Path
+) -> dict[str, float]:
+    """`speeds` with those of RTL simulation, kept in the run's folder."""
+    out = folder / f"rtl-{board}-{batch}-{name.split()[0]}"
+    kept = out.with_name(f"{out.name}-{allocation.digest}.json")
     if not kept.is_file():
-        stats = [ExpertStats.from_json(one) for one in read_json(folder / "stats.json")]
-        allocation = Allocation.from_json(record["allocation"])
-        out = folder / f"rtl-{board}-{batch}-{name}"
-        write_json(kept, speeds(case, stats, allocation, load(board).target, batch, out))
-    return float(read_json(kept)["simulated"])
+        write_json(kept, speeds(case, stats, allocation, usable(board), batch, out))
+    return {name: float(value) for name, value in read_json(kept).items()}
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def compare(case: str, metric: str, ours: Sequence[float], peer: Sequence[float], name: str, **more: Any) -> Row:
-    """A row whose ratio is the mean over seeds of ours to the peer's, or its inverse where less is better."""
-    less = more.pop("less", False)
-    ratio = fmean((b / a if less else a / b) for a, b in zip(ours, peer, strict=True))
-    seeds = more.pop("seeds", tuple(range(len(ours))))
-    return Row(case, metric, *mean_std(ours), *mean_std(peer), name, ratio, more["goal"], more["provenance"], seeds)
+def compare(
+    case: str,
+    metric: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    name: str,
+    goal: float | None,
+    provenance: Provenance,
+) -> Row:
+    """A row whose ratio is the mean over seeds of ours to the peer's."""
+    ratio = fmean(a / b for a, b in zip(ours, peer, strict=True))
+    seeds = tuple(range(len(ours)))
+    return Row(case, metric, *mean_std(ours), *mean_std(peer), name, ratio, goal, provenance, seeds)
 
 
-def rows_of(case: Case, seeds: Sequence[int], budgets: Sequence[float], text: str | None, rtl: bool) -> list[Row]:
-    """Perplexity and tokens a second of every policy allocation against static 8 and 4 bit and the controls."""
-    from wattbit.board.targets import load
-
+def rows_of(case: Case, seeds: Sequence[int], budget: float, text: str | None, rtl: bool) -> list[Row]:
+    """Perplexity and tokens a second of the policy's allocations and of the controls against static 8 and 4 bit."""
     folders = [FOLDER / f"{case.name}-seed{seed}" for seed in seeds]
-    for folder in folders:
+    for seed, folder in zip(seeds, folders, strict=True):
         require_same_text(text, folder)
-    found = [allocations(case, seed, budgets, text, f) for seed, f in zip(seeds, folders, strict=True)]
+        if not (folder / "stats.json").is_file():
+            model = learner(case, seed, text, folder)
+            write_json(folder / "stats.json", [one.to_json() for one in model.stats(WIDTHS)])
     stats = [[ExpertStats.from_json(one) for one in read_json(f / "stats.json")] for f in folders]
+    found = [allocations(case, seed, budget, folder) for seed, folder in zip(seeds, folders, strict=True)]
+    after = [perplexities(case, s, one, text, f) for s, one, f in zip(seeds, found, folders, strict=True)]
+    title = f"{case.name} {case.d_model}-{case.d_hidden}, {budget:g} bits"
     rows = []
-    for budget in budgets:
-        ours = f"policy{budget:g}"
-        title = f"{case.name} {case.d_model}-{case.d_hidden}, policy at {budget:g} bits"
-        after = {name: [one[name]["after"] for one in found] for name in found[0]}
-        for peer, goal in (("static8", 1 / LIMIT), ("static4", None), ("static3", None)):
-            more = {"goal": goal, "provenance": "measured", "less": True, "seeds": tuple(seeds)}
-            rows.append(compare(title, "perplexity", after[ours], after[peer], peer, **more))
-        peers = {"static8": 3.0, "static4": 1.3, "static3": None, f"exact{budget:g}": None}
-        peers |= {f"random{budget:g}": None} if budget == budgets[0] else {}
-        for board in TARGETS:
-            target = load(board).target
-            for batch in BATCHES:
-                speed = {
-                    name: [
-                        speeds(case, s, Allocation.from_json(one[name]["allocation"]), target, batch, None)["modelled"]
-                        for s, one in zip(stats, found, strict=True)
-                    ]
-                    for name in (ours, *peers)
+    for name in found[0]:
+        if name != "static8":
+            goal = 1 / LIMIT if name.startswith("policy") else None
+            both = [[1 / one[key] for one in after] for key in (name, "static8")]
+            row = compare(title, f"perplexity, {name}", both[0], both[1], "static8", goal, "measured")
+            means = [mean_std([one[key] for one in after]) for key in (name, "static8")]
+            rows.append(replace(row, ours=means[0][0], ours_std=means[0][1], peer=means[1][0], peer_std=means[1][1]))
+    for board in TARGETS:
+        target = usable(board)
+        for batch in BATCHES:
+            metric = f"tokens/s on {board}, batch {batch}"
+            names = [policy(board, batch), *(n for n in found[0] if not n.startswith("policy"))]
+            speed = {
+                name: [speeds(case, s, one[name], target, batch, None) for s, one in zip(stats, found, strict=True)]
+                for name in names
+            }
+            for name in names:
+                for peer, goal in (("static8", 3.0), ("static4", 1.3)):
+                    if name not in ("static8", peer):
+                        both = [[one["modelled"] for one in speed[key]] for key in (name, peer)]
+                        goal_ = goal if name.startswith("policy") else None
+                        rows.append(compare(title, f"{metric}, {name.split()[0]}", *both, peer, goal_, "modelled"))
+            if rtl and (board, batch) in SIMULATED:
+                runs = {
+                    name: simulated(case, stats[0], name, found[0][name], board, batch, folders[0])["simulated"]
+                    for name in (names[0], "static8", "static4")
                 }
-                for peer, goal in peers.items():
-                    more = {"goal": goal, "provenance": "modelled", "seeds": tuple(seeds)}
-                    metric = f"tokens/s on {board}, batch {batch}"
-                    rows.append(compare(title, metric, speed[ours], speed[peer], peer, **more))
-                    if rtl and (board, batch) in SIMULATED and goal and budget == RTL_BUDGET:
-                        both = [
-                            [simulated(case, seeds[0], name, found[0][name], board, batch, folders[0])]
-                            for name in (ours, peer)
-                        ]
-                        more |= {"provenance": "simulated", "seeds": tuple(seeds[:1])}
-                        rows.append(compare(title, metric, both[0], both[1], peer, **more))
+                for peer, goal in (("static8", 3.0), ("static4", 1.3)):
+                    rows.append(
+                        compare(title, f"{metric}, policy", [runs[names[0]]], [runs[peer]], peer, goal, "simulated")
+                    )
     return rows
 
 
@@ -293,7 +312,7 @@ def efficiency(folder: Path) -> list[Row]:
     macs = vectors * shape.weights / chip
     title = f"engine w4a8, 8 x 8, 64 -> 128 -> 64, {vectors} vectors"
     pairs = (
-        ("MACs a cycle, of the multiplying DSPs' peak", macs, (dsp - 16) * lanes, 0.9),
+        ("MACs a cycle, of the multiplying DSPs' peak", macs, (dsp - sum(specs[0].requant_lanes(shape))) * lanes, 0.9),
         ("MACs a cycle, of all its DSPs' peak", macs, dsp * lanes, 0.9),
         ("bytes a cycle, of the port's peak", experts * engines[1].beats * 8 / stream, 8, 0.9),
         ("weight bytes a cycle, of the port's peak", experts * shape.weights / 2 / stream, 8, 0.9),
@@ -304,14 +323,14 @@ def efficiency(folder: Path) -> list[Row]:
 @click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="One tiny model, one seed: minutes, and figures that mean nothing.")
 @click.option("--text", help="Folder of WikiText-2 or other text; Python's own sources if not given.")
-@click.option("--budget", "budgets", type=float, multiple=True, help="Mean weight bits of the policy; may be repeated.")
+@click.option("--budget", type=float, default=BUDGET, show_default=True, help="Mean weight bits of the policy.")
 @click.option("--rtl/--no-rtl", default=True, help="Simulate the designs of the first seed, some minutes each.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
-def main(quick: bool, text: str | None, budgets: tuple[float, ...], rtl: bool, path: Path | None) -> None:
+def main(quick: bool, text: str | None, budget: float, rtl: bool, path: Path | None) -> None:
     cases, seeds = (QUICK, (0,)) if quick else (CASES, (0, 1, 2))
     rows = []
     for case in cases:
-        found = rows_of(case, seeds, budgets or BUDGETS, text, rtl and not quick)
+        found = rows_of(case, seeds, budget, text, rtl and not quick)
         show(found)
         rows += found
     rows += efficiency(FOLDER / "efficiency")

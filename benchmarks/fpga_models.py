@@ -2,9 +2,10 @@
 
     python benchmarks/fpga_models.py [--quick] [--json FILE]
 
-Engines are drawn at random over widths, shapes, PE, SIMD, weight homes and numbers of experts; none of them was used to
-find the models' constants. A point of the cycle table is one engine, its error that of its worst launch of 1, 5 and 24
-vectors; the mixtures are launches over all engines of a design. Finished points are kept in runs/fpga-models.
+Engines are drawn at random over widths, shapes, PE, SIMD, weight homes, numbers of experts and kinds of products; none
+of them was used to find the models' constants. A point of the cycle table is one engine, its error that of its worst
+launch of 1, 5 and 24 vectors; the mixtures are launches over all engines of a design. Finished points are kept in
+runs/fpga-models.
 """
 
 import random
@@ -24,7 +25,7 @@ from wattbit.hls.accelerator import Accelerator, verilate
 from wattbit.hls.compare import images_of
 from wattbit.hls.cycles import Timing, launch
 from wattbit.hls.engine import write_engine
-from wattbit.hls.engine_class import EngineClass
+from wattbit.hls.engine_class import HIDDEN_PARALLELISM, PARALLELISM, EngineClass
 from wattbit.hls.resources import Scales, model
 from wattbit.hls.shell import build_shell
 from wattbit.hls.synthesis import synthesise
@@ -43,7 +44,7 @@ SMALL = 32  # products a cycle of a layer, so that a synthesis takes a minute
 
 @dataclass(frozen=True)
 class Point:
-    """An engine: its precision, parallelism, home and number of experts."""
+    """An engine: its precision, parallelism, home, number of experts, and what multiplies."""
 
     precision: str
     pe1: int
@@ -51,23 +52,26 @@ class Point:
     pe2: int
     home: str
     experts: int
+    products: str
 
     def spec(self, copy: int) -> EngineClass:
         ids = tuple(ExpertId(copy, i) for i in range(self.experts))
         precision = Precision.parse(self.precision)
-        return EngineClass(precision, self.pe1, self.simd1, self.pe2, self.pe1, ids, copy, self.home)  # type: ignore[arg-type]
+        parallelism = (self.pe1, self.simd1, self.pe2, self.pe1)
+        return EngineClass(precision, *parallelism, ids, copy, self.home, self.products)  # type: ignore[arg-type]
 
 
 def points(number: int, seed: int, widest: int = 64) -> list[Point]:
     draw = random.Random(seed)
     found: list[Point] = []
     while len(found) < number:
-        pe1, simd1, pe2 = (draw.choice((1, 2, 4, 8)) for _ in range(3))
+        pe1, simd1, pe2 = (draw.choice(some) for some in (HIDDEN_PARALLELISM, PARALLELISM, PARALLELISM))
         if max(pe1 * simd1, pe1 * pe2) > widest or pe1 * min(simd1, pe2) < 2:
             continue
         width, act = draw.choice(((2, 8), (3, 8), (4, 8), (5, 8), (6, 8), (7, 8), (8, 8), (2, 4), (4, 4)))
         home = "stream" if len(found) % 2 else "chip"
-        found.append(Point(f"w{width}a{act}", pe1, simd1, pe2, home, draw.randint(2, 9)))
+        products = draw.choice(("dsp", "logic"))
+        found.append(Point(f"w{width}a{act}", pe1, simd1, pe2, home, draw.randint(2, 9), products))
     return found
 
 
@@ -159,7 +163,9 @@ def main(quick: bool, path: Path | None) -> None:
     designs = SHAPES[:1] if quick else SHAPES
     cycles = [row for i, shape in enumerate(designs) for row in cycle_rows(i, shape, FOLDER / f"design{i}")]
     for row in cycles:
-        name = " ".join(str(row.get(key, "")) for key in ("precision", "pe1", "simd1", "pe2", "home", "experts"))
+        name = " ".join(
+            str(row.get(key, "")) for key in ("precision", "pe1", "simd1", "pe2", "home", "experts", "products")
+        )
         click.echo(
             f"{100 * row['error']:+6.2f} %  {row['d_model']}-{row['d_hidden']} {name}: {row['simulated']} simulated"
         )

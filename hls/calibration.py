@@ -50,6 +50,7 @@ def synthesise(layer: Layer, work: Path) -> Resources:
     parameters: dict[str, int | str] = {
         **{"VERSION": layer.version, "STREAMED": int(not layer.sets), "SETS": max(layer.sets, 1)},
         **{"MW": layer.inputs, "MH": layer.outputs, "SIMD": layer.simd, "PE": layer.pe},
+        **{"LANES": layer.lanes, "LOGIC": int(layer.products == "logic")},
         **{"WEIGHT_BITS": layer.weight_bits, "IN_BITS": layer.act_bits, "IN_SIGNED": int(layer.signed)},
         **{"ACC_BITS": widths.acc_bits, "OUT_BITS": out_bits, "OUT_SIGNED": out_signed},
         **{"SHIFT_MIN": widths.shift_min, "SHIFT_MAX": widths.shift_max, "MULTIPLIER_BITS": layer.multiplier_bits},
@@ -87,7 +88,7 @@ def _module(layer: Layer, out_bits: int, parameters: Mapping[str, int | str]) ->
     values = ", ".join(f".{name}({value})" for name, value in parameters.items())
     return f"""module layer (
 	input logic clk, rst_n,
-	input logic [7:0] s_set, input logic s_set_valid, output logic s_set_ready,
+	input logic [15:0] s_set, input logic s_set_valid, output logic s_set_ready,
 	input logic [63:0] w_tdata, input logic w_tvalid, output logic w_tready, w_done,
 	input logic [{layer.simd * layer.act_bits - 1}:0] s_tdata, input logic s_tvalid, output logic s_tready,
 	output logic [{layer.pe * out_bits - 1}:0] m_tdata, output logic m_tvalid, input logic m_tready

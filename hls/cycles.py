@@ -28,13 +28,13 @@ INSIDE = 12  # vectors in an engine and behind it, for which the lane has room (
 WINDOW = 64  # words that a reader may have requested
 BURST = 16
 
-# Pipeline registers, from launches of six engines of 64 -> 128 -> 64 without stalls.
+# Pipeline registers, from launches of three engines of 64 -> 128 -> 64 without stalls.
 TO_DISPATCH = 12  # start to first header, less the memory's latency
-THROUGH = 30  # dispatch to packed result, less the layers' own cycles
+THROUGH = 16  # dispatch to packed result, less the layers' own cycles and pipelines
 TO_DONE = 10  # last response to done
 RESULT_GAP = 3  # between two results on the write port
 TO_LOAD = 2  # header to first beat, less the memory's latency
-FROM_LOAD = 20  # registers of THROUGH that the last beat of an image does not pass
+FROM_LOAD = 3  # those of THROUGH that the last beat of an image passes, less fc2's own pipeline
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,15 @@ class Timing:
     """What a launch's cycles depend on in an engine.
 
     fc1, fc2: cycles a vector. first_pass: those of fc2 that follow fc1's beats, one for each beat of a hidden vector.
+    pipe1, pipe2: pipeline registers of each layer's products and of the turns that its sums take at requantisation.
     image: beats of an expert's image, which are requant words and weights of fc1, then of fc2; zeros on chip.
     """
 
     fc1: int
     fc2: int
     first_pass: int
+    pipe1: int
+    pipe2: int
     image: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @classmethod
@@ -71,10 +74,16 @@ class Timing:
         """lane_bits: bits of a requant lane in each layer; only a streamed engine's time depends on them."""
         products = shape.d_model * shape.d_hidden
         fc1, fc2 = products // (spec.pe1 * spec.simd1), products // (spec.pe2 * spec.simd2)
-        if not spec.streamed:
-            return cls(fc1, fc2, shape.d_hidden // spec.simd2)
-        a, b, c, d = (part.beats for part in image_parts(spec, shape, lane_bits))
-        return cls(fc1, fc2, shape.d_hidden // spec.simd2, (a, b, c, d))
+        turns = (pe // lanes for pe, lanes in zip((spec.pe1, spec.pe2), spec.requant_lanes(shape), strict=True))
+        pipe1, pipe2 = (
+            _product_registers(spec, simd) + (n if n > 1 else 0)
+            for simd, n in zip((spec.simd1, spec.simd2), turns, strict=True)
+        )
+        image = (0, 0, 0, 0)
+        if spec.streamed:
+            a, b, c, d = (part.beats for part in image_parts(spec, shape, lane_bits))
+            image = (a, b, c, d)
+        return cls(fc1, fc2, shape.d_hidden // spec.simd2, pipe1, pipe2, image)
 
     @property
     def per_vector(self) -> int:
@@ -87,13 +96,31 @@ class Timing:
         return self.fc1 + self.fc2 - self.first_pass - self.per_vector
 
     @property
+    def through(self) -> int:
+        """Pipeline registers from dispatch to packed result."""
+        return THROUGH + self.pipe1 + self.pipe2
+
+    @property
+    def after_load(self) -> int:
+        """Those of them that the last beat of an image passes."""
+        return FROM_LOAD + self.pipe2
+
+    @property
     def load(self) -> int:
         """Beats of an expert's image."""
         return sum(self.image)
 
 
+def _product_registers(spec: EngineClass, simd: int) -> int:
+    """From operands to sums of products, in finn-rtllib's `mvu` or in `engine_products`."""
+    levels = (simd - 1).bit_length()
+    if spec.products == "logic":
+        return 2 + (spec.precision.weight_bits > 2) + levels
+    return 4 + max(levels, 1)
+
+
 def overhead(words: int, port: Port) -> int:
-    """Cycles of any launch beside those of its slowest engine, of vectors of `words` 64-bit words."""
+    """Cycles of any launch beside those of its slowest engine and its pipelines, of vectors of `words` 64-bit words."""
     return TO_DISPATCH + port.read_latency + words + 1 + THROUGH + words + port.write_latency + TO_DONE
 
 
@@ -118,6 +145,7 @@ class _Lane:
         self.left.append(max(end, before[0]))
         start1, start2 = max(header + 1, before[0]), before[1]
         there1 = there2 = 0.0
+        not_passed = timing.through - timing.after_load
         if timing.load and index != self.set:
             self.set = index
             requant1, weights1, requant2, weights2 = (beats * port.read_cycles for beats in timing.image)
@@ -126,13 +154,13 @@ class _Lane:
             there1 = first + weights1
             second = max(there1, self.begun[1]) + requant2
             there2 = second + weights2
-            start1, start2 = max(start1, first), max(start2, second - FROM_LOAD)
+            start1, start2 = max(start1, first), max(start2, second - not_passed)
             self.loader, self.begun = there2, begun
         end1 = max(start1 + timing.fc1, there1)
         if k > 1:
             end1 = max(end1, self.results[k - 2] + timing.first_pass)
         self.hidden.append(end1)
-        self.results.append(max(end1 + timing.fc2 - timing.first_pass, start2 + timing.fc2, there2 - FROM_LOAD))
+        self.results.append(max(end1 + timing.fc2 - timing.first_pass, start2 + timing.fc2, there2 - not_passed))
 
 
 def launch(
@@ -159,6 +187,6 @@ def launch(
         lane.vector(header, end, index, port)
         free = end + port.read_cycles
     written = 0.0
-    for result in sorted(end for lane in lanes for end in lane.results):
-        written = max(written + words + RESULT_GAP, result + THROUGH + words)
+    for result in sorted(end + lane.timing.through for lane in lanes for end in lane.results):
+        written = max(written + words + RESULT_GAP, result + words)
     return written + port.write_latency + TO_DONE

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import le
+from itertools import groupby
+from operator import le, truediv
+from typing import get_args
 
 from wattbit.hls.cycles import TO_LOAD, Port, Timing
 from wattbit.hls.engine import dsp_version
-from wattbit.hls.engine_class import PARALLELISM, EngineClass, Home
+from wattbit.hls.engine_class import HIDDEN_PARALLELISM, PARALLELISM, EngineClass, Home, Products
 from wattbit.hls.resources import Scales, model, shell
 from wattbit.plan import ExpertId, ExpertShape, Precision, Target
 
@@ -21,6 +23,7 @@ class Option:
 
     pe: int
     simd: int
+    products: Products
     cycles: int
     load: float
     start: float
@@ -39,6 +42,7 @@ class Chip:
         self.limits = (target.lut, target.ff, target.dsp, target.bram18)
         self.streams = max(target.memory_ports - 1, 0)
         self.chains: dict[tuple[Precision, Home, int], tuple[Option, ...]] = {}
+        self.paces: dict[tuple[Precision, Home], list[tuple[int, tuple[int, ...]]]] = {}
         self.shells: dict[tuple[int, int], Counts] = {}
 
     def holds(self, engines: Sequence[Counts], streams: int) -> bool:
@@ -57,31 +61,59 @@ class Chip:
             self.shells[key] = shell(specs, self.shape, self.version).counts
         return list(map(sum, zip(self.shells[key], *engines, strict=True)))
 
+    def pressure(self, engines: Sequence[Counts], streams: int) -> float:
+        """Largest share of LUTs, flip-flops or DSPs that engines and shell take."""
+        return max(map(truediv, self.need(engines, streams)[:3], self.limits))
+
     def chain(self, precision: Precision, home: Home, sets: int) -> tuple[Option, ...]:
-        """For each number of products a cycle, fewest first, the datapath that takes the least of the target."""
+        """For each number of cycles a vector, most first, and each kind of products: the least of the target.
+
+        The same for every number of sets, but for what the datapaths take.
+        """
         key = (precision, home, sets if home == "chip" else 0)
         if key not in self.chains:
-            best: dict[int, tuple[float, Option]] = {}
-            for pe in (p for p in PARALLELISM if self.shape.d_hidden % p == 0):
+            best: dict[tuple[int, Products], tuple[float, Option]] = {}
+            for pe in (p for p in HIDDEN_PARALLELISM if self.shape.d_hidden % p == 0):
                 for simd in (s for s in PARALLELISM if self.shape.d_model % s == 0):
-                    share, option = self.option(precision, home, sets, pe, simd)
-                    if option.cycles not in best or share < best[option.cycles][0]:
-                        best[option.cycles] = (share, option)
-            self.chains[key] = tuple(best[cycles][1] for cycles in sorted(best, reverse=True))
+                    for products in get_args(Products):
+                        share, option = self.option(precision, home, sets, pe, simd, products)
+                        kind = (-option.cycles, products)
+                        if kind not in best or share < best[kind][0]:
+                            best[kind] = (share, option)
+            self.chains[key] = tuple(best[kind][1] for kind in sorted(best))
         return self.chains[key]
 
-    def option(self, precision: Precision, home: Home, sets: int, pe: int, simd: int) -> tuple[float, Option]:
+    def level(self, precision: Precision, products: int) -> int:
+        """The fastest level of a chain with at most so many products a cycle of a layer."""
+        chain = self.chain(precision, "chip", 1)
+        return max(i for i, option in enumerate(chain) if option.pe * option.simd <= products or i == 0)
+
+    def faster(self, precision: Precision, home: Home, cycles: float) -> list[tuple[int, ...]]:
+        """Levels of a chain below so many cycles a vector, those of the same cycles together, the slowest first."""
+        key = (precision, home)
+        if key not in self.paces:
+            chain = self.chain(precision, home, 1)
+            groups = groupby(range(len(chain)), key=lambda level: chain[level].cycles)
+            self.paces[key] = [(pace, tuple(levels)) for pace, levels in groups]
+        return [levels for pace, levels in self.paces[key] if pace < cycles]
+
+    def option(
+        self, precision: Precision, home: Home, sets: int, pe: int, simd: int, products: Products
+    ) -> tuple[float, Option]:
         experts = tuple(ExpertId(0, i) for i in range(sets if home == "chip" else 1))
-        spec = EngineClass(precision, pe, simd, simd, pe, experts, 0, home)
+        spec = EngineClass(precision, pe, simd, simd, pe, experts, 0, home, products)
         scales = Scales.expected(precision, self.shape)
         timing = Timing.of(spec, self.shape, scales.lane_bits)
         resources = model(spec, self.shape, self.version, scales)
         load = timing.load * self.port.read_cycles
-        start = float(timing.fill)
+        pipes = timing.pipe1 + timing.pipe2
+        start = float(timing.fill + pipes)
         if home == "stream":  # where the datapath waits for weights, it is done as soon as they are there
             waits = load > 2 * timing.per_vector
-            start = self.port.read_latency + TO_LOAD + (0 if waits else timing.image[0] + timing.fill)
-        return resources.share(self.target), Option(pe, simd, timing.per_vector, load, start, resources.counts)
+            start = self.port.read_latency + TO_LOAD + pipes + (0 if waits else timing.image[0] + timing.fill)
+        return resources.share(self.target), Option(
+            pe, simd, products, timing.per_vector, load, start, resources.counts
+        )
 
 
 @lru_cache(maxsize=16)

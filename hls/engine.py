@@ -26,7 +26,15 @@ from wattbit.hls.rtllib import patched
 from wattbit.plan import ExpertId, ExpertShape
 
 RTL = Path(__file__).parent / "rtl"
-OWN_SOURCES = ("engine_slots.sv", "engine_memory.sv", "engine_layer.sv", "engine_core.sv")
+OWN_SOURCES = (
+    "wattbit_unpack.sv",
+    "wattbit_pack.sv",
+    "engine_products.sv",
+    "engine_slots.sv",
+    "engine_memory.sv",
+    "engine_layer.sv",
+    "engine_core.sv",
+)
 DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
 
 
@@ -200,6 +208,8 @@ def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str
         "PE1": spec.pe1,
         "SIMD1": spec.simd1,
         "PE2": spec.pe2,
+        **dict(zip(("LANES1", "LANES2"), spec.requant_lanes(shape), strict=True)),
+        "LOGIC": int(spec.products == "logic"),
         "ACC1_BITS": first.acc_bits,
         "ACC2_BITS": second.acc_bits,
         "SHIFT1_MIN": first.shift_min,
@@ -221,11 +231,12 @@ def _write_memories(
     """Write the $readmemh files of an engine whose weights are on the chip."""
     bits = spec.precision.weight_bits
     first, second = formats
+    lanes1, lanes2 = spec.requant_lanes(ints[0].shape)
     words = {
         "weight1": [weight_words(e.w1, spec.pe1, spec.simd1, bits) for e in ints],
         "weight2": [weight_words(e.w2, spec.pe2, spec.simd2, bits) for e in ints],
-        "requant1": [hexadecimal(requant_fields(e.m1, e.shift1, first, spec.pe1), first.bits) for e in ints],
-        "requant2": [hexadecimal(requant_fields(e.m2, e.shift2, second, spec.pe2), second.bits) for e in ints],
+        "requant1": [hexadecimal(requant_fields(e.m1, e.shift1, first, lanes1), first.bits) for e in ints],
+        "requant2": [hexadecimal(requant_fields(e.m2, e.shift2, second, lanes2), second.bits) for e in ints],
     }
     memories = {name: folder / f"{spec.name}_{name}.hex" for name in words}
     for name, path in memories.items():
@@ -256,7 +267,7 @@ def _module(spec: EngineClass, parameters: dict[str, int | str]) -> str:
 module {spec.name} (
 	input	logic  clk,
 	input	logic  rst_n,
-	input	logic [7:0]  s_set,
+	input	logic [15:0]  s_set,
 	input	logic  s_set_valid,
 	output	logic  s_set_ready,{ports}
 	input	logic [{spec.simd1 * 8 - 1}:0]  s_tdata,

@@ -83,11 +83,12 @@ def streamed_lane_bits(bits: int) -> int:
 def image_parts(spec: EngineClass, shape: ExpertShape, lane_bits: tuple[int, int]) -> tuple[Part, Part, Part, Part]:
     """Requant words and weights of fc1, then of fc2, given the bits that a requant lane of each layer uses."""
     weights, bits = shape.d_model * shape.d_hidden, spec.precision.weight_bits
-    lane1, lane2 = (streamed_lane_bits(lane) for lane in lane_bits)
+    bits1, bits2 = (streamed_lane_bits(lane) for lane in lane_bits)
+    lanes1, lanes2 = spec.requant_lanes(shape)
     return (
-        Part(shape.d_hidden // spec.pe1, spec.pe1 * lane1),
+        Part(shape.d_hidden // lanes1, lanes1 * bits1),
         Part(weights // (spec.pe1 * spec.simd1), spec.pe1 * spec.simd1 * bits),
-        Part(shape.d_model // spec.pe2, spec.pe2 * lane2),
+        Part(shape.d_model // lanes2, lanes2 * bits2),
         Part(weights // (spec.pe2 * spec.simd2), spec.pe2 * spec.simd2 * bits),
     )
 
@@ -112,10 +113,10 @@ def weight_fields(weights: Int8, pe: int, simd: int) -> Fields:
     return folded.reshape(-1, pe * simd).astype(np.int64)
 
 
-def requant_fields(multiplier: Int32, shift: int, lanes: RequantFormat, pe: int) -> Fields:
-    """Words [C/PE] of multipliers [C]: PE lanes, lane 0 lowest."""
-    values = multiplier.astype(np.int64) + ((shift - lanes.shift_min) << lanes.multiplier_bits)  # [C]
-    return values.reshape(-1, pe)
+def requant_fields(multiplier: Int32, shift: int, form: RequantFormat, lanes: int) -> Fields:
+    """Words [C/lanes] of multipliers [C], lane 0 lowest."""
+    values = multiplier.astype(np.int64) + ((shift - form.shift_min) << form.multiplier_bits)  # [C]
+    return values.reshape(-1, lanes)
 
 
 def hexadecimal(fields: Fields, bits: int) -> list[str]:
@@ -138,10 +139,11 @@ def expert_image(ints: ExpertInts, spec: EngineClass, formats: tuple[RequantForm
     """The image of one expert, to be read by an engine of `spec` whose requant words have `formats`."""
     first, second = formats
     bits = spec.precision.weight_bits
+    lanes1, lanes2 = spec.requant_lanes(ints.shape)
     fields = (
-        (requant_fields(ints.m1, ints.shift1, first, spec.pe1), first.streamed_bits),
+        (requant_fields(ints.m1, ints.shift1, first, lanes1), first.streamed_bits),
         (weight_fields(ints.w1, spec.pe1, spec.simd1), bits),
-        (requant_fields(ints.m2, ints.shift2, second, spec.pe2), second.streamed_bits),
+        (requant_fields(ints.m2, ints.shift2, second, lanes2), second.streamed_bits),
         (weight_fields(ints.w2, spec.pe2, spec.simd2), bits),
     )
     parts = image_parts(spec, ints.shape, (first.bits, second.bits))

@@ -5,7 +5,8 @@ long as its slowest engine. Experts whose weights do not fit on the chip are str
 through a memory port of its own; a width may have both kinds, its hot experts on the chip.
 
 1. For each choice of the widths that may stream, as many as there are ports, experts stay on the chip whose streaming
-   would waste most time for the block RAM they take; the most promising choices are planned in full.
+   would waste most time for the block RAM they take; the most promising choices are planned in full. Fast datapaths
+   take block RAM that experts could have, so this is done with room for datapaths of several sizes.
 2. Every engine starts with its smallest datapath. The slowest engine takes the next step: a faster datapath, or where
    that is no help (it waits for its weights, or it is the fastest) another engine to share its experts with. That ends
    when the slowest cannot become faster. Then free block RAM takes more experts from the streams.
@@ -27,7 +28,7 @@ from wattbit.hls.datapaths import Chip, Option, chip_of
 from wattbit.hls.engine_class import SETS_MAX, EngineClass, Home
 from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.resources import Resources, shell
-from wattbit.hls.shares import Shares, divide, ways
+from wattbit.hls.shares import Sharing, ways
 from wattbit.hls.traffic import Traffic, traffic
 from wattbit.plan import Allocation, ExpertShape, Precision, Target, Workload
 
@@ -35,6 +36,8 @@ COPY_GAIN = 0.85  # another engine must bring its experts' time below this share
 STEP_GAIN = 0.98  # a larger datapath must bring its engine's time below this share
 MATTERS = 0.01  # an engine that alone costs less of the launches' time takes no steps
 SEARCH_BATCHES = 64  # sampled batches that the search looks at; the plan's time is of all
+ROOM_FOR = (16, 64, 256)  # products a cycle of a layer, of datapaths that the first filling leaves room for
+FILLED = 3  # of the mixtures, the fastest once they have grown, whose free block RAM is filled
 CHIP_SHARE = 0.97  # of the block RAM that the first filling may take: larger datapaths round up
 BRAM18_BITS = 18432
 
@@ -92,7 +95,8 @@ class _Pool:
 def _search(shape: ExpertShape, target: Target, workload: Workload) -> "_Search":
     if target.part is None or target.clock_mhz is None:
         raise WattbitError(f"target {target.name} has no FPGA; use another, or place the experts on arm")
-    return _Search(chip_of(shape, target), traffic(workload))
+    chip, loads = chip_of(shape, target), traffic(workload)
+    return _Search(chip, loads, Sharing(chip, loads))
 
 
 def _classes(allocation: Allocation, loads: Traffic) -> dict[Precision, tuple[int, ...]]:
@@ -114,19 +118,18 @@ class _Search:
 
     chip: Chip
     traffic: Traffic
+    sharing: Sharing
     made: dict[tuple[Precision, Home, tuple[int, ...], int], _Part] = field(default_factory=dict)
-    divided: dict[tuple[Precision, Home, tuple[int, ...], tuple[int, ...]], tuple[Shares, float]] = field(
-        default_factory=dict
-    )
-    totals: dict[tuple[tuple[int, ...], int, float], float] = field(default_factory=dict)
 
     def best(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[_Part]:
         """The fastest engines found; they do not fit if none does."""
         everything = [part for precision, experts in classes.items() for part in self.on_chip(precision, experts)]
         if self.holds(everything):
             return self.grow(everything)
-        tried = [self.grow(parts) for parts in self.mixtures(classes)]
-        return min((self.grow(self.fill(parts)) for parts in tried), key=self.cycles, default=everything)
+        mixtures = (parts for products in ROOM_FOR for parts in self.mixtures(classes, products))
+        distinct = {tuple((p.precision, p.home, p.experts) for p in parts): parts for parts in mixtures}
+        grown = sorted(map(self.grow, distinct.values()), key=self.cycles)
+        return min((self.grow(self.fill(parts)) for parts in grown[:FILLED]), key=self.cycles, default=everything)
 
     def holds(self, parts: Sequence[_Part]) -> bool:
         """Whether the target holds the engines and their shell."""
@@ -143,16 +146,21 @@ class _Search:
     def on_chip(self, precision: Precision, experts: Sequence[int]) -> list[_Part]:
         """Experts on the chip, on as few engines as can hold them, with their smallest datapaths."""
         levels = (0,) * -(-len(experts) // SETS_MAX)
-        shares = self.shares(precision, "chip", tuple(experts), levels, inf) or ()
+        shares = self.sharing.shares(precision, "chip", tuple(experts), levels, inf) or ()
         return [self.part(precision, "chip", ids, level) for ids, level in shares]
 
-    def mixtures(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[list[_Part]]:
+    def mixtures(self, classes: Mapping[Precision, tuple[int, ...]], products: int) -> list[list[_Part]]:
         """Engines that fit, with their smallest datapaths, for the most promising choices of what streams.
 
         A choice is a number of streams for each width. Its experts are streamed in the order of what that wastes for
-        the bits it saves, until the others fit; its promise is the time of its busiest stream.
+        the bits it saves, until the others fit, with room for datapaths of so many products a cycle; its promise is
+        the time of its busiest stream.
         """
-        rates = {precision: self.rates(precision, experts) for precision, experts in classes.items()}
+        levels = {precision: self.chip.level(precision, products) for precision in classes}
+        rates = {
+            precision: self.rates(self.chip.chain(precision, "stream", 1)[levels[precision]], experts)
+            for precision, experts in classes.items()
+        }
         weights = self.chip.shape.weights
         everything = sum(weights * precision.weight_bits * len(experts) for precision, experts in classes.items())
         found = []
@@ -162,7 +170,7 @@ class _Search:
             bits = np.array([weights * precision.weight_bits for precision in chosen])[width]
             waste, busy = (np.concatenate([rates[precision][k] for precision in chosen]) for k in (0, 1))
             order = np.argsort(waste / bits, kind="stable")
-            slots = tuple(self.chip.chain(precision, "stream", 1)[-1].counts[3] for precision in chosen)
+            slots = tuple(self.chip.chain(precision, "stream", 1)[levels[precision]].counts[3] for precision in chosen)
             pool = _Pool(chosen, ids[order], width[order], bits[order].cumsum(), busy[order], everything, slots)
             for streams in ways(len(chosen), self.chip.streams):
                 count = self.streamed(pool, streams, 0)
@@ -171,15 +179,16 @@ class _Search:
         found.sort(key=lambda one: (one[1], one[0]))
         tried = []
         for number in range(1, self.chip.streams + 1):  # the best for each number of streams
-            fitting = (self.fitting(classes, pool, streams) for *_, pool, streams in found if sum(streams) == number)
+            fitting = (
+                self.fitting(classes, pool, streams, levels) for *_, pool, streams in found if sum(streams) == number
+            )
             tried += list(islice((parts for parts in fitting if parts), 1))
         return tried
 
-    def rates(self, precision: Precision, experts: Sequence[int]) -> tuple[Any, Any]:
-        """Cycles a batch that streaming wastes, and all that it takes, for each expert, on the fastest datapath."""
-        fastest = self.chip.chain(precision, "stream", 1)[-1]
-        busy = self.traffic.times(fastest.cycles, fastest.load)[1][list(experts)]
-        return busy - self.traffic.times(fastest.cycles, 0)[1][list(experts)], busy
+    def rates(self, option: Option, experts: Sequence[int]) -> tuple[Any, Any]:
+        """Cycles a batch that streaming wastes, and all that it takes, for each expert, on a datapath."""
+        busy = self.traffic.times(option.cycles, option.load)[1][list(experts)]
+        return busy - self.traffic.times(option.cycles, 0)[1][list(experts)], busy
 
     def streamed(self, pool: _Pool, streams: tuple[int, ...], more: int) -> int:
         """How many of the pool must be streamed: so many that the rest and the streams' slots leave `more` BRAM18."""
@@ -187,9 +196,16 @@ class _Search:
         return int(pool.bits.searchsorted(pool.total - room * BRAM18_BITS)) + 1
 
     def fitting(
-        self, classes: Mapping[Precision, tuple[int, ...]], pool: _Pool, streams: tuple[int, ...]
+        self,
+        classes: Mapping[Precision, tuple[int, ...]],
+        pool: _Pool,
+        streams: tuple[int, ...],
+        levels: Mapping[Precision, int],
     ) -> list[_Part]:
-        """The choice's engines with as many experts streamed as it takes to fit; none if all are too few."""
+        """The choice's engines with as many experts streamed as it takes to fit; none if all are too few.
+
+        levels: of the datapaths whose block RAM is to fit.
+        """
         more = 0
         for _ in range(4):
             count = self.streamed(pool, streams, more)
@@ -201,8 +217,8 @@ class _Search:
                     return []
                 sizes = [(precision, home, len(ids)) for precision, home, ids, _ in outline]
             chains = [self.chip.chain(*size) for size in sizes]
-            # block RAM at the fastest datapaths, which take a little more of it
-            short = self.chip.need([chain[-1].counts for chain in chains], sum(streams))[3] - self.chip.limits[3]
+            larger = [chain[levels[size[0]]].counts for chain, size in zip(chains, sizes, strict=True)]
+            short = self.chip.need(larger, sum(streams))[3] - self.chip.limits[3]
             number = sum(home == "stream" for _, home, _ in sizes)
             if short <= 0 and self.chip.holds([chain[0].counts for chain in chains], number):
                 outline = outline or self.outline(classes, pool, streams, count) or []
@@ -246,7 +262,7 @@ class _Search:
                 ("stream", away, engines),
             )
             for home, ids, number in homes:
-                shares = self.shares(precision, home, tuple(ids), (0,) * number, inf) if ids else ()
+                shares = self.sharing.shares(precision, home, tuple(ids), (0,) * number, inf) if ids else ()
                 if shares is None:
                     return None
                 found += [(precision, home, own, level) for own, level in shares]
@@ -270,14 +286,17 @@ class _Search:
             parts = chosen
 
     def steps(self, parts: list[_Part], slow: _Part) -> Iterator[list[_Part]]:
-        """What makes an engine faster: its next datapath that does, or else one engine more to share with."""
+        """What makes an engine faster: its next datapath that does, or else one engine more to share with.
+
+        Two datapaths are equally fast, one with its products in DSP slices, one in logic: first the one that leaves
+        more of what is short.
+        """
         precision, home = slow.precision, slow.home
         others = [part for part in parts if part is not slow]
-        chain = self.chip.chain(precision, home, len(slow.experts))
-        for level in range(slow.level + 1, len(chain)):
-            larger = self.part(precision, home, slow.experts, level)
-            if larger.cycles <= STEP_GAIN * slow.cycles:
-                yield [*others, larger]
+        for levels in self.chip.faster(precision, home, slow.option.cycles):
+            larger = [self.part(precision, home, slow.experts, level) for level in levels]
+            if larger[0].cycles <= STEP_GAIN * slow.cycles:
+                yield from sorted(([*others, part] for part in larger), key=self.pressure)
                 break
         group = [part for part in parts if (part.precision, part.home) == (precision, home)]
         if sum(len(part.experts) for part in group) <= len(group):
@@ -289,46 +308,25 @@ class _Search:
         spare = [there - taken for there, taken in zip(self.chip.limits, used, strict=True)][:3]
         experts = tuple(sorted((i for part in group for i in part.experts), key=self.traffic.place.__getitem__))
         wanted = COPY_GAIN * max(part.cycles for part in group)
-        for level in range(len(chain) - 1, -1, -1):
-            if any(map(gt, chain[level].counts, spare)):
-                continue
-            shares = self.shares(precision, home, experts, (*(part.level for part in group), level), wanted)
-            if shares is None:
-                return  # a smaller one is no better
-            counts = [self.chip.chain(precision, home, len(ids))[own].counts for ids, own in shares]
-            if not self.chip.holds([*around, *counts], beside + (home == "stream") * len(counts)):
-                continue
-            made = [self.part(precision, home, ids, own) for ids, own in shares]
-            if max(part.cycles for part in made) <= wanted:
-                yield [*rest, *made]
+        chain = self.chip.chain(precision, home, len(slow.experts))
+        for levels in reversed(self.chip.faster(precision, home, inf)):
+            found = []
+            for level in levels:
+                if any(map(gt, chain[level].counts, spare)):
+                    continue
+                shares = self.sharing.shares(precision, home, experts, (*(part.level for part in group), level), wanted)
+                if shares is None:
+                    return  # a smaller one is no better
+                counts = [self.chip.chain(precision, home, len(ids))[own].counts for ids, own in shares]
+                if not self.chip.holds([*around, *counts], beside + (home == "stream") * len(counts)):
+                    continue
+                made = [self.part(precision, home, ids, own) for ids, own in shares]
+                if max(part.cycles for part in made) <= wanted:
+                    found.append([*rest, *made])
+            yield from sorted(found, key=self.pressure)
 
-    def shares(
-        self, precision: Precision, home: Home, experts: tuple[int, ...], levels: tuple[int, ...], wanted: float
-    ) -> Shares | None:
-        """Experts for engines at `levels`, those without any left out; None if these cannot hold the experts or the
-        slowest would take more cycles a batch than wanted.
-
-        Each expert, the busiest first, goes to the engine with room that is done with it first.
-        """
-        if len(experts) > SETS_MAX * len(levels):
-            return None
-        key = (precision, home, experts, levels)
-        if key not in self.divided:
-            chain = self.chip.chain(precision, home, 1)
-            options = [(chain[level].cycles, chain[level].load) for level in levels]
-            totals = [self.total(experts, option) for option in options]
-            if all(totals) and 1 / sum(1 / total for total in totals) > wanted:
-                return None
-            self.divided[key] = divide(experts, [self.traffic.mean(*option) for option in options], levels)
-        shares, longest = self.divided[key]
-        return None if longest > wanted else shares
-
-    def total(self, experts: tuple[int, ...], option: tuple[int, float]) -> float:
-        """Cycles a batch that these experts keep an engine of so many cycles a vector and a load busy."""
-        key = (experts, *option)
-        if key not in self.totals:
-            self.totals[key] = sum(map(self.traffic.mean(*option).__getitem__, experts))
-        return self.totals[key]
+    def pressure(self, parts: Sequence[_Part]) -> float:
+        return self.chip.pressure([part.option.counts for part in parts], sum(part.home == "stream" for part in parts))
 
     def fill(self, parts: list[_Part]) -> list[_Part]:
         """Move experts from streams to the chip, the most wasteful first, while they fit and make no plan slower."""
@@ -370,9 +368,9 @@ class _Search:
         classes: list[EngineClass] = []
         for part in parts:
             copy = sum(spec.precision == part.precision for spec in classes)
-            pe, simd = part.option.pe, part.option.simd
+            pe, simd, products = part.option.pe, part.option.simd, part.option.products
             experts = tuple(sorted(self.traffic.experts[i] for i in part.experts))
-            classes.append(EngineClass(part.precision, pe, simd, simd, pe, experts, copy, part.home))
+            classes.append(EngineClass(part.precision, pe, simd, simd, pe, experts, copy, part.home, products))
         around = shell(classes, self.chip.shape, self.chip.version)
         resources = tuple(Resources(*part.option.counts, tool="model") for part in parts)
         excess = sum(resources, around).excess(self.chip.target)

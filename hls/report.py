@@ -57,11 +57,16 @@ def report(target: Target, why: str, plan: EnginePlan, design: Mapping[str, Any]
         counted = sum(engine["resources"][name] for engine in design["engines"])
         used = bits.utilisation.get(name)
         lines.append(f"| {name} | {planned} | {counted} | {'-' if used is None else used} | {getattr(target, name)} |")
-    lines += ["", "| engine | weights | PE x SIMD, fc1; fc2 | experts | cycles/vector |", "|---|---|---|---:|---:|"]
+    lines += [
+        "",
+        "| engine | weights | products | PE x SIMD, fc1; fc2 | experts | cycles/vector |",
+        "|---|---|---|---|---:|---:|",
+    ]
     for spec, cycles in zip(plan.classes, plan.cycles_per_vector, strict=True):
         home = "streamed from DDR" if spec.home == "stream" else "on chip"
         folding = f"{spec.pe1} x {spec.simd1}; {spec.pe2} x {spec.simd2}"
-        lines.append(f"| {spec.name} | {home} | {folding} | {len(spec.experts)} | {cycles} |")
+        products = "in DSP slices" if spec.products == "dsp" else "in logic"
+        lines.append(f"| {spec.name} | {home} | {products} | {folding} | {len(spec.experts)} | {cycles} |")
     if bits.checks:
         lines += ["", "Checked, or counted by the tools; what is wrong stops a build:", ""]
         lines += [f"- {name.replace('_', ' ')}: {_check(found)}" for name, found in bits.checks.items()]

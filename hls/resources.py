@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from wattbit.arith import OUT_BITS, ExpertInts
 from wattbit.hls.block_ram import constant, lut_ram, writable
-from wattbit.hls.engine_class import EngineClass, accumulator_bits
+from wattbit.hls.engine_class import EngineClass, Products, accumulator_bits, requant_lanes
 from wattbit.hls.memory import Part, streamed_lane_bits
 from wattbit.plan import ExpertShape, Precision, Target
 
@@ -116,6 +116,7 @@ class Layer:
     """Signed inputs, those of fc1."""
     multiplier_bits: int
     span: int
+    products: Products
 
     @property
     def accumulator_bits(self) -> int:
@@ -125,7 +126,12 @@ class Layer:
     @property
     def dsp(self) -> int:
         """Of the products and, one a lane, of the requantisation."""
-        return self.pipes * self.simd + self.pe
+        return (self.pipes * self.simd if self.products == "dsp" else 0) + self.lanes
+
+    @property
+    def lanes(self) -> int:
+        """Of requantisation."""
+        return requant_lanes(self.pe, self.inputs // self.simd)
 
     @property
     def pipes(self) -> int:
@@ -139,28 +145,41 @@ class Layer:
         if not self.sets:
             lane = streamed_lane_bits(lane)
         fold = self.inputs // self.simd * (self.outputs // self.pe)
-        return Part(self.outputs // self.pe, self.pe * lane), Part(fold, self.pe * self.simd * self.weight_bits)
+        return (
+            Part(self.outputs // self.lanes, self.lanes * lane),
+            Part(fold, self.pe * self.simd * self.weight_bits),
+        )
 
     def features(self) -> dict[str, float]:
         """What LUTs and flip-flops are linear in, and bram18."""
         pe, simd, bits = self.pe, self.simd, self.weight_bits + self.act_bits
         folds = self.inputs // simd
         found: dict[str, float] = {
-            "one": 1,
             "queue": int(self.sets > 1),
-            "products": pe * simd,
-            "crossings": (pe - self.pipes) * simd,  # DSP lanes that pass overflows to the next
-            "adders": pe * (simd - 1) * bits,
-            "sums": pe * self.accumulator_bits,
-            "lanes": pe,
-            "shifters": pe * self.span,
+            "products": 0,
+            "adders": 0,
+            "lanes": self.lanes,
+            "shifters": self.lanes * self.span,
+            "turns": pe * self.accumulator_bits if self.lanes < pe else 0,  # sums that take turns
+            "selections": 0,
+            "logic_adders": 0,
         }
+        if self.products == "dsp":
+            found |= {"products": pe * simd, "adders": pe * (simd - 1) * bits}
+        else:  # as `engine_products` has them
+            digits = (self.weight_bits + 1) // 2
+            term = self.act_bits + (not self.signed)
+            product = term + (self.weight_bits - 1 if digits > 1 else 0)
+            adders = simd * sum(product - 2 * digit for digit in range(1, digits))
+            adders += sum((simd >> level) * (product + level) for level in range(1, simd.bit_length()))
+            found |= {"selections": pe * simd * digits * (term + (digits > 1)), "logic_adders": pe * adders}
         out_bits = self.act_bits if self.signed else OUT_BITS
         in_flight = 4 + (simd.bit_length() if simd > 1 else 2)
-        lutram = lut_ram(in_flight, pe * self.accumulator_bits, self.version) + lut_ram(6, pe * out_bits, self.version)
+        lutram = lut_ram(in_flight, pe * self.accumulator_bits, self.version)
+        lutram += lut_ram(6, self.lanes * out_bits, self.version)
         if self.outputs > pe and folds <= 256:
             lutram += lut_ram(folds, simd * self.act_bits, self.version)
-        bram18 = logic_width = mux = rows = words = 0
+        bram18 = mux = rows = words = 0
         logic = 0.0
         for part in self.memories:
             if self.sets:
@@ -170,31 +189,27 @@ class Layer:
                 words += part.width
                 if mapping.logic:
                     logic += part.width * max(1.0, self.sets * part.depth / 64)
-                    logic_width += part.width
             else:
                 depth, width = part.memory
                 lutram += lut_ram(8, 1, self.version)
                 mapping = writable(depth, width, self.version)
                 rows += width
-                words += part.width
                 mux += part.width * (part.row_words - 1)
             bram18 += mapping.bram18
             lutram += mapping.lutram
             mux += mapping.mux
-        found |= {"lutram": lutram, "logic": logic, "logic_width": logic_width, "mux": mux}
-        found |= {"words": words if self.sets else 0, "streamed": int(not self.sets), "rows": rows}
-        found |= {"streamed_words": 0 if self.sets else words, "bram18": bram18}
-        return found
+        found |= {"lutram": lutram, "logic": logic, "mux": mux, "words": words}
+        return found | {"streamed": int(not self.sets), "rows": rows, "bram18": bram18}
 
 
 # Coefficients of the features of one layer, see `hls.calibration`.
 LUT_FIT = {
-    **{"one": 102.0, "queue": 75.1, "crossings": 9.67, "adders": 1.145, "sums": 1.022, "shifters": 15.54},
-    **{"lutram": 0.934, "logic": 1.068, "mux": 0.533, "streamed": 10.0, "streamed_words": 0.475},
+    **{"queue": 127.582, "products": 9.906, "adders": 0.872, "shifters": 36.466, "turns": 1.124, "selections": 1.02},
+    **{"logic_adders": 0.587, "lutram": 0.926, "logic": 1.132, "mux": 0.47, "streamed": 105.145},
 }
 FF_FIT = {
-    **{"one": 152.9, "queue": 92.3, "crossings": 8.81, "adders": 1.739, "sums": 3.302, "lanes": 66.3},
-    **{"words": 1.378, "logic_width": 1.049, "rows": 1.085, "streamed_words": 0.148},
+    **{"products": 8.558, "adders": 1.42, "lanes": 243.367, "turns": 1.535, "selections": 1.498, "lutram": 1.332},
+    **{"words": 0.511, "rows": 0.626},
 }
 # The shell: alone, for each engine, for each stream, for each word of a vector; flip-flops for each narrow output.
 SHELL_LUT_FIT = (545.0, 142.6, 239.2, 2.0)
@@ -207,8 +222,32 @@ def layers(spec: EngineClass, shape: ExpertShape, version: int, scales: Scales) 
     widths = (bits.weight_bits, bits.act_bits)
     d, h = shape.d_model, shape.d_hidden
     return (
-        Layer(version, sets, d, h, spec.simd1, spec.pe1, *widths, True, scales.multiplier_bits, scales.span1),
-        Layer(version, sets, h, d, spec.simd2, spec.pe2, *widths, False, scales.multiplier_bits, scales.span2),
+        Layer(
+            version,
+            sets,
+            d,
+            h,
+            spec.simd1,
+            spec.pe1,
+            *widths,
+            True,
+            scales.multiplier_bits,
+            scales.span1,
+            spec.products,
+        ),
+        Layer(
+            version,
+            sets,
+            h,
+            d,
+            spec.simd2,
+            spec.pe2,
+            *widths,
+            False,
+            scales.multiplier_bits,
+            scales.span2,
+            spec.products,
+        ),
     )
 
 

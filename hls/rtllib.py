@@ -52,6 +52,20 @@ _LEAF_LOAD = r"""	function automatic int unsigned leaf_load(input int unsigned  
 """
 
 
+_LOGIC = """		else if(LOGIC) begin : genLogic
+			engine_products #(
+				.PE(PE), .SIMD(SIMD), .WEIGHT_WIDTH(WEIGHT_WIDTH), .ACTIVATION_WIDTH(ACTIVATION_WIDTH),
+				.ACCU_WIDTH(ACCU_WIDTH), .SIGNED_ACTIVATIONS(SIGNED_ACTIVATIONS)
+			) core (
+				.clk(ap_clk), .rst,
+				.last(dsp_last), .zero(dsp_zero), .w(dsp_w), .a(dsp_a),
+				.vld(dsp_vld), .p(dsp_p)
+			);
+		end : genLogic
+		else begin : genSoftVec
+"""
+
+
 def _circular(file: str, array: str, declared: str, entries: str, push: str, data: str, tap: str) -> tuple[Patch, ...]:
     """Turn a shift register `array[declared]` of `entries` entries into a circular buffer with the same contents.
 
@@ -83,6 +97,9 @@ PATCHES = (
     Patch("memstream/hdl/memstream.sv", r"OFFSET_TABLE\[sidx\]", "addr_t'(sidx * DEPTH)"),
     # A warning about DSP slices in simulation, not synthesisable.
     Patch("mvu/mvu.sv", r"if\(1\) begin : blkRecoveryWatch", "if(0) begin : blkRecoveryWatch"),
+    # Products in logic, by `engine_products`, as an alternative to DSP slices.
+    Patch("mvu/mvu_vvu_axi.sv", r"(?=\tbit M_REG_LUT = 1,\n)", "\tbit LOGIC = 0,\n"),
+    Patch("mvu/mvu_vvu_axi.sv", r"\t\telse begin : genSoftVec\n", _LOGIC),
     # Verilator evaluates constant functions on packed structs only.
     Patch("fifo/hdl/fifo.sv", r"typedef struct \{", "typedef struct packed {"),
     # Shift registers with a variable tap: yosys infers no SRL and spends flip-flops and multiplexers on them, some

@@ -20,8 +20,8 @@ Registers of the AXI4-Lite slave (32 bit):
 Stream i is that of the i-th engine with streamed weights; it reads them over the AXI4 master `m_axi_w<i>`. Packets and
 results go over `m_axi_mem`.
 
-A packet is a 64-bit header {48'b0, set, engine} and D int8; the result of packet i is D int8 at OUT_ADDR + i * D. A
-packet with a fault leaves its result as it was; the launch always ends.
+A packet is a 64-bit header (engine in bits 7..0, set in bits 23..8) and D int8; the result of packet i is D int8
+at OUT_ADDR + i * D. A packet with a fault leaves its result as it was; the launch always ends.
 """
 
 import math

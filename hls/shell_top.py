@@ -109,7 +109,7 @@ module {TOP} (
 {"".join(_weight_constants(i) for i in range(streams))}
   wire unused = &{{1'b0, s_axi_ctrl_awprot, s_axi_ctrl_arprot}};
 
-  wire [{n * 8 - 1}:0] set;
+  wire [{n * 16 - 1}:0] set;
   wire [{n * 64 - 1}:0] in;
   wire [{n * 64 - 1}:0] out;
   wire [{n - 1}:0] set_valid, set_ready, in_valid, in_ready, out_valid, out_ready;
@@ -195,7 +195,7 @@ def _instance(i: int, engine: EngineRtl, engines: Sequence[EngineRtl]) -> str:
     return f"""
 {padding}  {engine.module} engine{i} (
     .clk(aclk), .rst_n(aresetn),
-    .s_set(set[{8 * i} +: 8]), .s_set_valid(set_valid[{i}]), .s_set_ready(set_ready[{i}]),{weights}
+    .s_set(set[{16 * i} +: 16]), .s_set_valid(set_valid[{i}]), .s_set_ready(set_ready[{i}]),{weights}
     .s_tdata(in[{64 * i} +: {width_in}]), .s_tvalid(in_valid[{i}]), .s_tready(in_ready[{i}]),
     .m_tdata(out[{64 * i} +: {width_out}]), .m_tvalid(out_valid[{i}]), .m_tready(out_ready[{i}])
   );

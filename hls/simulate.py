@@ -178,7 +178,7 @@ def _unit(index: int, engine: EngineRtl) -> str:
     weights = ", .w_tdata, .w_tvalid, .w_tready"
     return f"""	if(1) begin : unit{index}
 		uwire  rst_n, s_set_valid, s_set_ready, s_tvalid, s_tready, m_tvalid, m_tready, w_tvalid, w_tready;
-		uwire [7:0]  s_set;
+		uwire [15:0]  s_set;
 		uwire [{into - 1}:0]  s_tdata;
 		uwire [{back - 1}:0]  m_tdata;
 		uwire [63:0]  w_tdata;

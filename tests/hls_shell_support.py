@@ -24,7 +24,7 @@ def stub(folder: Path, weight_bits: int, simd: int, pe: int, wait: int = 0, d_mo
     module.write_text(f"""
 module {name} (
   input logic clk, rst_n,
-  input logic [7:0] s_set, input logic s_set_valid, output logic s_set_ready,
+  input logic [15:0] s_set, input logic s_set_valid, output logic s_set_ready,
   input logic [{simd * 8 - 1}:0] s_tdata, input logic s_tvalid, output logic s_tready,
   output logic [{pe * 8 - 1}:0] m_tdata, output logic m_tvalid, input logic m_tready
 );

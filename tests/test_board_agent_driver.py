@@ -98,8 +98,8 @@ def test_driver_refuses_vectors_of_another_width(library: Path) -> None:
 
 
 def test_packets_are_headers_then_vectors() -> None:
-    words = packets(np.array([1]), np.array([5]), np.arange(-4, 4, dtype=np.int8)[None])
-    assert words.tobytes() == bytes([1, 5, 0, 0, 0, 0, 0, 0, 252, 253, 254, 255, 0, 1, 2, 3])
+    words = packets(np.array([1]), np.array([0x305]), np.arange(-4, 4, dtype=np.int8)[None])
+    assert words.tobytes() == bytes([1, 5, 3, 0, 0, 0, 0, 0, 252, 253, 254, 255, 0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(

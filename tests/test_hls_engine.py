@@ -10,7 +10,7 @@ from tests.hls_engine_support import KRIA, PART, engine_class, hard_vectors, ran
 from wattbit.arith import ExpertInts, forward, hidden
 from wattbit.errors import WattbitError
 from wattbit.hls.engine import EngineRtl, layer_widths, widths, write_engine
-from wattbit.hls.engine_class import Home
+from wattbit.hls.engine_class import Home, Products
 from wattbit.hls.memory import RequantFormat, hexadecimal, requant_fields, weight_words
 from wattbit.hls.simulate import Stimulus, build_simulator, simulate
 from wattbit.plan import ExpertId, ExpertShape, Precision
@@ -20,8 +20,8 @@ FOLDINGS = {  # PE1, SIMD1
     **{Precision(2): (4, 2), Precision(3): (1, 4), Precision(4): (2, 8), Precision(5): (2, 1), Precision(6): (1, 2)},
     **{Precision(7): (4, 1), Precision(8): (2, 4), Precision(3, 4): (2, 2), Precision(6, 4): (4, 2)},
 }
-PRECISIONS = list(FOLDINGS) * 2
-HOMES: list[Home] = ["chip"] * len(FOLDINGS) + ["stream"] * len(FOLDINGS)
+VARIANTS: list[tuple[Home, Products]] = [("chip", "dsp"), ("stream", "dsp"), ("chip", "logic"), ("stream", "logic")]
+PRECISIONS = list(FOLDINGS) * len(VARIANTS)
 PARTS = [PART if p.weight_bits % 3 else KRIA for p in PRECISIONS]  # DSP48E1, DSP48E2
 VECTORS = 24
 
@@ -34,11 +34,12 @@ def classes() -> list[list[ExpertInts]]:
 
 @pytest.fixture(scope="module")
 def engines(classes: list[list[ExpertInts]], tmp_path_factory: pytest.TempPathFactory) -> list[EngineRtl]:
-    """An engine of every precision in each home; streamed ones are second copies, for each needs its own name."""
+    """An engine of every precision in each home, multiplying in DSP slices and in logic; each has its own name."""
     out = tmp_path_factory.mktemp("engines")
     specs = [
-        replace(engine_class(p, 3, *FOLDINGS[p]), home=home, copy=int(home == "stream"))
-        for p, home in zip(PRECISIONS, HOMES, strict=True)
+        replace(engine_class(p, 3, *FOLDINGS[p]), copy=copy, home=home, products=products)
+        for copy, (home, products) in enumerate(VARIANTS)
+        for p in FOLDINGS
     ]
     return [write_engine(*one[:2], out, one[2]) for one in zip(classes, specs, PARTS, strict=True)]
 
@@ -121,9 +122,9 @@ def test_weight_words_hold_rows_of_a_beat() -> None:
 
 
 def test_requant_words_hold_shift_above_multiplier() -> None:
-    lanes = RequantFormat(shift_min=11, multiplier_bits=4, shift_bits=1)
-    fields = requant_fields(np.array([3, 5, 7, 9], dtype=np.int32), shift=12, lanes=lanes, pe=2)
-    words = hexadecimal(fields, lanes.bits)
+    form = RequantFormat(shift_min=11, multiplier_bits=4, shift_bits=1)
+    fields = requant_fields(np.array([3, 5, 7, 9], dtype=np.int32), shift=12, form=form, lanes=2)
+    words = hexadecimal(fields, form.bits)
     assert [int(word, 16) for word in words] == [(16 + 5) << 5 | 16 + 3, (16 + 9) << 5 | 16 + 7]
 
 
@@ -158,16 +159,16 @@ def test_wrong_experts_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("home", ["chip", "stream"])
+@pytest.mark.parametrize(("home", "products"), VARIANTS)
 @pytest.mark.parametrize("act_bits", [8, 4])
-def test_full_size_engines_are_bit_exact(tmp_path: Path, act_bits: int, home: Home) -> None:
-    """64 -> 128 -> 64 at full parallelism, all widths, 200 vectors."""
+def test_full_size_engines_are_bit_exact(tmp_path: Path, act_bits: int, home: Home, products: Products) -> None:
+    """64 -> 128 -> 64 at full parallelism, all widths, 40 vectors."""
     shape = ExpertShape(64, 128)
     classes = [[random_ints(ExpertId(0, i), Precision(w, act_bits), shape) for i in range(5)] for w in range(2, 9)]
-    specs = [replace(engine_class(ints[0].precision, 5, 8, 8), home=home) for ints in classes]
+    specs = [replace(engine_class(ints[0].precision, 5, 8, 8), home=home, products=products) for ints in classes]
     engines = [write_engine(ints, spec, tmp_path, PART) for ints, spec in zip(classes, specs, strict=True)]
-    vectors = [hard_vectors(ints, 200) for ints in classes]
-    for seed in (0, 1, 2):
+    vectors = [hard_vectors(ints, 40) for ints in classes]
+    for seed in (0, 1):
         results = simulate(engines, [Stimulus(sets, x) for sets, x, _ in vectors], tmp_path, seed)
         for engine, (_, _, y), result in zip(engines, vectors, results, strict=True):
             assert np.array_equal(result.y, y), engine.module

@@ -11,6 +11,7 @@ from tests.hls_engine_support import PART, Z2, engine_class, random_ints
 from wattbit.errors import WattbitError
 from wattbit.hls.accelerator import verilate
 from wattbit.hls.engine import write_engine
+from wattbit.hls.engine_class import Products
 from wattbit.hls.open import bitfile, netlist, tools
 from wattbit.hls.open.gates import compare, netlist_shell, stimulus
 from wattbit.hls.open.toolchain import OpenToolchain
@@ -25,7 +26,7 @@ SETS = 10  # the weights then fill a block RAM
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> ShellRtl:
-    """Engines of two widths, one with its weights on the chip and one that streams them."""
+    """Engines of two widths, one with its weights on the chip and products in logic, one that streams them."""
     folder = tmp_path_factory.mktemp("open")
     engines = []
     homes: tuple[tuple[Precision, Literal["chip", "stream"]], ...] = (
@@ -33,7 +34,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> ShellRtl:
         (Precision(4, 8), "stream"),
     )
     for precision, home in homes:
-        spec = replace(engine_class(precision, SETS, 2, 2), home=home)
+        products: Products = "logic" if home == "chip" else "dsp"
+        spec = replace(engine_class(precision, SETS, 2, 2), home=home, products=products)
         ints = [random_ints(expert, precision, SHAPE) for expert in spec.experts]
         engines.append(write_engine(ints, spec, folder / "engines", PART))
     return build_shell(engines, SHAPE.d_model, "0123456789abcdef", folder / "shell")

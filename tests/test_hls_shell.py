@@ -44,7 +44,7 @@ def put(
 ) -> None:
     """Write packets at offset `at` of the memory."""
     packets = np.zeros((len(x), 8 + D), np.uint8)
-    packets[:, 0], packets[:, 1], packets[:, 8:] = engine, sets, x.view(np.uint8)
+    packets[:, 0], packets[:, 1], packets[:, 2], packets[:, 8:] = engine, sets & 255, sets >> 8, x.view(np.uint8)
     accelerator.memory[at : at + packets.size] = packets.ravel()
 
 
@@ -139,7 +139,8 @@ def test_no_packets_end_at_once(accelerator: Accelerator) -> None:
 
 @pytest.mark.parametrize("stall_seed", [0, 3])
 @pytest.mark.parametrize(
-    ("column", "value", "code"), [("engine", 3, 1), ("engine", 255, 1), ("set", SETS, 3), ("set", 255, 3)]
+    ("column", "value", "code"),
+    [("engine", 3, 1), ("engine", 255, 1), ("set", SETS, 3), ("set", 255, 3), ("set", 256, 3)],
 )
 def test_a_bad_header_costs_its_own_result_only(
     library: Path, column: str, value: int, code: int, stall_seed: int
@@ -246,7 +247,7 @@ def test_run_refuses_what_does_not_fit(library: Path, accelerator: Accelerator) 
         ((engine, sets, x[:, :32]), "the design takes vectors of 64, not 32"),
         ((engine, sets, x.astype(np.int16)), "not int16"),
         ((engine[:3], sets, x), "an engine and a set each"),
-        ((engine, sets - 9, x), "set must fit in a byte"),
+        ((engine, sets - 9, x), "set must be below 65536, not -"),
     ):
         with pytest.raises(WattbitError, match=message):
             accelerator.run(*arguments)

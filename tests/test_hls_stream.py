@@ -371,3 +371,16 @@ def test_homes_are_checked_and_kept() -> None:
     assert EngineClass.from_json(old) == replace(spec, home="chip")
     with pytest.raises(WattbitError, match="must be one of chip, stream, not flash"):
         EngineClass.from_json(spec.to_json() | {"home": "flash"})
+
+
+@needs_host
+def test_sets_beyond_a_byte(tmp_path: Path) -> None:
+    """300 experts on an engine of each home: no index stands for another."""
+    specs = [engine_class(Precision(2), 300, 1, 8), replace(engine_class(Precision(3), 300, 1, 8), home="stream")]
+    large = build(specs, [PART, PART], ExpertShape(8, 8), tmp_path)
+    sets = np.array([0, 255, 256, 299, 44, 1, 257])
+    engine = np.repeat([0, 1], len(sets))
+    x = np.random.default_rng(0).integers(-128, 128, (2 * len(sets), 8)).astype(np.int8)
+    with large.open() as accelerator:
+        got, _ = accelerator.run(engine, np.tile(sets, 2), x)
+    np.testing.assert_array_equal(got, large.expected(engine, np.tile(sets, 2), x))

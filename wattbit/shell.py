@@ -68,12 +68,13 @@ def packets(engine: NDArray[np.integer], index: NDArray[np.integer], x: NDArray[
         raise WattbitError(f"a launch takes up to {COUNT_MAX} vectors, not {len(x)}; send fewer at a time")
     if x.shape[1] % 8:
         raise WattbitError(f"the shell moves vectors of whole 64-bit words; {x.shape[1]} is not a multiple of 8")
-    for name, values in (("engine", engine), ("set", index)):
-        if values.min() < 0 or values.max() > 255:
-            raise WattbitError(f"{name} must fit in a byte, not {values.min()}..{values.max()}")
+    for name, values, most in (("engine", engine, 2**8), ("set", index, 2**16)):
+        if values.min() < 0 or values.max() >= most:
+            raise WattbitError(f"{name} must be below {most}, not {values.min()}..{values.max()}")
     result = np.zeros((len(x), HEADER_BYTES + x.shape[1]), np.uint8)
     result[:, 0] = engine
-    result[:, 1] = index
+    result[:, 1] = index & 255
+    result[:, 2] = index >> 8
     result[:, HEADER_BYTES:] = x.view(np.uint8)
     return result
 

@@ -33,7 +33,7 @@ class OpenToolchain:
     """yosys, nextpnr and Project X-Ray's database, the last two fetched from Debian's testing suite into `cache`."""
 
     name: ToolchainName = "open"
-    chip_share = 0.25  # of a chip, so that nextpnr takes minutes; `results/open_bitstream.md` has what it can do
+    chip_share = 0.15  # of a chip, so that nextpnr takes minutes; `results/open_bitstream.md` has what it can do
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache

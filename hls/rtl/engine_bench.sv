@@ -16,7 +16,7 @@ module engine_bench #(
 	output	logic  rst_n,
 	output	logic  done,
 
-	output	logic [7:0]  s_set,
+	output	logic [15:0]  s_set,
 	output	logic  s_set_valid,
 	input	logic  s_set_ready,
 
@@ -84,7 +84,7 @@ module engine_bench #(
 				if(set_in < vectors && go(1)) begin
 					got = $fscanf(sets, "%h", set_word);
 					for(int unsigned  i = 0; i < BEATS_IN; i++)  got = $fscanf(sets, "%h", word);
-					s_set <= set_word[7:0];
+					s_set <= set_word[15:0];
 					s_set_valid <= 1;
 					set_in <= set_in + 1;
 				end

@@ -17,6 +17,9 @@ module engine_core #(
 	int unsigned  PE1,
 	int unsigned  SIMD1,
 	int unsigned  PE2,
+	int unsigned  LANES1,
+	int unsigned  LANES2,
+	bit           LOGIC = 0,       // products in logic, not in DSP slices
 	int unsigned  ACC1_BITS,
 	int unsigned  ACC2_BITS,
 	int unsigned  SHIFT1_MIN,
@@ -32,7 +35,7 @@ module engine_core #(
 	input	logic  clk,
 	input	logic  rst_n,
 
-	input	logic [7:0]  s_set,
+	input	logic [15:0]  s_set,
 	input	logic  s_set_valid,
 	output	logic  s_set_ready,
 
@@ -67,7 +70,7 @@ module engine_core #(
 	uwire  hidden_valid, hidden_ready;
 	engine_layer #(
 		.VERSION(VERSION), .STREAMED(STREAMED), .SETS(SETS), .MW(D), .MH(H), .SIMD(SIMD1), .PE(PE1),
-		.WEIGHT_BITS(WEIGHT_BITS), .IN_BITS(ACT_BITS), .IN_SIGNED(1), .ACC_BITS(ACC1_BITS),
+		.LANES(LANES1), .LOGIC(LOGIC), .WEIGHT_BITS(WEIGHT_BITS), .IN_BITS(ACT_BITS), .IN_SIGNED(1), .ACC_BITS(ACC1_BITS),
 		.OUT_BITS(ACT_BITS), .OUT_SIGNED(0), .SHIFT_MIN(SHIFT1_MIN), .SHIFT_MAX(SHIFT1_MAX),
 		.MULTIPLIER_BITS(MULTIPLIER_BITS), .WEIGHT_FILE(WEIGHT1_FILE), .REQUANT_FILE(REQUANT1_FILE)
 	) fc1 (
@@ -87,7 +90,7 @@ module engine_core #(
 
 	engine_layer #(
 		.VERSION(VERSION), .STREAMED(STREAMED), .SETS(SETS), .MW(H), .MH(D), .SIMD(PE1), .PE(PE2),
-		.WEIGHT_BITS(WEIGHT_BITS), .IN_BITS(ACT_BITS), .IN_SIGNED(0), .ACC_BITS(ACC2_BITS),
+		.LANES(LANES2), .LOGIC(LOGIC), .WEIGHT_BITS(WEIGHT_BITS), .IN_BITS(ACT_BITS), .IN_SIGNED(0), .ACC_BITS(ACC2_BITS),
 		.OUT_BITS(8), .OUT_SIGNED(1), .SHIFT_MIN(SHIFT2_MIN), .SHIFT_MAX(SHIFT2_MAX),
 		.MULTIPLIER_BITS(MULTIPLIER_BITS), .WEIGHT_FILE(WEIGHT2_FILE), .REQUANT_FILE(REQUANT2_FILE)
 	) fc2 (

@@ -13,7 +13,7 @@ module engine_memory #(
 	input	logic  clk,
 	input	logic  rst,
 
-	input	logic [7:0]  set,
+	input	logic [15:0]  set,
 	input	logic  set_valid,
 	output	logic  set_ready,
 

@@ -1,4 +1,5 @@
-// Takes whole results from the lanes in turn and hands them to the writer: a command, then the words.
+// Takes whole results from the lanes in turn and hands them to the writer: a command, then the words. Lanes without one
+// are passed over in a cycle.
 module wattbit_collect #(
   parameter int ENGINES = 1,
   parameter int WORDS   = 8
@@ -27,6 +28,12 @@ module wattbit_collect #(
   lane_t lane;               // being written, or asked next
   logic [15:0] words_left;   // of its result; 0: choose a lane
 
+  function automatic lane_t lowest(logic [ENGINES-1:0] lanes);
+    lowest = '0;
+    for (int i = ENGINES - 1; i >= 0; i--) if (lanes[i]) lowest = lane_t'(i);
+  endfunction
+
+  wire [ENGINES-1:0] ahead = lane_whole & ({ENGINES{1'b1}} << lane);
   wire choosing = words_left == 0;
   wire last = lane == lane_t'(ENGINES - 1);
   wire taken = cmd_valid && cmd_ready;
@@ -52,6 +59,6 @@ module wattbit_collect #(
     else if (m_valid && m_ready) begin
       words_left <= words_left - 1'b1;
       if (words_left == 1) lane <= last ? '0 : lane + 1'b1;
-    end else if (choosing && !lane_whole[lane]) lane <= last ? '0 : lane + 1'b1;
+    end else if (choosing && |lane_whole && !lane_whole[lane]) lane <= lowest(|ahead ? ahead : lane_whole);
   end
 endmodule

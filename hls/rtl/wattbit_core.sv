@@ -71,7 +71,7 @@ module wattbit_core #(
   input  logic [PORTS-1:0]      w_rvalid,
   output logic [PORTS-1:0]      w_rready,
 
-  output logic [ENGINES*8-1:0]  engine_set,
+  output logic [ENGINES*16-1:0] engine_set,
   output logic [ENGINES-1:0]    engine_set_valid,
   input  logic [ENGINES-1:0]    engine_set_ready,
   output logic [ENGINES*64-1:0] engine_in,
@@ -135,7 +135,7 @@ module wattbit_core #(
   );
 
   logic dispatched, bad_engine, bad_set, accepted;
-  logic [7:0] lane_set;
+  logic [15:0] lane_set;
   logic [31:3] lane_addr;
   logic [63:0] lane_data;
   logic [ENGINES-1:0] header_valid, header_ready, data_valid, data_ready;
@@ -163,19 +163,20 @@ module wattbit_core #(
     localparam int LANE_PE = int'(PE[8*i+:8]);
     localparam int LANE_BEATS = int'(BEATS[32*i+:32]);
     logic [LANE_SIMD*8-1:0] lane_in;
-    logic [7:0] load_set;
+    logic [15:0] load_set;
     logic load_valid, load_ready;
 
     assign engine_in[64*i+:64] = 64'(lane_in);
 
     wattbit_lane #(
-      .STREAMED(LANE_BEATS != 0), .QUEUE(int'(QUEUE[16*i+:16])), .WORDS(WORDS), .SIMD(LANE_SIMD), .PE(LANE_PE)
+      .STREAMED(LANE_BEATS != 0), .SETS(int'(SETS[16*i+:16])), .QUEUE(int'(QUEUE[16*i+:16])),
+      .WORDS(WORDS), .SIMD(LANE_SIMD), .PE(LANE_PE)
     ) lane (
       .clk, .rst_n, .start,
       .header_set(lane_set), .header_addr(lane_addr),
       .header_valid(header_valid[i]), .header_ready(header_ready[i]),
       .data(lane_data), .data_valid(data_valid[i]), .data_ready(data_ready[i]),
-      .engine_set(engine_set[8*i+:8]), .engine_set_valid(engine_set_valid[i]), .engine_set_ready(engine_set_ready[i]),
+      .engine_set(engine_set[16*i+:16]), .engine_set_valid(engine_set_valid[i]), .engine_set_ready(engine_set_ready[i]),
       .load_set, .load_valid, .load_ready,
       .engine_in(lane_in), .engine_in_valid(engine_in_valid[i]), .engine_in_ready(engine_in_ready[i]),
       .engine_out(engine_out[64*i+:LANE_PE*8]), .engine_out_valid(engine_out_valid[i]),

@@ -21,7 +21,7 @@ module wattbit_dispatch #(
   input  logic               s_valid,
   output logic               s_ready,
 
-  output logic [7:0]         lane_set,
+  output logic [15:0]        lane_set,
   output logic [31:3]        lane_addr,          // where the result goes
   output logic [ENGINES-1:0] lane_header_valid,
   input  logic [ENGINES-1:0] lane_header_ready,
@@ -40,7 +40,7 @@ module wattbit_dispatch #(
   always_comb begin
     for (int i = 0; i < ENGINES; i++) begin
       named[i] = s_data[7:0] == 8'(i);
-      known[i] = named[i] && 16'(s_data[15:8]) < SETS[16*i+:16];
+      known[i] = named[i] && s_data[23:8] < SETS[16*i+:16];
     end
   end
 
@@ -54,7 +54,7 @@ module wattbit_dispatch #(
   assign accepted = header_done && known != 0;
   assign s_ready = header_done || word_done;
 
-  assign lane_set = s_data[15:8];
+  assign lane_set = s_data[23:8];
   assign lane_header_valid = header ? known : '0;
   assign lane_data = s_data;
   assign lane_data_valid = !in_header && s_valid ? lane : '0;

@@ -7,6 +7,7 @@
 // Every launch loads afresh.
 module wattbit_lane #(
   parameter bit STREAMED = 0,
+  parameter int SETS  = 1,    // of the engine
   parameter int QUEUE = 32,   // 64-bit words of vectors that wait for the engine, a power of two
   parameter int WORDS = 8,    // 64-bit words of a vector
   parameter int SIMD  = 8,    // bytes a beat into the engine
@@ -16,7 +17,7 @@ module wattbit_lane #(
   input  logic              rst_n,
   input  logic              start,
 
-  input  logic [7:0]        header_set,
+  input  logic [15:0]       header_set,
   input  logic [31:3]       header_addr,
   input  logic              header_valid,
   output logic              header_ready,
@@ -24,10 +25,10 @@ module wattbit_lane #(
   input  logic              data_valid,
   output logic              data_ready,
 
-  output logic [7:0]        engine_set,
+  output logic [15:0]       engine_set,
   output logic              engine_set_valid,
   input  logic              engine_set_ready,
-  output logic [7:0]        load_set,
+  output logic [15:0]       load_set,
   output logic              load_valid,
   input  logic              load_ready,
   output logic [SIMD*8-1:0] engine_in,
@@ -48,16 +49,19 @@ module wattbit_lane #(
   localparam int VECTORS_FLYING = 2 ** $clog2(QUEUE / WORDS + INSIDE);  // vectors between dispatch and writer
   localparam int DEPTH_OUT = 2 ** $clog2(2 * WORDS);
 
+  localparam int SET_BITS = SETS > 2 ? $clog2(SETS) : 1;
+
   // Headers: all queues take one or none does.
   logic set_ready, addr_ready, load_room, addr_valid;
-  logic [7:0] vector_set;
+  logic [SET_BITS-1:0] vector_set, queued_set;
+  assign engine_set = 16'(queued_set);
   assign header_ready = set_ready && addr_ready && load_room;
   wire header_taken = header_valid && header_ready;
 
-  wattbit_fifo #(.WIDTH(8), .DEPTH(VECTORS_FLYING)) set_queue (
+  wattbit_fifo #(.WIDTH(SET_BITS), .DEPTH(VECTORS_FLYING)) set_queue (
     .clk, .rst_n,
     .s_data(vector_set), .s_valid(header_taken), .s_ready(set_ready),
-    .m_data(engine_set), .m_valid(engine_set_valid), .m_ready(engine_set_ready)
+    .m_data(queued_set), .m_valid(engine_set_valid), .m_ready(engine_set_ready)
   );
   wattbit_fifo #(.WIDTH(29), .DEPTH(VECTORS_FLYING)) addr_queue (
     .clk, .rst_n,
@@ -66,25 +70,26 @@ module wattbit_lane #(
   );
 
   if (STREAMED) begin : g_loads
-    logic [7:0] set;                        // of the vector before
+    logic [SET_BITS-1:0] set, wanted;       // of the vector before, to be loaded
     logic known;                            // there was one in this launch
-    wire fresh = !known || header_set != set;
+    wire fresh = !known || header_set[SET_BITS-1:0] != set;
 
-    assign vector_set = {7'd0, fresh};
+    assign vector_set = SET_BITS'(fresh);
+    assign load_set = 16'(wanted);
 
     always_ff @(posedge clk) begin
-      if (header_taken) set <= header_set;
+      if (header_taken) set <= header_set[SET_BITS-1:0];
       if (!rst_n || start) known <= 1'b0;
       else if (header_taken) known <= 1'b1;
     end
 
-    wattbit_fifo #(.WIDTH(8), .DEPTH(VECTORS_FLYING)) load_queue (
+    wattbit_fifo #(.WIDTH(SET_BITS), .DEPTH(VECTORS_FLYING)) load_queue (
       .clk, .rst_n,
-      .s_data(header_set), .s_valid(header_taken && fresh), .s_ready(load_room),
-      .m_data(load_set), .m_valid(load_valid), .m_ready(load_ready)
+      .s_data(header_set[SET_BITS-1:0]), .s_valid(header_taken && fresh), .s_ready(load_room),
+      .m_data(wanted), .m_valid(load_valid), .m_ready(load_ready)
     );
   end else begin : g_sets
-    assign vector_set = header_set;
+    assign vector_set = header_set[SET_BITS-1:0];
     assign load_room = 1'b1;
     assign load_set = '0;
     assign load_valid = 1'b0;
@@ -102,7 +107,7 @@ module wattbit_lane #(
     .s_data(data), .s_valid(data_valid), .s_ready(data_ready),
     .m_data(word), .m_valid(word_valid), .m_ready(word_ready)
   );
-  wattbit_unpack #(.BYTES(SIMD)) unpack (
+  wattbit_unpack #(.BEATS(8 / SIMD), .BITS(SIMD*8)) unpack (
     .clk, .rst_n,
     .s_data(word), .s_valid(word_valid), .s_ready(word_ready),
     .m_data(in_beat), .m_valid(in_valid), .m_ready(in_ready)
@@ -124,7 +129,7 @@ module wattbit_lane #(
     .s_data(engine_out), .s_valid(engine_out_valid), .s_ready(engine_out_ready),
     .m_data(out_beat), .m_valid(out_valid), .m_ready(out_ready)
   );
-  wattbit_pack #(.BYTES(PE)) pack (
+  wattbit_pack #(.BEATS(8 / PE), .BITS(PE*8)) pack (
     .clk, .rst_n,
     .s_data(out_beat), .s_valid(out_valid), .s_ready(out_ready),
     .m_data(packed_word), .m_valid(packed_valid), .m_ready(packed_ready)

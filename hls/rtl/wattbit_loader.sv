@@ -11,7 +11,7 @@ module wattbit_loader #(
   input  logic        rst_n,
 
   input  logic [31:3] base,
-  input  logic [7:0]  set,
+  input  logic [15:0] set,
   input  logic        set_valid,
   output logic        set_ready,
 
