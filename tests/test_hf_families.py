@@ -169,10 +169,15 @@ def test_losses_do_not_depend_on_the_batch(models: dict[str, FamilyModel], monke
     assert len(model.trace(tokens)[0].inputs) == tokens.numel()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_losses_from_a_layer_on_are_those_of_the_whole_model(name: str, tmp_path: Path) -> None:
+WINDOWED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}  # of Qwen's later layers
+
+
+@pytest.mark.parametrize(("name", "changed"), [*((name, {}) for name in CONFIGS), ("qwen2_moe", WINDOWED)])
+def test_losses_from_a_layer_on_are_those_of_the_whole_model(
+    name: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
     """Also after an expert has changed, and with what is before it computed once."""
-    model, tokens = open_network(checkpoint(name, tmp_path)), contexts(5)
+    model, tokens = open_network(checkpoint(name, tmp_path, **changed)), contexts(5)
     for layer in range(len(model.mixtures)):
         tail, expert = model.tail(layer, tokens), ExpertId(layer, 0)
         assert torch.equal(tail(), model.losses(tokens))

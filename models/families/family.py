@@ -85,7 +85,7 @@ class Family:
 
         def losses() -> Tensor:
             whole = model.layers
-            model.layers = whole[depth:]
+            model.layers = nn.ModuleList([*[_Passed()] * depth, *whole[depth:]])  # each keeps its number
             try:
                 logits = network(inputs_embeds=entered[0], use_cache=False).logits
             finally:
@@ -145,3 +145,10 @@ class Family:
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+
+
+class _Passed(nn.Module):
+    """A layer that was computed before."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        return hidden_states
