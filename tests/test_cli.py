@@ -147,6 +147,15 @@ def test_usage_errors_are_clicks_own() -> None:
     assert result.exit_code == 2 and "Usage:" in result.stderr and "huge" in result.stderr
 
 
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_a_seed_that_no_generator_takes_is_a_usage_error(name: str) -> None:
+    seeds = [p for p in main.commands[name].params if p.name == "seed"]
+    for seed in (-1, 2**64):
+        for parameter in seeds:
+            with pytest.raises(click.BadParameter, match="is not in the range"):
+                parameter.type.convert(str(seed), parameter, None)
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     program = str(Path(sys.executable).with_name("wattbit"))
     with subprocess.Popen([program, "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -14,6 +14,7 @@ from wattbit.pipeline import PIPELINE, check
 from wattbit.presets import PRESETS
 from wattbit.run import Run, RunConfig
 
+SEED = click.IntRange(0, 2**32 - 1)
 RUNS = Path("runs")
 
 run_option = click.option(
@@ -28,7 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that make a run."""
     for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of training and search."),
+        click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of training and search."),
         click.option("--board", default="virtual-z2", show_default=True, help="Target board: a name or a TOML file."),
         click.option(
             "--data",
@@ -49,8 +50,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def writable(out: Path) -> Path:
     """The folder of an --out; WattbitError, before any work, where it can be neither made nor written to."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    missing: list[Path] = []
     try:
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         refused = None if os.access(out, os.W_OK) else "access is refused"
     except OSError as error:

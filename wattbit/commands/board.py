@@ -17,7 +17,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json, write_text
-from wattbit.perform import RUNS, json_option, perform, run_option, start
+from wattbit.perform import RUNS, SEED, json_option, perform, run_option, start
 from wattbit.pipeline import PIPELINE, final_allocation, model_config, workload
 from wattbit.presets import PRESETS, run_config, share
 from wattbit.progress import Progress
@@ -48,7 +48,7 @@ def toolchains() -> "Sequence[Toolchain]":
 @run_option
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Make a run of these sizes instead.")
 @click.option("--data", help="Corpus of the run that is made; by default Python's sources.")
-@click.option("--seed", type=int, help="Seed of the run that is made.")
+@click.option("--seed", type=SEED, help="Seed of the run that is made.")
 @json_option
 def command(
     name: str | None,

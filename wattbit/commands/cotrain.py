@@ -11,7 +11,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json
-from wattbit.perform import RUNS, json_option, perform, run_option
+from wattbit.perform import RUNS, SEED, json_option, perform, run_option
 from wattbit.pipeline import PIPELINE, cotrain_at, team_learner
 from wattbit.run import Run
 
@@ -28,7 +28,7 @@ DRAWS = 16  # of the policy, where --widths sampled asks for some and the run sa
     type=click.Choice(["best", "expected", "sampled"]),
     help="Fine-tune at the policy's best allocation, at its rounded expectation, or at allocations drawn from it.",
 )
-@click.option("--seed", type=int, help="Seed of the fine-tuning.")
+@click.option("--seed", type=SEED, help="Seed of the fine-tuning.")
 def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     """Alternate policy updates and fine-tuning at the chosen widths; fine-tune the controls equally.
 

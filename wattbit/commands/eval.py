@@ -12,7 +12,7 @@ import click
 from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.perform import RUNS, json_option, run_option
+from wattbit.perform import RUNS, SEED, json_option, run_option
 from wattbit.plan import Meter, Workload
 from wattbit.progress import Progress
 from wattbit.recipe import Budget, Recipe
@@ -239,7 +239,7 @@ def summary(found: dict[str, Any]) -> str:
 @click.option("--method", help="Method that decides a recipe, for instance gptq, mcmoe, dmpq; without one: float.")
 @click.option("--bits", default=4.0, show_default=True, help="Budget of --method: mean weight bits of an expert.")
 @click.option("--group-size", type=click.IntRange(1), help="Of --method: columns that share a scale; by default a row.")
-@click.option("--seed", default=0, show_default=True, help="Seed of --method.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of --method.")
 @click.option("--task", "tasks", multiple=True, help="GLUE task of a run's model: a folder or glue/TASK; repeatable.")
 @click.option(
     "--tune",

@@ -14,7 +14,7 @@ from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, write_json
 from wattbit.metering import both, search_meter
-from wattbit.perform import RUNS, json_option, perform, run_option
+from wattbit.perform import RUNS, SEED, json_option, perform, run_option
 from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
 from wattbit.plan import Engine, Meter
 from wattbit.progress import Progress
@@ -94,7 +94,7 @@ class Share(click.ParamType[float]):
 @click.option(
     "--host", "hosts", multiple=True, help="Boards that --measure side by side, as for ssh; else the calibrated one."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of a search with options.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of a search with options.")
 def command(folder: Path | None, as_json: bool, policy: Path | None, **options: Any) -> None:
     """Search bit-widths: the PPO policy beside uniform, linear, random and exact allocations.
 
