@@ -21,7 +21,7 @@ import numpy as np
 import study
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
-from study_jobs import BOARD, TOKENS, WIDTHS, workload
+from study_jobs import BOARD, TOKENS, WIDTHS, Settings, workload
 
 from wattbit.board.agent.power import PowerModel
 from wattbit.board.targets import load
@@ -263,11 +263,11 @@ def front(records: Sequence[Record], path: Path) -> None:
     memory_front({name: sorted(set(line)) for name, line in points.items()}, path)
 
 
-def studied(settings: Sequence[study.Settings], at_once: int) -> None:
+def studied(settings: Sequence[Settings], at_once: int) -> None:
     """Run studies in processes of their own, so many at a time."""
     context = multiprocessing.get_context("spawn")
     waiting = list(settings)
-    running: list[tuple[study.Settings, Any]] = []
+    running: list[tuple[Settings, Any]] = []
     while waiting or running:
         while waiting and len(running) < at_once:
             running.append((waiting[0], context.Process(target=study.run, args=(waiting.pop(0),))))
@@ -331,7 +331,7 @@ def main(
     for preset in presets:
         vocabulary = PRESETS[preset].model.vocab_size
         prepared = out / f"data-{vocabulary}"
-        one = study.Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
+        one = Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
         finished = all(f.exists() and "end" in read_json(f)["seconds"] for f in map(one.file, seeds))
         if not finished and not (prepared / "data.json").exists():
             prepare(data, prepared, vocabulary)

@@ -68,8 +68,8 @@ def statistics(experts: int, seed: int) -> tuple[ExpertStats, ...]:
         for expert, share in enumerate(shares.tolist()):
             weight = share * float(np.exp(random.normal(0, 0.5)))
             damage = tuple((bits, 0.2 * weight * 4.0 ** (2 - bits)) for bits in WIDTHS)
-            more = random.normal(0, 1, 4).tolist()
-            found.append(ExpertStats(ExpertId(layer, expert), share, share, abs(more[0]), *more[1:], damage, 100))
+            a, b, c, d = random.normal(0, 1, 4).tolist()  # gradient norm, router's change, largest variance, kurtosis
+            found.append(ExpertStats(ExpertId(layer, expert), share, share, abs(a), b, c, d, damage, 100))
     return tuple(found)
 
 
@@ -86,7 +86,7 @@ def measure(experts: int, iterations: int, seed: int) -> Measured:
     problem = Problem(stats, meter, workload, WIDTHS, budget_bits=3.0, latency_nats=0.1)
     settings = replace(EFFORT, iterations=iterations)
 
-    def mark(*_: object) -> None:
+    def mark(what: str, done: int, total: int) -> None:
         marks.append(time.process_time())
 
     reward = learn(problem, seed, settings, mark).reward

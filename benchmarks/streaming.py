@@ -47,7 +47,8 @@ def make_checkpoint(folder: Path, layers: int, experts: int, seed: int) -> int:
     config.save_pretrained(folder)
     with torch.device("meta"):
         network = transformers.OlmoeForCausalLM(config)
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     parts = ["model.embed_tokens", "lm_head", "model.norm", *(f"model.layers.{i}" for i in range(layers))]
     for i, part in enumerate(parts):
         tensors = {name: draw(shape) for name, shape in stored(part, network.get_submodule(part), experts)}
