@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from tests.models_support import write_text_corpus
 from wattbit.cli import main
 from wattbit.commands.compare import Line, lines, markdown
+from wattbit.commands.explain import read_allocation
+from wattbit.errors import WattbitError
 from wattbit.files import write_json
 from wattbit.plan import Allocation, ExpertId
 from wattbit.presets import run_config
@@ -144,6 +146,13 @@ def test_explain_says_where_it_cannot_write(compared: Path, monkeypatch: pytest.
         result = CliRunner().invoke(main, ["explain", "--recipe", "four.json", "--out", out])
         assert result.exit_code == 1
         assert f"{out} cannot be written to" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["5", "null", "[]", "{}", '{"allocation": 3}', "no JSON"])
+def test_explain_refuses_what_is_no_allocation(text: str, tmp_path: Path):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(WattbitError, match=r"mine\.json"):
+        read_allocation(tmp_path / "mine.json")
 
 
 def test_lines_pair_seeds_and_skip_what_was_refused():

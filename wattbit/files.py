@@ -52,7 +52,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise WattbitError(f"{path} does not exist; run the stage that writes it") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise WattbitError(f"{path} is not JSON ({error}); delete it and run its stage again") from None
+        raise WattbitError(
+            f"{path} is not JSON ({error}); give another, or delete a run's own and run its stage again"
+        ) from None
 
 
 def digest_json(value: Any) -> str:

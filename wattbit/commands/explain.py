@@ -17,9 +17,10 @@ from wattbit.run import Run
 
 def read_allocation(path: Path) -> Allocation:
     """Of a recipe's or an allocation's JSON file."""
-    record: dict[str, Any] = read_json(path)
+    record = read_json(path)
+    recipe = isinstance(record, dict) and "allocation" in record
     try:
-        return Recipe.from_json(record).allocation if "allocation" in record else Allocation.from_json(record)
+        return Recipe.from_json(record).allocation if recipe else Allocation.from_json(record)
     except WattbitError as error:
         raise WattbitError(f"{path}: {error}") from None
 
