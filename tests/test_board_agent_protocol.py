@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.board_stub import (
     CLOCK_MHZ,
@@ -140,6 +141,27 @@ def test_a_window_after_another_run_has_the_bundles_vectors_again(session: Sessi
     assert first["packets"] == second["packets"] == 60
     assert first["cycles"] == second["cycles"] == CYCLES_PER_PACKET * 60 * first["launches"]
     assert [window["executed"] for window in (first, again, second)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("cmd", ["run", "active"])
+@pytest.mark.parametrize("engine", ["fpga", "arm"])
+@pytest.mark.parametrize(
+    ("experts", "x", "message"),
+    [
+        (["L0E0"], None, "experts and x go together"),
+        (None, np.zeros((1, 8), np.int8), "experts and x go together"),
+        ([], np.zeros((0, 8), np.int8), "experts and x go together"),
+        (["L0E0"] * 2, np.zeros((3, 8), np.int8), r"2 experts need int8 inputs with a row for each, not int8 \[3, 8\]"),
+        (["L0E0"], np.zeros((1, 8), np.float32), r"not float32 \[1, 8\]"),
+    ],
+)
+def test_vectors_of_the_host_that_do_not_match_are_refused(
+    session: Session, cmd: str, engine: str, experts: list[str] | None, x: NDArray[Any] | None, message: str
+) -> None:
+    session.load()
+    fields: dict[str, Any] = {"engine": engine, "experts": experts, "x": None if x is None else encode_array(x)}
+    with pytest.raises(WattbitError, match=message):
+        session.run(**fields) if cmd == "run" else session.active(0.5, **fields)
 
 
 def test_a_window_runs_vectors_of_the_host_and_the_next_one_the_bundles_own(session: Session) -> None:

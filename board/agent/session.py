@@ -115,7 +115,7 @@ class Session:
         `rows` says which rows of the bundle's vectors they are: those whose expert is on that engine.
         """
         _check_engine(engine)
-        given = None if experts is None or x is None else (experts, decode_array(x))
+        given = _given(experts, x)
         rows, names, vectors = (np.arange(len(given[1])), *given) if given else self._own_vectors(engine)
         start_s = time.monotonic()
         if engine == "fpga":
@@ -192,9 +192,10 @@ class Session:
         """
         _check_engine(engine)
         timeline = self._power()
-        if experts is not None and x is not None:
+        given = _given(experts, x)
+        if given:
             self._works.pop(engine, None)  # the driver's buffers are about to hold other vectors
-            work, packets = self._work_of(experts, decode_array(x), engine), len(experts)
+            work, packets = self._work_of(*given, engine), len(given[0])
         else:
             if engine not in self._works:
                 self._works[engine] = self._work(engine)
@@ -327,6 +328,19 @@ class Session:
             rows = [i for i, other in enumerate(names) if other == name]
             outputs[rows] = self._kernels.forward(ExpertId.parse(name), x[rows])
         return outputs
+
+
+def _given(experts: list[str] | None, x: str | None) -> tuple[list[str], NDArray[np.int8]] | None:
+    """A request's own experts and their inputs [N, D], or None where it names neither."""
+    if experts is None and x is None:
+        return None
+    if not experts or x is None:
+        raise WattbitError("experts and x go together, with an expert's name for each row of x")
+    vectors = decode_array(x)
+    if vectors.dtype != np.int8 or vectors.ndim != 2 or len(vectors) != len(experts):
+        found = f"{vectors.dtype} {list(vectors.shape)}"
+        raise WattbitError(f"{len(experts)} experts need int8 inputs with a row for each, not {found}")
+    return experts, vectors
 
 
 def _by_layer(names: list[str]) -> list[list[int]]:
