@@ -85,7 +85,7 @@ def predict(library: Path, core: Core, threads: int, rounds: int, seed: int) -> 
         calibration.round()
     table = calibration.table()
     predicted = [sum(table.seconds(product) for product in mix) for mix in mixes]
-    halves = [(_middle(each[::2]), _middle(each[1::2] or each)) for each in seconds]
+    halves = [(_middle(each[::2]), _middle(each[1::2])) for each in seconds]
     return Tried(table, mixes, predicted, [_middle(each) for each in seconds], halves)
 
 

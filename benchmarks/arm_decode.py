@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median, stdev
@@ -42,6 +43,7 @@ from wattbit.tvm_schedules.model.pack import LIBRARY, WEIGHTS, layout_words, lin
 from wattbit.tvm_schedules.model.pack import build as build_decoder
 from wattbit.tvm_schedules.model.runtime import Decoder
 from wattbit.tvm_schedules.model.source import SourceFile
+from wattbit.tvm_schedules.toolchain import kernels_for
 
 MIXTRAL = GatedConfig(1000, 4096, 14336, 1, 32, 8, 128, 8, 2, 512)
 OLMOE = GatedConfig(9432, 2048, 1024, 3, 16, 16, 128, 64, 8, 512, renormalize=False, qk_norm="whole")
@@ -94,22 +96,22 @@ class RandomWeights:
         self.shapes = {name: (shape[0], 1) if len(shape) == 1 else shape for name, shape in shapes(config).items()}
         found = {name: matrix_bits(name, allocation, *backbone) for name in self.shapes}
         self.bits = {name: bits for name, bits in found.items() if bits is not None}
-        self.group: dict[str, int] = {}
         self._core, self._rope = core, dict(zip(("rope.cos", "rope.sin"), rope(config), strict=True))
         self._rng = np.random.default_rng(0)
 
     def items(self) -> Iterator[Item]:
         for name, (rows, depth) in self.shapes.items():
             if name not in self.bits:
-                yield Item(name, "float32", rows, depth, lambda key=(name, rows, depth): self._floats(*key))
+                yield Item(name, "float32", rows, depth, partial(self._floats, name, rows, depth))
                 continue
             bits = self.bits[name]
             size = self._core.layout(bits).matrix_bytes(rows, depth)
-            yield Item(name, "packed", rows, depth, lambda size=size: self._rng.bytes(size), bits)
+            yield Item(name, "packed", rows, depth, partial(self._rng.bytes, size), bits)
             scale = np.full(rows, 1.0 / (2 ** (bits - 1) * depth**0.5), np.float32)
-            yield Item(f"{name}.scale", "float32", rows, 1, lambda scale=scale: scale.tobytes())
+            yield Item(f"{name}.scale", "float32", rows, 1, scale.tobytes)
         for name, table in self._rope.items():
-            yield Item(name, "float32", *table.shape, lambda table=table: table.numpy().tobytes())
+            rows, depth = table.shape
+            yield Item(name, "float32", rows, depth, table.numpy().tobytes)
 
     def _floats(self, name: str, rows: int, depth: int) -> bytes:
         """Routers and embeddings are the same in every variant."""
@@ -124,7 +126,7 @@ def build_random(config: GatedConfig, allocation: Allocation, backbone: Backbone
     core = host_core()
     source = RandomWeights(config, allocation, backbone, core)
     out.mkdir()
-    link(source, core, out / LIBRARY)
+    link(kernels_for(source.bits.values(), grouped=False), core, out / LIBRARY)
     weights_file.write(out / WEIGHTS, source.config, layout_words(core), list(source.items()))
     write_record(core, out)
     return out

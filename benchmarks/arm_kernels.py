@@ -64,8 +64,8 @@ def alongside(timer: Timer, product: Product, case: str) -> list[Row]:
     for place, name, goal in ((1, "ours at 8 bits", FOLLOWS * 8 / bits), (2, "reading alone", BANDWIDTH)):
         if bits < 8 or place == 2:
             ratio = median(median(turn[place]) / median(turn[0]) for turn in turns)
-            times = [[each for turn in turns for each in turn[i]] for i in (0, place)]
-            found.append(replace(row(case, metric, *times, name, goal), ratio=ratio))
+            ours, other = ([each for turn in turns for each in turn[i]] for i in (0, place))
+            found.append(replace(row(case, metric, ours, other, name, goal), ratio=ratio))
     return found
 
 

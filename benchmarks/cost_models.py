@@ -137,7 +137,8 @@ def repeatability(rounds: Sequence[Meter], samples: Sequence[Sample]) -> float:
     """Median relative difference of the samples' prices by the first and by the second half of the rounds."""
     half = len(rounds) // 2
     both = [[one[2].latency_s for one in prices(part, samples) if one] for part in (rounds[:half], rounds[half:])]
-    return median(abs(a / b - 1) for a, b in zip(*both, strict=True))
+    first, second = both
+    return median(abs(a / b - 1) for a, b in zip(first, second, strict=True))
 
 
 def host(case: Case, seeds: Sequence[int], threads: int) -> list[Found]:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton ships no types
 def read(x, out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # a Triton kernel
     """Reads SIZE words a program."""
     words = tl.load(x + tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE))

@@ -42,7 +42,7 @@ def times(cases: Mapping[str, Sequence[Call]], repeats: int) -> dict[str, Timing
     found: dict[str, list[float]] = {name: [] for name in cases}
     for repeat in range(repeats + 1):
         for name, (graph, calls_in_graph) in graphs.items():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             graph.replay()
             end.record()

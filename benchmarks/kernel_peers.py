@@ -9,12 +9,14 @@ used for longest, and returns the seconds of each call.
 """
 
 import ctypes
+import importlib
 import importlib.util
 import tarfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -183,8 +185,7 @@ def _torchao(case: Case) -> Iterator[tuple[str, Peer]]:
 
     if missing_torchao():
         return
-    from torchao import quantization
-
+    quantization: Any = importlib.import_module("torchao.quantization")  # may be absent, for mypy too
     configs: dict[str, Any] = {"Int8WeightOnly": quantization.Int8WeightOnlyConfig}
     configs["Int8DynamicActivationInt8Weight"] = quantization.Int8DynamicActivationInt8WeightConfig
     x = torch.randn(case.tokens, case.cols, dtype=torch.bfloat16)
@@ -194,7 +195,7 @@ def _torchao(case: Case) -> Iterator[tuple[str, Peer]]:
             layer = torch.nn.Sequential(torch.nn.Linear(case.cols, case.rows, bias=False, dtype=torch.bfloat16))
             quantization.quantize_(layer, config())
             layers.append(layer)
-        yield f"torchao {name}", _python_calls([lambda layer=layer: layer(x) for layer in layers], case.threads)
+        yield f"torchao {name}", _python_calls([partial(layer, x) for layer in layers], case.threads)
 
 
 def _python_calls(functions: Sequence[Callable[[], Any]], threads: int) -> Peer:

@@ -14,7 +14,7 @@ from wattbit.models.gated import GatedModel, quantize, shapes
 from wattbit.models.portable import Portable
 from wattbit.plan import Allocation, Engine, ExpertId, Placement, Precision
 from wattbit.tvm_schedules.cores import Core, host_core
-from wattbit.tvm_schedules.model.pack import build, link, pack
+from wattbit.tvm_schedules.model.pack import build, kernels_of, link, pack
 from wattbit.tvm_schedules.model.source import SourceFile
 
 torch.set_num_threads(1)
@@ -84,7 +84,7 @@ class Program:
     def build(cls, portable: Portable, core: Core, emulator: list[str], out: Path) -> "Program":
         portable.save(out / "decoder.safetensors")
         source = SourceFile(out / "decoder.safetensors")
-        link(source, core, out / "generate", program=True)
+        link(kernels_of(source), core, out / "generate", program=True)
         pack(source, core, out / "model.wattbit")
         return cls([*emulator, str(out / "generate")], out / "model.wattbit")
 

@@ -16,7 +16,7 @@ from wattbit.tvm_schedules.layout import LAYOUT_VERSION, Layout
 from wattbit.tvm_schedules.model import format as weights_file
 from wattbit.tvm_schedules.model.format import Item
 from wattbit.tvm_schedules.model.source import Source
-from wattbit.tvm_schedules.toolchain import emit_objects, kernels_for, link_library, link_program
+from wattbit.tvm_schedules.toolchain import Kernel, emit_objects, kernels_for, link_library, link_program
 
 SOURCES = Path(__file__).parent
 PARTS = ("session.c", "attention.c", "mixture.c", "sample.c", "weights.c", "multiply.c")
@@ -35,7 +35,7 @@ def build(
     record_path = out / RECORD
     record_path.unlink(missing_ok=True)  # a folder without it is not a build
     progress(f"runtime for {core}", 0, 2)
-    link(source, chosen, out / LIBRARY)
+    link(kernels_of(source), chosen, out / LIBRARY)
     progress(f"runtime for {core}", 1, 2)
     pack(source, chosen, out / WEIGHTS)
     record = write_record(chosen, out)
@@ -106,9 +106,13 @@ def _bytes(array: NDArray[Any], kind: str) -> bytes:
     return np.ascontiguousarray(array, wanted.newbyteorder("<")).tobytes()
 
 
-def link(source: Source, core: Core, out: Path, program: bool = False) -> None:
-    """Compile the runtime with the kernels that a model needs: a shared library, or a static program (generate.c)."""
-    kernels = kernels_for(source.bits.values(), grouped=bool(source.group))
+def kernels_of(source: Source) -> tuple[Kernel, ...]:
+    """The kernels that a model needs."""
+    return kernels_for(source.bits.values(), grouped=bool(source.group))
+
+
+def link(kernels: tuple[Kernel, ...], core: Core, out: Path, program: bool = False) -> None:
+    """Compile the runtime with a model's kernels: a shared library, or a static program (generate.c)."""
     words = ",".join(str(word) for word in layout_words(core))
     more = [f"-DWB_MODEL_LAYOUT={words}", *(str(SOURCES / part) for part in PARTS)]
     more += ["-ffp-contract=off", "-fno-math-errno"]  # the same bits on every core; no errno of sqrt
