@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.board_stub import TARGET, make_parts
-from wattbit.board import client
 from wattbit.board.agent.logic import TIMEOUT
 from wattbit.board.bench import Settings, bench
 from wattbit.board.bundle import pack
@@ -149,8 +149,5 @@ def when(command: str, number: int, action: Callable[[AgentClient], None]) -> It
         finally:
             timer.join()
 
-    client.AgentClient.request = watched  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(AgentClient, "request", watched):
         yield
-    finally:
-        client.AgentClient.request = request  # type: ignore[method-assign]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from fault_site import CHIP, SENSOR, Site, sensor, when
 
-from wattbit.board import client
 from wattbit.board.agent.manifest import verify
 from wattbit.board.client import AgentClient
 from wattbit.board.program import Program, running
@@ -148,11 +148,8 @@ class Faults:
                     connection.close()
                 write(self, data)
 
-            Program.write = watched  # type: ignore[method-assign]
-            try:
+            with mock.patch.object(Program, "write", watched):
                 yield
-            finally:
-                Program.write = write  # type: ignore[method-assign]
 
         return self.disturbed("connection cut", "upload", disturb)
 
@@ -188,11 +185,8 @@ class Faults:
                     connection.run(["rm", "-f", "wattbit-hang"])
                     raise
 
-            client.AgentClient.request = watched  # type: ignore[method-assign]
-            try:
+            with mock.patch.object(AgentClient, "request", watched):
                 yield
-            finally:
-                client.AgentClient.request = run  # type: ignore[method-assign]
             assert len(seen) == 1 and "did not finish" in seen[0], seen
 
         return self.disturbed("accelerator hangs", "outputs", disturb)
@@ -244,11 +238,8 @@ class Faults:
                     left[0], data = 0, data[:-1] + bytes([data[-1] ^ 1])
                 write(self, data)
 
-            Program.write = watched  # type: ignore[method-assign]
-            try:
+            with mock.patch.object(Program, "write", watched):
                 yield
-            finally:
-                Program.write = write  # type: ignore[method-assign]
             assert left == [0], "nothing was altered"
 
         return self.disturbed("bundle corrupted in transit", "upload", disturb)
