@@ -41,6 +41,7 @@ lint: setup  ## ruff and mypy --strict
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy benchmarks
 
 clean:  ## environment, runs and cache
 	rm -rf .venv runs cache

@@ -271,9 +271,10 @@ def rows_of(case: Case, seeds: Sequence[int], budget: float, text: str | None, r
             for name in names:
                 for peer, goal in (("static8", 3.0), ("static4", 1.3)):
                     if name not in ("static8", peer):
-                        both = [[one["modelled"] for one in speed[key]] for key in (name, peer)]
-                        goal_ = goal if name.startswith("policy") else None
-                        rows.append(compare(title, f"{metric}, {name.split()[0]}", *both, peer, goal_, "modelled"))
+                        ours, theirs = ([one["modelled"] for one in speed[key]] for key in (name, peer))
+                        wanted = goal if name.startswith("policy") else None
+                        what = f"{metric}, {name.split()[0]}"
+                        rows.append(compare(title, what, ours, theirs, peer, wanted, "modelled"))
             if rtl and (board, batch) in SIMULATED:
                 runs = {
                     name: simulated(case, stats[0], name, found[0][name], board, batch, folders[0])["simulated"]

@@ -87,7 +87,8 @@ def integers(spec: EngineClass, shape: ExpertShape, seed: int) -> list[ExpertInt
             np.clip(np.rint(rng.normal(0, top / 2.5, size)), -top, top).astype(np.int8) for size in ((h, d), (d, h))
         )
         m1, m2 = (rng.integers(most // 4 + 1, most, size).astype(np.int32) for size in (h, d))
-        found.append(ExpertInts(expert, spec.precision, w1, w2, m1, m2, *rng.integers(11, 14, 2).tolist(), -4, -4, -4))
+        shift1, shift2 = rng.integers(11, 14, 2).tolist()
+        found.append(ExpertInts(expert, spec.precision, w1, w2, m1, m2, shift1, shift2, -4, -4, -4))
     return found
 
 

@@ -238,6 +238,7 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
     """Time layers under the widths of retrained models; search with the card as the meter."""
     if not runs and studies is None:
         raise WattbitError("there is nothing to measure; give --studies FILE or --stats FILE")
+    retrained = _retrained(studies) if studies else {}
     find_card()
     effort = Effort(10, 4, 2, 1, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
     rate = bandwidth(3, ()).sum_bytes_s
@@ -257,7 +258,7 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
             write(rows, path)
             write_json(path.with_suffix(".chosen.json"), extra)
 
-    for name, seeds in read_json(studies).items() if studies else ():
+    for name, seeds in retrained.items():
         found, extra["studies"][name] = study_part(name, seeds, effort, click.echo)
         keep(found)
         torch.cuda.empty_cache()
@@ -265,6 +266,21 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
         found, about = layer_part(_statistics(run), effort, rate, click.echo)
         extra["layers"][about["shape"]] = about
         keep(found)
+
+
+def _retrained(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The studies of a file that have retrained models of a preset's sizes, by name."""
+    try:
+        found = {
+            name: seeds
+            for name, seeds in read_json(path).items()
+            if name in PRESETS and all("uniform8" in one["tuned"] for one in seeds)
+        }
+    except (AttributeError, KeyError, TypeError):
+        found = {}
+    if not found:
+        raise WattbitError(f"{path} has no retrained models; give results/methods.studies.json")
+    return found
 
 
 def _statistics(path: Path) -> tuple[ExpertStats, ...]:

@@ -29,7 +29,7 @@ class HwmonSource:
     def _watts(self) -> float:
         try:
             text = self.path.read_text().strip()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise WattbitError(f"power sensor {self.rail} cannot be read: {error}") from None
         if not text.isdecimal():
             raise WattbitError(f"power sensor {self.rail} reads {text!r}, which is no number of microwatts")

@@ -108,7 +108,8 @@ def command(
 
 
 def own_folder(out: Path) -> None:
-    """WattbitError for a folder with files that are no earlier compilation's."""
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in OWN) if out.exists() else []
+    """WattbitError for a folder with files that are no earlier compilation's, nor hidden, as what a kill leaves."""
+    names = (path.name for path in out.iterdir()) if out.exists() else ()
+    foreign = sorted(name for name in names if name not in OWN and not name.startswith("."))
     if foreign:
         raise WattbitError(f"{out} holds other files ({foreign[0]}); give an empty or a new folder")
