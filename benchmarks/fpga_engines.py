@@ -80,8 +80,7 @@ def usable(board: str) -> Target:
     from wattbit.hls.vivado.toolchain import VivadoToolchain
     from wattbit.presets import share
 
-    whole = load(board).target
-    return replace(share(whole, VivadoToolchain.chip_share), bram18=whole.bram18)
+    return share(load(board).target, VivadoToolchain.chip_share)
 
 
 def workload(stats: Sequence[ExpertStats], batch: int) -> Workload:

@@ -15,12 +15,12 @@ from wattbit.run import RunConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """The sizes of a run. chip_share: how much of the board's FPGA its engines may take."""
+    """The sizes of a run. chip_share: how much of the board's LUTs, flip-flops and DSP slices a plan may take."""
 
     model: ModelConfig
     train: TrainConfig
     cotrain: CotrainSettings
-    chip_share: float = 1.0
+    chip_share: float = 0.8  # a chip that is full is not placed (UG949), and plans' LUTs are some per cent off
 
 
 WT2_MODEL = ModelConfig(vocab_size=8192, d_model=256, d_hidden=512, layers=4, heads=4, experts=16, context=256)
@@ -70,6 +70,6 @@ def files(data: str | None) -> list[list[str | int]]:
 
 
 def share(target: Target, part: float) -> Target:
-    """The target with a part of its FPGA's resources."""
-    lut, ff, dsp, bram18 = (int(whole * part) for whole in (target.lut, target.ff, target.dsp, target.bram18))
-    return replace(target, lut=lut, ff=ff, dsp=dsp, bram18=bram18)
+    """The target with a part of its LUTs, flip-flops and DSP slices, and all of its block RAM."""
+    lut, ff, dsp = (int(whole * part) for whole in (target.lut, target.ff, target.dsp))
+    return replace(target, lut=lut, ff=ff, dsp=dsp)

@@ -8,7 +8,6 @@ takes it.
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,7 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
     model = model_config(run)
     part = PRESETS[run.config.preset].chip_share
     target = share(board.target, part)
-    budget = replace(share(board.target, min(part, toolchain.chip_share)), bram18=target.bram18)
+    budget = share(board.target, min(part, toolchain.chip_share))
     planned = plan(final_allocation(run), model.shape, budget, workload(run))
     if not planned.fits:
         raise WattbitError(
