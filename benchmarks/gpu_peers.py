@@ -52,7 +52,7 @@ def torch_int4(rows: int, depth: int, x: Tensor) -> list[Call]:
 
 def gemlite(rows: int, depth: int, x: Tensor, bits: int) -> list[Call]:
     """Weight-only at 2, 4 or 8 bits in groups, autotuned by itself at its first call."""
-    from gemlite.helper import A16Wn  # type: ignore[import-not-found]
+    from gemlite.helper import A16Wn
 
     calls: list[Call] = []
     for _ in range(copies(rows * depth * bits / 8)):

@@ -96,7 +96,7 @@ def peer(config: GatedConfig, quantization: str, threads: int, path: Path) -> Ca
 
     def step(token: int) -> int:
         if model.n_tokens + 1 >= config.context:
-            model.reset()  # type: ignore[no-untyped-call]  # llama_cpp leaves it untyped
+            model.reset()
         model.eval([token])
         logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
         return int(np.ctypeslib.as_array(logits, (config.vocab_size,)).argmax())
