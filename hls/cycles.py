@@ -5,8 +5,9 @@ Time is counted from start to done. Vector k of an engine, in the order of its p
     dispatched  one header and `words` data words after the packet before it, when the lane has room: its queue holds
                 what `shell.queue_words` says, and as many more as its other queues hold are under way (`wattbit_lane`)
     fc1 ends    `fc1` cycles after it was dispatched or the vector before it ended, but no sooner than the expert's
-                first half has arrived from DDR, and no sooner than fc2 has begun the vector before it: the hidden FIFO
-                holds one vector, fc2's replay buffer another
+                first half has arrived from DDR. The hidden FIFO holds one vector, fc2's replay buffer another: fc1
+                stops when the registers behind its products are full too, until fc2 begins its last pass through the
+                vector before the one before
     fc2 ends    `fc2` cycles after the vector before it, or after fc1 has ended, whose beats its first pass follows; no
                 sooner than the expert's second half has arrived
     written     `words` beats of the shared port after the result is whole, one result after the other
@@ -35,6 +36,9 @@ TO_DONE = 10  # last response to done
 RESULT_GAP = 3  # between two results on the write port
 TO_LOAD = 2  # header to first beat, less the memory's latency
 FROM_LOAD = 3  # those of THROUGH that the last beat of an image passes, less fc2's own pipeline
+RESUME = 10  # from room in the hidden FIFO to fc1's next product and back, less fc1's own pipeline
+REQUANTS = 7  # turns that a requantisation may have under way (finn-rtllib's requant_axi_decoupled)
+FIFO_LEAST = 5  # beats that its fifo holds, however few are asked for
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Timing:
 
     fc1, fc2: cycles a vector. first_pass: those of fc2 that follow fc1's beats, one for each beat of a hidden vector.
     pipe1, pipe2: pipeline registers of each layer's products and of the turns that its sums take at requantisation.
+    rest: cycles that fc1 takes for the rest of a vector for which there was no room, once there is.
     image: beats of an expert's image, which are requant words and weights of fc1, then of fc2; zeros on chip.
     """
 
@@ -67,6 +72,7 @@ class Timing:
     first_pass: int
     pipe1: int
     pipe2: int
+    rest: int
     image: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @classmethod
@@ -74,16 +80,19 @@ class Timing:
         """lane_bits: bits of a requant lane in each layer; only a streamed engine's time depends on them."""
         products = shape.d_model * shape.d_hidden
         fc1, fc2 = products // (spec.pe1 * spec.simd1), products // (spec.pe2 * spec.simd2)
-        turns = (pe // lanes for pe, lanes in zip((spec.pe1, spec.pe2), spec.requant_lanes(shape), strict=True))
+        turns = [pe // lanes for pe, lanes in zip((spec.pe1, spec.pe2), spec.requant_lanes(shape), strict=True)]
         pipe1, pipe2 = (
             _product_registers(spec, simd) + (n if n > 1 else 0)
             for simd, n in zip((spec.simd1, spec.simd2), turns, strict=True)
         )
+        held = 2 + REQUANTS // turns[0] + (turns[0] > 1)  # beats in fc1's queue of sums, at requantisation, packed
+        held += max(FIFO_LEAST - shape.d_hidden // spec.pe1, 0)
+        rest = fc1 - held * (shape.d_model // spec.simd1) + pipe1 + RESUME
         image = (0, 0, 0, 0)
         if spec.streamed:
             a, b, c, d = (part.beats for part in image_parts(spec, shape, lane_bits))
             image = (a, b, c, d)
-        return cls(fc1, fc2, shape.d_hidden // spec.simd2, pipe1, pipe2, image)
+        return cls(fc1, fc2, shape.d_hidden // spec.simd2, pipe1, pipe2, rest, image)
 
     @property
     def per_vector(self) -> int:
@@ -104,6 +113,11 @@ class Timing:
     def after_load(self) -> int:
         """Those of them that the last beat of an image passes."""
         return FROM_LOAD + self.pipe2
+
+    @property
+    def last_pass(self) -> float:
+        """Beats of fc2's weights that its last pass takes."""
+        return self.image[3] * self.first_pass / self.fc2
 
     @property
     def load(self) -> int:
@@ -134,6 +148,7 @@ class _Lane:
         self.left: list[float] = []  # when each vector had left the queue
         self.hidden: list[float] = []  # fc1's ends
         self.results: list[float] = []  # fc2's ends
+        self.room: list[float] = []  # when fc2's last pass made some for the hidden vector after the next
         self.set = -1
         self.loader = 0.0  # when the loader is free
         self.begun = (0.0, 0.0)  # when each layer turns from the expert before to the present one
@@ -158,9 +173,12 @@ class _Lane:
             self.loader, self.begun = there2, begun
         end1 = max(start1 + timing.fc1, there1)
         if k > 1:
-            end1 = max(end1, self.results[k - 2] + timing.first_pass)
+            end1 = max(end1, self.results[k - 2] + timing.first_pass, self.room[k - 2] + timing.rest)
+        end2 = max(end1 + timing.fc2 - timing.first_pass, start2 + timing.fc2)
         self.hidden.append(end1)
-        self.results.append(max(end1 + timing.fc2 - timing.first_pass, start2 + timing.fc2, there2 - not_passed))
+        self.results.append(max(end2, there2 - not_passed))
+        last_pass = timing.last_pass * port.read_cycles if there2 - not_passed > end2 else timing.first_pass
+        self.room.append(self.results[-1] - last_pass)
 
 
 def launch(

@@ -58,6 +58,28 @@ def test_cycles_of_launches_that_were_simulated() -> None:
     assert modelled(0, [0], Port(read_latency=60, write_latency=30)) == pytest.approx(406, abs=2)
 
 
+def test_fc1_waits_for_room_while_fc2_loads() -> None:
+    """128 -> 64 and 64 -> 128, streamed: cycles of simulated launches of many vectors an expert."""
+    wide, narrow = ExpertShape(128, 64), SHAPE
+    ids = tuple(ExpertId(0, i) for i in range(8))
+    launches = (
+        (wide, EngineClass(Precision(8), 8, 4, 8, 8, ids, 0, "stream"), (8, 8), [24], 7794),
+        (wide, EngineClass(Precision(8), 8, 4, 8, 8, ids, 0, "stream"), (8, 8), [5, 5, 5, 9], 10170),
+        (wide, EngineClass(Precision(8), 8, 4, 8, 8, ids, 0, "stream"), (8, 8), [9, 9, 3, 3], 8651),
+        (
+            narrow,
+            EngineClass(Precision(8), 2, 8, 8, 2, ids, 0, "stream", "logic"),
+            (7, 7),
+            [1, 1, 0, 3, 9, 9, 1, 16],
+            26217,
+        ),
+    )
+    for shape, spec, lane_bits, vectors, cycles in launches:
+        sets = [expert for expert, count in enumerate(vectors) for _ in range(count)]
+        timing = Timing.of(spec, shape, lane_bits)
+        assert launch([timing], [0] * len(sets), sets, shape.d_model // 8) == pytest.approx(cycles, abs=4)
+
+
 def test_streamed_time_falls_with_the_bits() -> None:
     times = []
     for bits in (8, 4, 2):
