@@ -10,12 +10,12 @@ the exact optimum cannot be beaten; and coupled, where the planner's time on the
 which no table sees.
 
 `shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
-does, and may price as many new allocations as the policy. `local search` is that with the moves of the policy's own
-closing local search: what the policy owes to them, not to learning. At ABLATED bits, E=16: A2C, a cold start, no local
-search at the end, the widths 2, 4 and 8 alone, and a search whose hardware cost is the bits that pass, in place of the
-planner's time. A ratio is exp(difference of the rewards), that is of perplexities with the hardware's price included:
-above 1 where the policy is better. p is of a paired t-test over training seeds times policy seeds. "after N
-evaluations" is the best reward among the first N allocations priced.
+does, and may price as many allocations as the policy of the same seed did. `local search` is that with the moves of the
+policy's own closing local search: what the policy owes to them, not to learning. At ABLATED bits, E=16: A2C, a cold
+start, no local search at the end, the widths 2, 4 and 8 alone, and a search whose hardware cost is the bits that pass,
+in place of the planner's time. A ratio is exp(difference of the rewards), that is of perplexities with the hardware's
+price included: above 1 where the policy is better. p is of a paired t-test over training seeds times policy seeds.
+"after N evaluations" is the best reward among the first N allocations priced.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,10 @@ MARKS = (100, 300, 1000)  # evaluations
 OURS = "dmpq (PPO)"
 GOAL = "exact"  # of the coupled reward: to be beaten with p < 0.05
 
-Solver = Callable[[Problem, int], Choice]
+PATIENCE = 16  # moves of the controls for each price, so that they price as many as they may
+
+Solver = Callable[[Problem, int, int], Choice]
+"""Of a problem, a seed, and how many allocations may be priced."""
 
 
 @dataclass(frozen=True)
@@ -104,22 +107,28 @@ class Bits:
 
 
 def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
-    """Every method by name: the choice that it makes for a problem with a seed."""
-    evaluations = AgentSettings(**cell.settings).evaluations
+    """Every method by name, the policy's the first."""
 
     def agent(**more: Any) -> Solver:
         settings = AgentSettings(**cell.settings | more)
-        return lambda problem, seed: train(AllocationEnv(problem), seed, settings).choice
+        return lambda problem, seed, _: train(AllocationEnv(problem), seed, settings).choice
+
+    def searched(search: Callable[..., Choice]) -> Solver:
+        def solver(problem: Problem, seed: int, prices: int) -> Choice:
+            start = solve_shared(problem)
+            return search(problem, start, prices - problem.asked, seed, patience=PATIENCE)
+
+        return solver
 
     found: dict[str, Solver] = {
         OURS: agent(algorithm=PPO()),
-        "annealing": lambda problem, seed: anneal(problem, solve_shared(problem), evaluations, seed),
-        "local search": lambda problem, seed: improve(problem, solve_shared(problem), evaluations, seed),
-        "exact": lambda problem, _: solve(problem),
-        "shared": lambda problem, _: solve_shared(problem),
-        "greedy": lambda problem, _: greedy(problem),
-        "linear": lambda problem, _: linear_in_frequency(problem),
-        "random": random_allocation,
+        "annealing": searched(anneal),
+        "local search": searched(improve),
+        "exact": lambda problem, *_: solve(problem),
+        "shared": lambda problem, *_: solve_shared(problem),
+        "greedy": lambda problem, *_: greedy(problem),
+        "linear": lambda problem, *_: linear_in_frequency(problem),
+        "random": lambda problem, seed, _: random_allocation(problem, seed),
     }
     if ablated(cell):
         found |= {
@@ -128,7 +137,7 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
             "PPO, no local search": agent(local=0.0),
         }
     if cell.budget in widths:
-        found["uniform"] = lambda problem, _: problem.uniform(int(cell.budget))
+        found["uniform"] = lambda problem, *_: problem.uniform(int(cell.budget))
     return found
 
 
@@ -148,16 +157,17 @@ def work(cell: Cell, root: str) -> dict[str, Any]:
     marks: dict[str, list[list[float]]] = {}
     asked: dict[str, list[int]] = {}
     for name, solver in solvers(cell, every).items():
-        for seed in SEEDS:
+        for place, seed in enumerate(SEEDS):
             fresh = problem()
-            rewards.setdefault(name, []).append(fresh.reward(solver(fresh, seed)))
+            prices = 0 if name == OURS else asked[OURS][place]
+            rewards.setdefault(name, []).append(fresh.reward(solver(fresh, seed, prices)))
             asked.setdefault(name, []).append(fresh.asked)
             if cell.nats and name in (OURS, "annealing", "A2C", "PPO, cold start"):
                 marks.setdefault(name, []).append(progress(fresh))
     if ablated(cell):
         judge, ours = problem(), solvers(cell, every)[OURS]
         for name, other in (("widths 2, 4, 8", problem(FEW_WIDTHS)), ("cost by bits", problem(every, Bits()))):
-            chosen = [other.allocation(ours(other, seed)) for seed in SEEDS]
+            chosen = [other.allocation(ours(other, seed, 0)) for seed in SEEDS]
             rewards[name] = [judge.reward(judge.choice(allocation)) for allocation in chosen]
     write_json(path, {"cell": asdict(cell), "rewards": rewards, "marks": marks, "asked": asked})
     return dict(read_json(path))

@@ -77,7 +77,7 @@ def read(preset: str, seed: int, steps: int, iterations: int, root: Path) -> Fou
             if turn and name == CO:
                 now = replace(problem, stats=smoothed(model.stats(widths)), history=[stats])
                 taken = [problem.allocation(train(AllocationEnv(now), seed, settings).choice)]
-            model.finetune_over(taken, steps // 2, seed + turn)
+            model.finetune_over(taken, (steps + 1 - turn) // 2, seed + turn)
         own = taken[0] if taken else best
         found[name] = {OWN: [model.perplexity(own)], "the policy's best": [model.perplexity(best)]}
         for what, allocations in switched.items():
@@ -101,7 +101,7 @@ def compare(case: str, what: str, ours: Sequence[float], peer: str, theirs: Sequ
 @click.option("--quick", is_flag=True, help="The tiny preset, few steps: figures that mean nothing.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 @click.option("--runs", "root", default=RUNS, type=click.Path(path_type=Path), help="Folder of runs and of seeds done.")
-@click.option("--steps", default=40, show_default=True, help="Fine-tuning steps.")
+@click.option("--steps", type=click.IntRange(2), default=40, show_default=True, help="Steps of both fine-tunings.")
 def main(quick: bool, path: Path | None, root: Path, steps: int) -> None:
     preset, steps, iterations = ("tiny", 4, 5) if quick else ("demo", steps, 40)
     seeds = [read(preset, seed, steps, iterations, root) for seed in SEEDS]

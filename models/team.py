@@ -4,7 +4,8 @@
 
 The first process does everything else (searches, statistics, perplexities, files); the others wait for it and join its
 fine-tunings, each with its share of every step's contexts and gradients averaged over all (DistributedDataParallel), so
-that their number changes the order of float sums and nothing else.
+that their number changes the order of float sums and nothing else. (But for the load-balancing loss, a product of means
+over a process's own tokens, as in `wattbit.models.distributed`.)
 """
 
 import json

@@ -31,7 +31,7 @@ def prices(meter: Meter, allocations: Sequence[Allocation], workload: Workload) 
     """The price of each allocation, side by side where the meter can, else one after the other."""
     if isinstance(meter, SideBySide):
         return meter.costs(allocations, workload)
-    return [_price(meter, allocation, workload) for allocation in allocations]
+    return [price(meter, allocation, workload) for allocation in allocations]
 
 
 def width(meter: Meter) -> int:
@@ -46,7 +46,8 @@ def only(found: Sequence[Price]) -> Cost:
     return price
 
 
-def _price(meter: Meter, allocation: Allocation, workload: Workload) -> Price:
+def price(meter: Meter, allocation: Allocation, workload: Workload) -> Price:
+    """The price of one allocation."""
     try:
         return meter.cost(allocation, workload)
     except InfeasibleError as error:

@@ -13,9 +13,9 @@ J(a) = H(a) - sum_i g_i(a_i) what is left, expert i's advantage is
     A_i = E_pi [c_i] - c_i(a_i),  c_i = d_i + y_g b + g_i    its own share, E_pi over its K widths in closed form
           + (mean_s J - J(a)) S / (S - 1)                    joint, against the other choices of the same gate setting
 
-divided by its standard deviation over the batch, expert by expert, so that a rare expert's small damage moves its
-choice as surely as a busy one's. A gate setting's advantage is its mean R_g against that of the other settings,
-standardised.
+divided by its root mean square over the batch, expert by expert, so that a rare expert's small damage moves its choice
+as surely as a busy one's (not by its standard deviation, which is 0 where all draws agree). A gate setting's advantage is its
+mean R_g against that of the other settings, standardised.
 """
 
 from dataclasses import dataclass
@@ -116,7 +116,6 @@ def draw(
     hardware = np.array([[info["hardware_nats"] for *_, info in row] for row in steps])
     opened = gates.bool().numpy()
     price = np.array([prices.of(row) for row in opened])[:, None, None]  # [G, 1, 1]
-    critic.learn(choices, hardware)
     own = problem.damage + critic.shares
     priced = own + price[..., None] * problem.widths  # [G, 1, N, K]
     paid = own[np.arange(N), choices] + price * problem.widths[choices]  # [G, S, N]
@@ -124,6 +123,7 @@ def draw(
     left = hardware - critic.shares[np.arange(N), choices].sum(axis=-1)  # [G, S]
     joint = (left.mean(axis=1, keepdims=True) - left) * choice_draws / (choice_draws - 1)
     advantage = expected - paid + joint[..., None]
+    critic.learn(choices, hardware)  # for the next draws: a baseline fitted to these would be biased by them
     for row, bits in zip(opened, problem.bits(choices).mean(axis=1), strict=True):
         prices.adapt(row, bits)
     values = price[..., 0] * problem.budget - paid.sum(axis=-1) - left  # [G, S], R_g
@@ -134,7 +134,7 @@ def draw(
         gate_log_probs=of_gates(gate_logits, gates),
         log_probs=of_actions(log_probs, actions),
         gate_advantage=torch.from_numpy((means - means.mean()) / (means.std() + 1e-12)).float(),
-        advantage=torch.from_numpy(advantage / (advantage.std(axis=(0, 1)) + 1e-12)).float(),
+        advantage=torch.from_numpy(advantage / (np.sqrt((advantage**2).mean(axis=(0, 1))) + 1e-12)).float(),
         choices=choices,
         rewards=rewards,
     )

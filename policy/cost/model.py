@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from wattbit.errors import InfeasibleError
 from wattbit.plan import Allocation, Cost, Meter, Workload
 from wattbit.policy.cost.fitting import Fitted, Floats, Work
-from wattbit.policy.pricing import Price, prices, width
+from wattbit.policy.pricing import Price, SideBySide, price, width
 
 STATIC_W = "static power, W"
 
@@ -115,12 +114,10 @@ class CautiousMeter:
         return width(self.predictor)
 
     def costs(self, allocations: Sequence[Allocation], workload: Workload) -> list[Price]:
-        """Prices, side by side where the predictor can."""
-        found = prices(self.predictor, allocations, workload)
-        return [
-            price if isinstance(price, InfeasibleError) else self.cost(allocation, workload)
-            for allocation, price in zip(allocations, found, strict=True)
-        ]
+        """Prices, taken side by side where the predictor can; it then knows what it predicts for each."""
+        if isinstance(self.predictor, SideBySide):
+            self.predictor.costs(allocations, workload)
+        return [price(self, allocation, workload) for allocation in allocations]
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
         return self.predictor.predict(allocation, workload).cautious
