@@ -12,6 +12,8 @@ from wattbit.errors import WattbitError
 from wattbit.hls.accelerator import Accelerator, verilate
 from wattbit.hls.engine import EngineRtl, write_engine
 from wattbit.hls.engine_plan import EnginePlan
+from wattbit.hls.launches import Launch
+from wattbit.hls.launches import cycles as modelled_cycles
 from wattbit.hls.shell import build_shell
 from wattbit.plan import ExpertId
 
@@ -37,7 +39,8 @@ def simulate(
 
     images: of the plan's streamed engines, see `images_of`.
     stall_seed: not 0 stalls all streams at random. Returns vectors, their number; cycles, from start to
-    done, summed over the layers; bit_exact and provenance. Raises WattbitError if any output differs.
+    done, summed over the layers; modelled_cycles, what `hls.cycles` expects of the same packets without stalls;
+    bit_exact and provenance, that of cycles. Raises WattbitError if any output differs.
     """
     places = {
         expert: (engine, index) for engine, spec in enumerate(plan.classes) for index, expert in enumerate(spec.experts)
@@ -45,6 +48,7 @@ def simulate(
     ids = [ExpertId(int(a), int(b)) for a, b in zip(vectors["layer"], vectors["expert"], strict=True)]
     on_fpga = np.array([place in places for place in ids])
     cycles = wrong = 0
+    packets: list[Launch] = []
     with Accelerator(library, stall_seed=stall_seed, images=images) as accelerator:
         for layer in sorted({place.layer for place in ids if place in places}):
             rows = np.flatnonzero(on_fpga & (vectors["layer"] == layer))
@@ -52,6 +56,7 @@ def simulate(
             got, taken = accelerator.run(engine, index, vectors["x"][rows])
             wrong += int((got != vectors["y"][rows]).any(axis=1).sum())
             cycles += taken
+            packets.append((engine, index))
     count = int(on_fpga.sum())
     if wrong:
         stalls = "with stalls" if stall_seed else "without stalls"
@@ -59,6 +64,7 @@ def simulate(
     return {
         "vectors": count,
         "cycles": cycles,
+        "modelled_cycles": modelled_cycles(plan, packets),
         "bit_exact": True,  # any difference has raised
         "provenance": "simulated",
     }

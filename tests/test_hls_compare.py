@@ -66,6 +66,7 @@ def test_a_plan_is_simulated_exactly(
         for layer in {e.layer for e in ids}
     )
     assert busiest <= result["cycles"] < 1.5 * busiest  # and filling and draining the others
+    assert result["modelled_cycles"] == pytest.approx(result["cycles"], rel=0.01)  # of the very same packets
 
     library = next(tmp_path.rglob("libwattbit_accel.so"))
     assert simulate(planned, library, vectors) == result

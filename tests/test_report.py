@@ -2,11 +2,8 @@
 
 import pytest
 
-from wattbit.plan import Cost
 from wattbit.report import METHODS, cycles_provenance, main_table, rows, significant, weighed
 
-TOKENS = 1000
-CLOCK_MHZ = 100.0
 SPREAD = {"mean": 30.0, "std": None, "values": [30.0]}
 COTRAIN = {
     "methods": {
@@ -15,40 +12,54 @@ COTRAIN = {
             "memory_bytes": 286720,
             "perplexity_before": SPREAD,
             "perplexity_after": SPREAD | ({"std": 0.7, "values": [29.0, 30.0, 31.0]} if name == "random" else {}),
-            "cost": Cost(2e-3, None, 286720, "modelled").to_json(),  # 200 cycles a token
         }
         for name in METHODS
     }
 }
 CONTROLS = {
-    name: {"cycles_per_token": 240.0 + i, "ms_per_token": 2.4e-3, "modelled_cycles_per_token": 120.0}
+    name: {
+        "cycles_per_token": 240.0 + i,
+        "ms_per_token": 2.4e-3,
+        "modelled_cycles_per_token": 239.0,
+        "planned_cycles_per_token": 120.0,
+    }
     for i, name in enumerate(METHODS)
     if name != "dmpq"
 }
 BENCH = {
-    "fpga": {"cycles_per_token": 250.0, "ms_per_token": 2.5e-3, "clock_mhz": CLOCK_MHZ, "provenance": "simulated"},
+    "fpga": {"cycles_per_token": 250.0, "ms_per_token": 2.5e-3, "provenance": "simulated"},
     "energy": {"net_mj_per_token": 0.00053126},
+    "packets_per_token": 4,
+}
+BUILD = {
+    "plan": {"batch": 256, "batch_cycles": 256 * 200.0},
+    "simulation": {"vectors": 1024, "modelled_cycles": 256 * 249.0},
 }
 
 
 def test_every_method_has_cycles_and_only_the_boards_has_energy() -> None:
-    found = {row.method: row for row in rows(COTRAIN, CONTROLS, BENCH, TOKENS)}
+    found = {row.method: row for row in rows(COTRAIN, CONTROLS, BENCH, BUILD)}
     assert list(found) == list(METHODS)
     for place, name in enumerate(CONTROLS):
         assert found[name].cycles_per_token == 240 + place
         assert found[name].energy_mj_per_token is None
-        # of the allocation that was simulated, which is not the mean that `cost` is
-        assert found[name].model_error == pytest.approx(120 / (240 + place) - 1)
     assert found["dmpq"].cycles_per_token == 250
     assert found["dmpq"].energy_mj_per_token == 0.00053126
-    assert found["dmpq"].model_error == pytest.approx(200 / 250 - 1)
+
+
+def test_the_models_error_and_the_scatter_of_batches_are_two_figures() -> None:
+    found = {row.method: row for row in rows(COTRAIN, CONTROLS, BENCH, BUILD)}
+    assert found["uniform8"].model_error == pytest.approx(239 / 240 - 1)
+    assert found["uniform8"].off_plan == pytest.approx(240 / 120 - 1)
+    assert found["dmpq"].model_error == pytest.approx(249 / 250 - 1)
+    assert found["dmpq"].off_plan == pytest.approx(250 / 200 - 1)
 
 
 def test_the_table_prints_tiny_figures_and_says_where_cycles_are_from() -> None:
-    head, _, *lines = main_table(rows(COTRAIN, CONTROLS, BENCH, TOKENS), "simulated", CLOCK_MHZ).splitlines()
-    assert "| cycles/token (simulated) | ms/token (simulated) | mJ/token (simulated) |" in head
-    assert lines[0].endswith("| 200.0 | 0.00200 | 240.0 | 0.00240 | - |")
-    assert lines[-1].endswith("| 200.0 | 0.00200 | 250.0 | 0.00250 | 0.000531 |")
+    head, _, *lines = main_table(rows(COTRAIN, CONTROLS, BENCH, BUILD), "simulated").splitlines()
+    assert "| cycles/token, this batch (simulated) | ms/token (simulated) | mJ/token (simulated) |" in head
+    assert lines[0].endswith("| 120.0 | 239.0 | 240.0 | 0.00240 | - |")
+    assert lines[-1].endswith("| 200.0 | 249.0 | 250.0 | 0.00250 | 0.000531 |")
     assert cycles_provenance("measured") == "simulated; DMPQ measured"
 
 

@@ -191,7 +191,8 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
     """Simulate the engines of every control's first allocation, with its fine-tuned weights, two side by side.
 
     `controls/METHOD.json` keeps a finished one; `controls/controls.json` has all by name: what `simulate_plan` returns,
-    the allocation's digest, cycles and milliseconds a token, and modelled_cycles_per_token of the same plan.
+    the allocation's digest, and cycles and milliseconds a token: simulated, modelled for the same vectors, and planned,
+    the plan's expectation over many batches.
     """
     import torch
 
@@ -214,12 +215,13 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
 
         def simulate() -> None:
             result = simulate_plan(planned, ints, vectors, run.path("controls", name))
-            cycles = result["cycles"] * model.config.layers * model.config.top_k / result["vectors"]
+            tokens = result["vectors"] / (model.config.layers * model.config.top_k)
             more = {
                 "allocation": allocation.digest,
-                "cycles_per_token": cycles,
-                "ms_per_token": cycles / planned.clock_mhz * 1e-3,
-                "modelled_cycles_per_token": planned.cycles / WORKLOAD_TOKENS,
+                "cycles_per_token": result["cycles"] / tokens,
+                "ms_per_token": result["cycles"] / tokens / planned.clock_mhz * 1e-3,
+                "modelled_cycles_per_token": result["modelled_cycles"] / tokens,
+                "planned_cycles_per_token": planned.batch_cycles / planned.batch,
             }
             write_json(kept[name], result | more)
 
@@ -262,7 +264,7 @@ def bench(run: Run, progress: Progress) -> dict[str, Any]:
 
 
 def write_report(run: Run, progress: Progress) -> dict[str, Any]:
-    return report.write(run, WORKLOAD_TOKENS)
+    return report.write(run)
 
 
 PIPELINE = Pipeline(
