@@ -19,7 +19,7 @@ from rows import Benchmark, Row, show, write
 
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertStats, Workload
 from wattbit.policy.methods.registry import METHODS, method
-from wattbit.recipe import Budget, Recipe, Subject
+from wattbit.recipe import Budget, Quantizer, Recipe, Subject
 
 LAYER = 64  # experts
 WIDTHS = (2, 3, 4, 6, 8)
@@ -40,10 +40,12 @@ class Drawn:
     def experts(self) -> tuple[ExpertId, ...]:
         return tuple(s.expert for s in self.table)
 
-    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
+    def stats(self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn") -> tuple[ExpertStats, ...]:
         return tuple(replace(s, damage=tuple(d for d in s.damage if d[0] in weight_bits)) for s in self.table)
 
-    def reconstruction(self, weight_bits: tuple[int, ...]) -> Mapping[ExpertId, Mapping[int, float]]:
+    def reconstruction(
+        self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn"
+    ) -> Mapping[ExpertId, Mapping[int, float]]:
         return {s.expert: {bits: s.damage_at(bits) ** 0.5 for bits in weight_bits} for s in self.table}
 
     def gate_ratios(self) -> tuple[float, ...]:

@@ -80,6 +80,6 @@ class ExpertModel(Protocol):
         ...
 
     def tail(self, layer: int, contexts: Tensor) -> Callable[[], Tensor]:
-        """`losses` of these contexts, to be asked for while experts of this mixture layer or later ones change: what is
-        before it is computed once, here."""
+        """Logits [n, S, V] behind `losses` of these contexts, to be asked for while experts of this mixture layer or
+        later ones change: what is before it is computed once, here."""
         ...

@@ -90,13 +90,13 @@ class OwnModel:
         attended, inputs = first.attend(x)
 
         @torch.no_grad()
-        def losses() -> Tensor:
+        def logits() -> Tensor:
             y = attended + first.mixture(inputs)[0].view_as(attended)
             for block in later:
                 y, _ = block(y)
-            return token_losses(self.network.head(y), contexts[:, 1:])
+            return self.network.head(y)
 
-        return losses
+        return logits
 
     def _weights(self, expert: ExpertId) -> dict[str, Tensor]:
         mixture = self.network.layers[expert.layer].mixture

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from wattbit.models.divergence import Predictions
 from wattbit.models.expert import BrevitasExpert
 from wattbit.models.network import Routing, Transformer, token_losses
 from wattbit.plan import ExpertId, ExpertStats
 from wattbit.progress import Progress, silent
 
 GRADIENT_CONTEXTS = 16  # that go through the network together
+DAMAGE_CONTEXTS = 64  # that damage is measured on: so few tell experts apart (results/damage.md)
 
 Quantized = Callable[[ExpertId, int], BrevitasExpert]
 """The expert at a weight width."""
@@ -25,16 +28,21 @@ def expert_stats(
     quantized: Quantized,
     progress: Progress = silent,
 ) -> tuple[ExpertStats, ...]:
-    """Statistics on contexts [n, S + 1], with each expert alone quantized at each width."""
+    """Statistics on contexts [n, S + 1], with each expert alone quantized at each width on `some` of them."""
     gradients = gradient_norms(network, contexts)
     with torch.no_grad():
-        trace = _Trace.of(network, contexts)
+        trace, part = _Trace.of(network, contexts), _Trace.of(network, some(contexts))
         found = []
         for identity in network.config.expert_ids:
-            damage = tuple((bits, trace.damage(quantized(identity, bits))) for bits in sorted(weight_bits))
+            damage = tuple((bits, part.damage(quantized(identity, bits))) for bits in sorted(weight_bits))
             found.append(_describe(network, trace, identity, initial_router_norms, gradients[identity], damage))
             progress("damage", len(found), len(network.config.expert_ids))
     return tuple(found)
+
+
+def some(contexts: Tensor) -> Tensor:
+    """At least `DAMAGE_CONTEXTS` of the contexts, spread over them; all where there are fewer."""
+    return contexts[:: max(1, len(contexts) // DAMAGE_CONTEXTS)]
 
 
 def _describe(
@@ -93,14 +101,16 @@ class _Trace:
     """The float model's activations on the contexts, so that a changed expert costs only what follows from it."""
 
     network: Transformer
-    targets: Tensor  # [T]
-    losses: Tensor  # [T]
+    stream: Tensor  # [T, D] after the last block
     layers: list[_LayerTrace]
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        return Predictions.of(self.network.head, self.stream)
 
     @classmethod
     def of(cls, network: Transformer, contexts: Tensor) -> "_Trace":
         x = network.embedding(contexts[:, :-1])
-        targets = contexts[:, 1:].flatten()
         layers = []
         for block in network.layers:
             x, inputs = block.attend(x)
@@ -110,10 +120,10 @@ class _Trace:
             combined = routing.combine(outputs)
             layers.append(_LayerTrace(x, rows, outputs, combined, routing))
             x = x + combined.view_as(x)
-        return cls(network, targets, token_losses(network.head(x.flatten(0, 1)), targets), layers)
+        return cls(network, x.flatten(0, 1), layers)
 
     def damage(self, expert: BrevitasExpert) -> float:
-        """Rise of the mean loss with this expert in place of its float weights."""
+        """Mean divergence from the float model with this expert in place of its float weights, in nats a token."""
         index, layer = expert.expert.layer, self.layers[expert.expert.layer]
         first = sum(layer.routing.counts[: expert.expert.expert])
         rows = slice(first, first + layer.routing.counts[expert.expert.expert])
@@ -124,9 +134,9 @@ class _Trace:
         change = gates[:, None] * (expert(layer.inputs[rows]) - layer.outputs[rows])  # [n, D]
         x = (layer.stream.flatten(0, 1) + layer.combined).index_add(0, tokens, change)  # [T, D]
         if index == len(self.layers) - 1:  # nothing mixes tokens any more
-            losses = token_losses(self.network.head(x[tokens]), self.targets[tokens])
-            return (losses - self.losses[tokens]).sum().item() / len(self.targets)
+            divergence = self.predictions.divergence(self.network.head, x[tokens], tokens)
+            return divergence.double().sum().item() / len(x)
         x = x.view_as(layer.stream)
         for block in self.network.layers[index + 1 :]:
             x, _ = block(x)
-        return (token_losses(self.network.head(x.flatten(0, 1)), self.targets) - self.losses).mean().item()
+        return self.predictions.divergence(self.network.head, x.flatten(0, 1)).double().mean().item()

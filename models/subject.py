@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wattbit.errors import WattbitError
+from wattbit.models.divergence import Predictions
 from wattbit.models.expert_model import ExpertModel, LayerTrace, Matrices
 from wattbit.models.packed import PackedExpert
 from wattbit.models.quantizers.apply import (
@@ -21,10 +23,11 @@ from wattbit.models.quantizers.apply import (
 )
 from wattbit.plan import ExpertId, ExpertStats, Precision
 from wattbit.progress import Progress, silent
-from wattbit.recipe import Pruning, Recipe
+from wattbit.recipe import Pruning, Quantizer, Recipe
 
 FLOAT_BYTES = 2  # of a weight of the float model, in memory_bytes
 BATCH_TOKENS = 8192  # that go through the model together
+LOGITS = 2**28  # of a damaged model that exist together
 TOGETHER = 2**25  # weights that are quantized together
 
 
@@ -42,8 +45,8 @@ class ModelSubject:
         self._progress = progress
         self._float = {expert: model.matrices(expert) for expert in model.expert_ids}
         self._packed: dict[tuple[ExpertId, ExpertRecipe], PackedExpert] = {}
-        self._damage: dict[tuple[ExpertId, int], float] = {}
-        self._errors: dict[tuple[ExpertId, int], float] = {}
+        self._damage: dict[tuple[ExpertId, ExpertRecipe], float] = {}
+        self._errors: dict[tuple[ExpertId, ExpertRecipe], float] = {}
         self._perplexity: dict[str, float] = {}
         self._traced: list[LayerTrace] | None = None
         self._gradients: dict[ExpertId, float] | None = None
@@ -56,21 +59,32 @@ class ModelSubject:
     def top_k(self) -> int:
         return self.model.top_k
 
-    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
-        """Damage is what the whole model's loss rises by; `router_change` is the final norm where the first is unknown;
-        `max_variance` is the largest over the rows of all matrices that read the input."""
-        self._measure_damage(weight_bits)
+    def stats(self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn") -> tuple[ExpertStats, ...]:
+        """Damage is measured on the whole model (`models.divergence`); `router_change` is the final norm where the
+        first is unknown; `max_variance` is the largest over the rows of all matrices that read the input."""
+        widths = {bits: ExpertRecipe(bits, quantizer) for bits in sorted(weight_bits)}
+        self._measure_damage(tuple(widths.values()))
         if self._gradients is None:
             self._gradients = self.model.gradient_norms(self._calibration)
-        return tuple(self._describe(expert, weight_bits, self._gradients[expert]) for expert in self.experts)
+        return tuple(
+            replace(
+                self._describe(expert, self._gradients[expert]),
+                damage=tuple((bits, self._damage[expert, how]) for bits, how in widths.items()),
+            )
+            for expert in self.experts
+        )
 
-    def reconstruction(self, weight_bits: tuple[int, ...]) -> Mapping[ExpertId, Mapping[int, float]]:
+    def reconstruction(
+        self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn"
+    ) -> Mapping[ExpertId, Mapping[int, float]]:
         """The calibration text counts as one batch."""
-        for bits in weight_bits:
+        widths = {bits: ExpertRecipe(bits, quantizer) for bits in weight_bits}
+        self._pack_together([(expert, how) for expert in self.experts for how in widths.values()])
+        for how in widths.values():
             for expert in self.experts:
-                if (expert, bits) not in self._errors:
-                    self._errors[expert, bits] = self._error(expert, bits)
-        return {expert: {bits: self._errors[expert, bits] for bits in weight_bits} for expert in self.experts}
+                if (expert, how) not in self._errors:
+                    self._errors[expert, how] = self._error(expert, how)
+        return {e: {bits: self._errors[e, how] for bits, how in widths.items()} for e in self.experts}
 
     def gate_ratios(self) -> tuple[float, ...]:
         if self.top_k == 1:
@@ -167,35 +181,41 @@ class ModelSubject:
         """Mean cross-entropy in nats a token."""
         return _mean(self.model.losses(part, pruning) for part in self._parts(contexts))
 
-    def _parts(self, contexts: Tensor) -> tuple[Tensor, ...]:
-        return contexts.split(max(1, BATCH_TOKENS // contexts.shape[1]))
+    def _parts(self, contexts: Tensor, tokens: int = BATCH_TOKENS) -> tuple[Tensor, ...]:
+        """Contexts of so many tokens together, and no more than `BATCH_TOKENS`."""
+        return contexts.split(max(1, min(tokens, BATCH_TOKENS) // contexts.shape[1]))
 
-    def _measure_damage(self, weight_bits: tuple[int, ...]) -> None:
-        for bits in weight_bits:
-            Precision(bits)  # refuses unknown widths before the work
-        missing = [(e, b) for e in self.experts for b in weight_bits if (e, b) not in self._damage]
-        if not missing:
-            return
-        done = 0
+    def _measure_damage(self, widths: Sequence[ExpertRecipe]) -> None:
+        for how in widths:
+            Precision(how.bits)  # refuses unknown widths before the work
+        missing = [(e, how) for e in self.experts for how in widths if (e, how) not in self._damage]
         for layer in sorted({expert.layer for expert, _ in missing}):
-            own = [(e, ExpertRecipe(b)) for e, b in missing if e.layer == layer]
+            own = [(e, how) for e, how in missing if e.layer == layer]
             self._pack_together(own)
-            tails = [self.model.tail(layer, part) for part in self._parts(self._calibration)]
-            before = _mean(tail() for tail in tails)
-            for expert, how in own:
-                self._damage[expert, how.bits] = 0.0
-                if self._inputs(expert)[0].shape[0]:
-                    self.model.replace(expert, self._pack(expert, how).dequantize())
-                    self._damage[expert, how.bits] = _mean(tail() for tail in tails) - before
-                    self.model.replace(expert, self._float[expert])
-                done += 1
-                self._progress("damage", done, len(missing))
+            self._damage |= self._divergences(layer, own)
 
-    def _error(self, expert: ExpertId, bits: int) -> float:
+    def _divergences(
+        self, layer: int, wanted: Sequence[tuple[ExpertId, ExpertRecipe]]
+    ) -> dict[tuple[ExpertId, ExpertRecipe], float]:
+        """Mean divergence from the float model, in nats a token, with one expert of a layer alone quantized so."""
+        seen, words = self.tokens(), self.model.tail(layer, self._calibration[:1])().shape[-1]
+        sums, tokens, parts = dict.fromkeys(wanted, 0.0), 0, self._parts(self._calibration, LOGITS // words)
+        for number, part in enumerate(parts):
+            tail = self.model.tail(layer, part)
+            exact = tail().flatten(0, 1)
+            predictions, tokens = Predictions.of(_same, exact), tokens + len(exact)
+            for done, (expert, how) in enumerate(wanted, number * len(wanted) + 1):
+                if seen[expert]:
+                    self.model.replace(expert, self._pack(expert, how).dequantize())
+                    sums[expert, how] += predictions.divergence(_same, tail().flatten(0, 1)).double().sum().item()
+                    self.model.replace(expert, self._float[expert])
+                self._progress(f"damage of layer {layer}", done, len(parts) * len(wanted))
+        return {key: nats / tokens for key, nats in sums.items()}
+
+    def _error(self, expert: ExpertId, how: ExpertRecipe) -> float:
         inputs, gates = self._inputs(expert)
         exact, rounded = (
-            self._run(matrices, inputs)
-            for matrices in (self._float[expert], self._pack(expert, ExpertRecipe(bits)).dequantize())
+            self._run(matrices, inputs) for matrices in (self._float[expert], self._pack(expert, how).dequantize())
         )
         return ((exact - rounded) * gates[:, None]).norm().item()
 
@@ -204,7 +224,8 @@ class ModelSubject:
         full = {name: weights.float() for name, weights in matrices.items()}
         return F.linear(self.model.hidden(full, x), full[self.model.last])
 
-    def _describe(self, expert: ExpertId, weight_bits: tuple[int, ...], gradient_norm: float) -> ExpertStats:
+    def _describe(self, expert: ExpertId, gradient_norm: float) -> ExpertStats:
+        """All but the damage."""
         layer = self._trace()[expert.layer]
         tokens, gates = layer.rows(expert.expert)
         matrices = self._float[expert]
@@ -220,7 +241,7 @@ class ModelSubject:
             router_change=norm - (0.0 if initial is None else initial[expert.expert]),
             max_variance=max(matrices[name].float().var(dim=1).max().item() for name in self.model.first),
             kurtosis=(centred.pow(4).mean() / centred.pow(2).mean().square() - 3).item(),
-            damage=tuple((bits, self._damage[expert, bits]) for bits in sorted(weight_bits)),
+            damage=(),
             tokens=len(tokens),
         )
 
@@ -228,3 +249,7 @@ class ModelSubject:
 def _mean(losses: Iterable[Tensor]) -> float:
     """Of parts [n, S]."""
     return torch.cat(list(losses)).double().mean().item()
+
+
+def _same(logits: Tensor) -> Tensor:
+    return logits

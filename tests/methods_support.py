@@ -7,7 +7,7 @@ import numpy as np
 
 from wattbit.errors import WattbitError
 from wattbit.plan import ExpertId, ExpertStats, Workload
-from wattbit.recipe import Recipe
+from wattbit.recipe import Quantizer, Recipe
 
 WIDTHS = (2, 3, 4, 6, 8)
 D_MODEL, D_HIDDEN = 64, 96
@@ -27,10 +27,12 @@ class FakeSubject:
     def experts(self) -> tuple[ExpertId, ...]:
         return tuple(s.expert for s in self.table)
 
-    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
+    def stats(self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn") -> tuple[ExpertStats, ...]:
         return tuple(replace(s, damage=tuple(d for d in s.damage if d[0] in weight_bits)) for s in self.table)
 
-    def reconstruction(self, weight_bits: tuple[int, ...]) -> Mapping[ExpertId, Mapping[int, float]]:
+    def reconstruction(
+        self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn"
+    ) -> Mapping[ExpertId, Mapping[int, float]]:
         rows = zip(self.experts, self.error, strict=True)
         return {expert: {bits: float(row[bits - 2]) for bits in weight_bits} for expert, row in rows}
 

@@ -160,16 +160,22 @@ def test_statistics_are_what_they_say(learner: MoELearner, subject: ModelSubject
 
 
 @pytest.mark.parametrize("expert", [ExpertId(0, 1), ExpertId(1, 2)], ids=str)
-def test_damage_is_the_rise_of_the_loss_with_that_expert_alone(
-    learner: MoELearner, subject: ModelSubject, expert: ExpertId
+def test_damage_is_the_divergence_from_the_float_model_with_that_expert_alone(
+    learner: MoELearner, subject: ModelSubject, expert: ExpertId, monkeypatch: pytest.MonkeyPatch
 ):
+    """Also with the text in many parts."""
+    monkeypatch.setattr(subject_module, "LOGITS", 3 * TINY_MODEL.context * TINY_MODEL.vocab_size)
     damage = next(one for one in subject.stats((2,)) if one.expert == expert).damage_at(2)
-    calibration = learner.samples.calibration
-    before = perplexity(learner.network, calibration)
-    mixture = learner.network.layers[expert.layer].mixture
-    for matrices in (mixture.w1.data, mixture.w2.data):
-        matrices[expert.expert] = rtn.quantize(matrices[expert.expert], 2).dequantize()
-    assert damage == pytest.approx(math.log(perplexity(learner.network, calibration) / before), abs=1e-5)
+    tokens = learner.samples.calibration[:, :-1]
+    with torch.no_grad():
+        before = learner.network(tokens)[0].double().softmax(dim=-1)
+        mixture = learner.network.layers[expert.layer].mixture
+        for matrices in (mixture.w1.data, mixture.w2.data):
+            matrices[expert.expert] = rtn.quantize(matrices[expert.expert], 2).dequantize()
+        after = learner.network(tokens)[0].double().log_softmax(dim=-1)
+    expected = (before * (before.log() - after)).sum(dim=-1).mean().item()
+    assert damage == pytest.approx(expected, rel=1e-3)
+    assert damage > 0
 
 
 def test_reconstruction_is_the_change_of_the_layers_output(learner: MoELearner, model: OwnModel, subject: ModelSubject):
@@ -272,13 +278,13 @@ def test_what_is_pruned_is_not_computed(learner: MoELearner, model: OwnModel, mo
         assert sum(rows) == experts * tokens
 
 
-def test_losses_from_a_layer_on_are_those_of_the_whole_model(learner: MoELearner, model: OwnModel):
+def test_logits_from_a_layer_on_are_those_of_the_whole_model(learner: MoELearner, model: OwnModel):
     contexts = learner.samples.held[:8]
     for layer in range(TINY_MODEL.layers):
         tail, expert = model.tail(layer, contexts), ExpertId(layer, 0)
-        assert torch.equal(tail(), model.losses(contexts))
+        assert torch.equal(token_losses(tail(), contexts[:, 1:]), model.losses(contexts))
         model.replace(expert, {name: 0.5 * matrix for name, matrix in model.matrices(expert).items()})
-        torch.testing.assert_close(tail(), model.losses(contexts), rtol=0, atol=0)
+        assert torch.equal(token_losses(tail(), contexts[:, 1:]), model.losses(contexts))
 
 
 def test_median_pruning_lies_between(subject: ModelSubject):

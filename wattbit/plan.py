@@ -94,7 +94,8 @@ class ExpertStats:
     router_change: change of the L2 norm of its router row in training (arXiv 2604.06515).
     max_variance: largest variance within a neuron's input weights (same source).
     kurtosis: excess kurtosis of the weights (arXiv 2504.02658).
-    damage: rise of the validation loss (nats a token) with this expert alone at a weight width in bits.
+    damage: divergence of the model's predictions from the float model's, KL(float || quantized) in nats a token, with
+    this expert alone at a weight width in bits; what the loss is expected to rise by.
     tokens: tokens that it saw.
     """
 

@@ -122,11 +122,13 @@ class Subject(Protocol):
     @property
     def top_k(self) -> int: ...
 
-    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
-        """As `wattbit.plan.Learner.stats`, with the damage (nats a token) at each width by round to nearest."""
+    def stats(self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn") -> tuple[ExpertStats, ...]:
+        """As `wattbit.plan.Learner.stats`, with the damage (nats a token) at each width by a quantizer."""
         ...
 
-    def reconstruction(self, weight_bits: tuple[int, ...]) -> Mapping[ExpertId, Mapping[int, float]]:
+    def reconstruction(
+        self, weight_bits: tuple[int, ...], quantizer: Quantizer = "rtn"
+    ) -> Mapping[ExpertId, Mapping[int, float]]:
         """Frobenius norm of the change of its layer's output with one expert alone at a width (arXiv 2410.06270)."""
         ...
 

@@ -108,10 +108,10 @@ class FamilyModel:
         parts = [self.family.tail(self.network, self._depths[layer], part) for part in self._batches(contexts)]
 
         @torch.no_grad()
-        def losses() -> Tensor:
+        def logits() -> Tensor:
             return torch.cat([part() for part in parts])
 
-        return losses
+        return logits
 
     def _batches(self, contexts: Tensor) -> Iterator[Tensor]:
         device = next(self.network.parameters()).device

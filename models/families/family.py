@@ -72,7 +72,7 @@ class Family:
         return token_losses(logits, contexts[:, 1:])
 
     def tail(self, network: Any, depth: int, contexts: Tensor) -> Callable[[], Tensor]:
-        """`losses` of these contexts, to be asked for again; the layers before number `depth` are computed once."""
+        """Logits [n, S, V] behind `losses`, to be asked for again; the layers before `depth` are computed once."""
         model = network.get_submodule("model")
         entered: list[Tensor] = []
         hook = model.layers[depth].register_forward_pre_hook(
@@ -83,16 +83,16 @@ class Family:
         finally:
             hook.remove()
 
-        def losses() -> Tensor:
+        def logits() -> Tensor:
             whole = model.layers
             model.layers = nn.ModuleList([*[_Passed()] * depth, *whole[depth:]])  # each keeps its number
             try:
-                logits = network(inputs_embeds=entered[0], use_cache=False).logits
+                found: Tensor = network(inputs_embeds=entered[0], use_cache=False).logits
             finally:
                 model.layers = whole
-            return token_losses(logits, contexts[:, 1:])
+            return found
 
-        return losses
+        return logits
 
     def run(self, network: Any, contexts: Tensor) -> None:
         """Send contexts [n, S] through all layers, and through no more than the head needs."""

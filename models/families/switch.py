@@ -42,19 +42,29 @@ class Switch(Family):
 
     def losses(self, network: Any, contexts: Tensor) -> Tensor:
         """[n, S + 1 - (S + 1) // 2] of the second half of contexts [n, S + 1]."""
-        first, second = contexts.tensor_split([contexts.shape[1] // PREFIX], dim=1)
-        logits = network(first, decoder_input_ids=network._shift_right(second), use_cache=False).logits
-        return token_losses(logits, second)
+        return token_losses(self._logits(network, contexts), _halves(contexts)[1])
 
     def tail(self, network: Any, depth: int, contexts: Tensor) -> Callable[[], Tensor]:
         """Nothing is computed beforehand: blocks take positions from the first, and the decoder reads the encoder."""
-        return lambda: self.losses(network, contexts)
+        return lambda: self._logits(network, contexts)
 
     def run(self, network: Any, contexts: Tensor) -> None:
         self.losses(network, contexts)
 
+    def _logits(self, network: Any, contexts: Tensor) -> Tensor:
+        """[n, S + 1 - (S + 1) // 2, V] of the second half of contexts [n, S + 1]."""
+        first, second = _halves(contexts)
+        logits: Tensor = network(first, decoder_input_ids=network._shift_right(second), use_cache=False).logits
+        return logits
+
     def buffers(self, network: Any, device: str) -> None:
         """It has none: positions are learned."""
+
+
+def _halves(contexts: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder reads of contexts [n, S + 1], and what the decoder predicts."""
+    first, second = contexts.tensor_split([contexts.shape[1] // PREFIX], dim=1)
+    return first, second
 
 
 SWITCH = Switch(classes={"switch_transformers": "SwitchTransformersForConditionalGeneration"})

@@ -37,7 +37,7 @@ class DMPQ:
 
         widths = open_widths(self.name, budget)
         problem = Problem(
-            smoothed(statistics(subject, widths)),
+            smoothed(statistics(subject, widths, self.quantizer)),
             self.meter,
             self.workload,
             widths,

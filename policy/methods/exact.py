@@ -21,6 +21,6 @@ class Exact:
     def decide(self, subject: Subject, budget: Budget, seed: int) -> Recipe:
         """As `Method.decide`; asks for the damage at every width of the budget."""
         widths = open_widths(self.name, budget)
-        table = problem(statistics(subject, widths), widths, budget.mean_bits)
+        table = problem(statistics(subject, widths, self.quantizer), widths, budget.mean_bits)
         choice = cheapest(table.damage, table.widths, table.budget)
         return recipe(self.name, table.experts, table.widths[choice].tolist(), self.quantizer, budget)

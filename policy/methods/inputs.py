@@ -19,9 +19,11 @@ from wattbit.policy.smoothing import smoothed
 from wattbit.recipe import Budget, Quantizer, Recipe, Subject
 
 
-def statistics(subject: Subject, weight_bits: tuple[int, ...] = ()) -> tuple[ExpertStats, ...]:
+def statistics(
+    subject: Subject, weight_bits: tuple[int, ...] = (), quantizer: Quantizer = "rtn"
+) -> tuple[ExpertStats, ...]:
     """The experts' statistics, ordered, with damage at these widths only; WattbitError names one that is no number."""
-    found = tuple(sorted(subject.stats(weight_bits), key=lambda s: s.expert))
+    found = tuple(sorted(subject.stats(weight_bits, quantizer), key=lambda s: s.expert))
     for s in found:
         values = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in ("expert", "damage")}
         values |= {f"damage at {bits} bits": rise for bits, rise in s.damage}
@@ -31,9 +33,11 @@ def statistics(subject: Subject, weight_bits: tuple[int, ...] = ()) -> tuple[Exp
     return found
 
 
-def reconstruction(subject: Subject, experts: Sequence[ExpertId], widths: Sequence[int]) -> Floats:
+def reconstruction(
+    subject: Subject, experts: Sequence[ExpertId], widths: Sequence[int], quantizer: Quantizer
+) -> Floats:
     """`Subject.reconstruction` as a table [N, K]; WattbitError names an expert whose error is no number."""
-    errors = subject.reconstruction(tuple(widths))
+    errors = subject.reconstruction(tuple(widths), quantizer)
     table = np.array([[errors[expert][bits] for bits in widths] for expert in experts])
     for i, k in np.argwhere(~np.isfinite(table)):
         raise WattbitError(

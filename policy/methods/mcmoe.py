@@ -54,7 +54,7 @@ class MCMoE:
         widths = np.array(self._widths(budget))
         stats = statistics(subject)
         experts = [s.expert for s in stats]
-        error = reconstruction(subject, experts, widths.tolist())
+        error = reconstruction(subject, experts, widths.tolist(), self.quantizer)
         significance = np.array([s.frequency * s.contribution for s in stats])
         costs = significance[:, None] * error**EXPONENT
         chosen = np.zeros(len(experts), dtype=np.int64)

@@ -54,7 +54,7 @@ class MxMoE:
         experts = [s.expert for s in stats]
         latency = self._latency(experts, open_widths(self.name, budget), budget)
         widths = np.array(open_widths(self.name, budget, tuple(latency)))
-        error = reconstruction(subject, experts, widths.tolist())
+        error = reconstruction(subject, experts, widths.tolist(), self.quantizer)
         time = np.outer([s.frequency for s in stats], [latency[int(bits)] for bits in widths])
         chosen = np.zeros(len(experts), dtype=np.int64)
         for members in by_layer(experts):
