@@ -21,20 +21,16 @@ import numpy as np
 import study
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
-from study_jobs import BOARD, TOKENS, WIDTHS, Settings, workload
+from study_jobs import BOARD, STUDIED, TOKENS, WIDTHS, Settings, workload
 
-from wattbit.board.agent.power import PowerModel
 from wattbit.board.targets import load
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import read_json, write_json, write_text
-from wattbit.metering import planned_demand
+from wattbit.metering import virtual_meter
 from wattbit.models.config import ModelConfig
 from wattbit.models.data import prepare
-from wattbit.plan import Allocation, ExpertShape, ExpertStats, Target, Workload
+from wattbit.plan import Allocation, ExpertStats, Workload
 from wattbit.plots import memory_front
-from wattbit.policy.cost.fitting import Fitted
-from wattbit.policy.cost.model import STATIC_W, CostModel
-from wattbit.presets import PRESETS
 from wattbit.report import table
 from wattbit.run import cache_folder
 from wattbit.tvm_schedules.host_meter import host_meter
@@ -46,19 +42,6 @@ GLUE_DROP = 0.005
 QUICK: dict[str, Any] = {"budgets": (2.5,), "steps": 2, "glue_steps": 4, "iterations": 5, "judged": 4000, "workers": 1}
 
 Record = dict[str, Any]
-
-
-def virtual_meter(shape: ExpertShape, target: Target) -> CostModel:
-    """Seconds by the planner and joules above idle by the virtual board's power model, which is made up."""
-    power, cycle_s = PowerModel(), 1e-6 / (target.clock_mhz or math.nan)
-    demand = planned_demand(shape, target)
-
-    def exactly(names: Sequence[str], *constants: float) -> Fitted:
-        unsure = np.zeros((len(constants), len(constants)))
-        return Fitted(tuple(names), np.array(constants), unsure, 0.0, len(constants), tuple(names))
-
-    watts = (power.fabric_w, 8 * power.moved_j, power.mac_j, power.bit_j)
-    return CostModel(demand, exactly(demand.names, cycle_s, 0.0), exactly((STATIC_W, *demand.energy_names), *watts))
 
 
 def price(record: Record, allocation: Allocation) -> dict[str, float | None]:
@@ -299,7 +282,7 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
     "--preset",
     "presets",
     multiple=True,
-    type=click.Choice(sorted(PRESETS)),
+    type=click.Choice(sorted(STUDIED)),
     default=("wt2-e16", "wt2-e64"),
     show_default=True,
     help="Models; repeatable.",
@@ -329,7 +312,7 @@ def main(
     more: Record = QUICK if quick else {}
     wanted = []
     for preset in presets:
-        vocabulary = PRESETS[preset].model.vocab_size
+        vocabulary = STUDIED[preset].model.vocab_size
         prepared = out / f"data-{vocabulary}"
         one = Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
         finished = all(f.exists() and "end" in read_json(f)["seconds"] for f in map(one.file, seeds))

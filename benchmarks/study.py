@@ -3,7 +3,7 @@
 A study keeps what it has found of each seed in a JSON file after every step, and goes on from there when it is started
 again. Given a limit it stops in time, what matters most first: float models, the methods without retraining,
 fine-tuning (static 8 bit, then uniform, exact, random and DMPQ at each budget, all with the same teacher, steps and
-batches), GLUE, and the methods that take minutes to quantize. The seeds' models, and the chains of fine-tuning, run
+batches), GLUE, and what takes minutes to quantize. The seeds' models, and the chains of fine-tuning, run
 side by side (`wattbit.models.stack`); searches, scales, GPTQ and MiLo run in other processes.
 """
 
@@ -18,6 +18,7 @@ import torch
 from study_jobs import (
     BOARD,
     QUANTIZER,
+    STUDIED,
     WIDTHS,
     Packing,
     Record,
@@ -47,10 +48,10 @@ from wattbit.models.quantizers.apply import fallen_back
 from wattbit.models.stack import Stack
 from wattbit.plan import Allocation, ExpertId, ExpertStats
 from wattbit.policy.methods.registry import METHODS, method
-from wattbit.presets import PRESETS
-from wattbit.recipe import Budget, Recipe
+from wattbit.recipe import Budget, Quantizer, Recipe
 
 ROUNDS = 2  # of fine-tuning; before the second, DMPQ's co-trained form searches at the weights that the first one left
+GPTQ_TOO = ("exact", "random", "mcmoe", "mxmoe")  # and DMPQ; beside the same with QUANTIZER
 SLOW = ("gptq", "milo-kurtosis", "milo-frequency")  # minutes with 256 experts
 TOGETHER = {16: 5, 64: 3}  # chains a seed side by side, by experts of a layer: what half of a GPU's memory holds
 GLUE_KEYS = ("uniform8", "uniform@3.0", "dmpq@2.75", "exact@2.75", "random@2.75", "dmpq@2.5", "uniform@2.0")
@@ -98,6 +99,7 @@ class Study:
         self.untuned(quick)
         self.cotrained()
         self.slow()
+        self.with_gptq()
         self.say("end" if not self.late() else "stopped")
 
     def open(self) -> None:
@@ -105,7 +107,7 @@ class Study:
         s = self.settings
         missing = [seed for seed in s.seeds if not (s.model(seed) / "train.json").exists()]
         if missing:
-            train([(seed, s.model(seed)) for seed in missing], s.data, PRESETS[s.preset], s.device)
+            train([(seed, s.model(seed)) for seed in missing], s.data, STUDIED[s.preset], s.device)
             print(f"{time.monotonic() - self.start:6.1f} s {s.preset} trained", flush=True)
         self.learners = {seed: MoELearner.open(s.data, s.model(seed), s.device) for seed in s.seeds}
         for learner in self.learners.values():
@@ -142,7 +144,7 @@ class Study:
         for seed, record in self.records.items():
             start = time.monotonic()
             if "stats" not in record:
-                record["stats"] = [one.to_json() for one in self.subjects[seed].stats(WIDTHS)]
+                record["stats"] = [one.to_json() for one in self.subjects[seed].stats(WIDTHS, QUANTIZER)]
                 record["stats_s"] = time.monotonic() - start
             self.stats[seed] = tuple(ExpertStats.from_json(one) for one in record["stats"])
             self.scaling[seed] = [
@@ -160,9 +162,11 @@ class Study:
                     self.pack(name, budget, seed)
         self.say("statistics")
 
-    def search(self, stats: tuple[ExpertStats, ...], budget: float, seed: int) -> "Future[tuple[Record, float]]":
+    def search(
+        self, stats: tuple[ExpertStats, ...], budget: float, seed: int, quantizer: Quantizer = QUANTIZER
+    ) -> "Future[tuple[Record, float]]":
         table = Table(self.config.expert_ids, self.config.top_k, stats)
-        return self.pool.submit(search, table, self.config.shape, budget, seed, self.settings.iterations)
+        return self.pool.submit(search, table, self.config.shape, budget, seed, self.settings.iterations, quantizer)
 
     def pack(self, name: str, budget: float, seed: int) -> None:
         """Start to quantize a slow method's recipe."""
@@ -206,11 +210,13 @@ class Study:
                         self.decide(name, budget, seed, meter)
         self.say(f"without retraining, until {share}")
 
-    def decide(self, name: str, budget: float, seed: int, meter: ModelledMeter) -> None:
-        key, start = f"{name}@{budget}", time.monotonic()
+    def decide(
+        self, name: str, budget: float, seed: int, meter: ModelledMeter, quantizer: Quantizer = QUANTIZER
+    ) -> None:
+        key, start = f"{name}{'' if quantizer == QUANTIZER else '-' + quantizer}@{budget}", time.monotonic()
         self.doing = f"{key} of seed {seed}"
         try:
-            one = method(name, meter, workload(self.stats[seed], self.config.top_k), QUANTIZER)
+            one = method(name, meter, workload(self.stats[seed], self.config.top_k), quantizer)
             recipe = one.decide(self.subjects[seed], Budget(budget, WIDTHS), seed)
         except WattbitError as error:
             self.records[seed]["recipes"][key] = {"refused": str(error)}
@@ -228,6 +234,28 @@ class Study:
         if self.tasks and recipe.pruning is None:
             place = self.settings.seeds.index(seed)
             self.records[seed]["recipes"][key]["glue"] = self.tasks[0].rounded(place, recipe)
+
+    def with_gptq(self) -> None:
+        """Methods that decide widths, with GPTQ in place of QUANTIZER: in their tables too."""
+        seeds, above = self.settings.seeds, [b for b in self.settings.budgets if b > min(WIDTHS)]
+        meter = ModelledMeter(self.config.shape, load(BOARD).target)
+        searches = {}
+        for seed in seeds:
+            if not self.late() and any(f"dmpq-gptq@{b}" not in self.records[seed]["recipes"] for b in above):
+                stats = self.subjects[seed].stats(WIDTHS, "gptq")
+                searches |= {(seed, b): self.search(stats, b, seed, "gptq") for b in above}
+        for budget in above:
+            for name in (*GPTQ_TOO, "dmpq"):
+                for seed in seeds:
+                    key = f"{name}-gptq@{budget}"
+                    if self.late() or key in self.records[seed]["recipes"]:
+                        continue
+                    if name != "dmpq":
+                        self.decide(name, budget, seed, meter, "gptq")
+                    elif (seed, budget) in searches:
+                        found, seconds = searches[seed, budget].result()
+                        self.round(seed, key, Recipe.from_json(found), seconds)
+        self.say("with GPTQ")
 
     def judged_before(self, seed: int, key: str, recipe: Recipe, decide_s: float) -> bool:
         """Whether another method has decided the same, which then is the result."""
@@ -298,7 +326,8 @@ class Study:
             return Allocation.of(dict.fromkeys(self.config.expert_ids, bits))
         if name == "dmpq":
             return self.searched(float(budget), seed)
-        return method(name).decide(self.subjects[seed], Budget(float(budget), WIDTHS), seed).allocation
+        decided = method(name, quantizer=QUANTIZER).decide(self.subjects[seed], Budget(float(budget), WIDTHS), seed)
+        return decided.allocation
 
     def cotrained(self) -> None:
         """DMPQ's chains once more, with a second search between the rounds."""
@@ -336,7 +365,7 @@ class Study:
         for turn in range(ROUNDS):
             if turn and again:
                 found = [
-                    self.search(subject_of(learner).stats(WIDTHS), float(key.partition("@")[2]), seed)
+                    self.search(subject_of(learner).stats(WIDTHS, QUANTIZER), float(key.partition("@")[2]), seed)
                     for learner, (seed, key) in zip(learners, chains, strict=True)
                 ]
                 for own, one in zip(allocations, found, strict=True):

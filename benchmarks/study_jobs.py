@@ -12,19 +12,26 @@ import torch
 
 from wattbit.board.targets import load
 from wattbit.hls.meter import ModelledMeter
+from wattbit.models.config import ModelConfig, TrainConfig
 from wattbit.models.learner import MoELearner
 from wattbit.models.own import OwnModel
 from wattbit.models.packed import save_experts
 from wattbit.models.scales import ExpertScales
 from wattbit.models.subject import ModelSubject
 from wattbit.plan import ExpertId, ExpertShape, ExpertStats, Precision, Workload
+from wattbit.policy.cotrain import CotrainSettings
 from wattbit.policy.methods.dmpq import DMPQ
+from wattbit.presets import PRESETS, Preset
 from wattbit.recipe import Budget, Quantizer, Recipe
 
 BOARD = "virtual-z2"
 WIDTHS = (2, 3, 4, 8)
 CALIBRATION = 32  # contexts of validation text; perplexity and tasks are of test text
 TOKENS = 1000  # of the meter's workload
+STUDIED = PRESETS | {  # and the models of benchmarks/fpga_engines.py, which a CPU trains in minutes
+    "small-e16": Preset(ModelConfig(d_model=128, d_hidden=256), TrainConfig(steps=1000), CotrainSettings()),
+    "small-e64": Preset(ModelConfig(experts=64), TrainConfig(steps=1000), CotrainSettings()),
+}
 QUANTIZER: Quantizer = "hqq"  # of every method that does not name its own, so that allocations compare
 
 Record = dict[str, Any]
@@ -70,7 +77,7 @@ class Table:
     top_k: int
     found: tuple[ExpertStats, ...]
 
-    def stats(self, weight_bits: tuple[int, ...]) -> tuple[ExpertStats, ...]:
+    def stats(self, weight_bits: tuple[int, ...], quantizer: Quantizer = QUANTIZER) -> tuple[ExpertStats, ...]:
         return self.found
 
 
@@ -78,12 +85,14 @@ def workload(stats: Sequence[ExpertStats], top_k: int) -> Workload:
     return Workload(TOKENS, top_k, tuple((s.expert, s.frequency) for s in stats))
 
 
-def search(table: Table, shape: ExpertShape, budget: float, seed: int, iterations: int) -> tuple[Record, float]:
+def search(
+    table: Table, shape: ExpertShape, budget: float, seed: int, iterations: int, quantizer: Quantizer = QUANTIZER
+) -> tuple[Record, float]:
     """DMPQ's recipe and the seconds that it took."""
     torch.set_num_threads(1)
     start = time.monotonic()
     meter = ModelledMeter(shape, load(BOARD).target)
-    policy = DMPQ(meter, workload(table.found, table.top_k), iterations=iterations, quantizer=QUANTIZER)
+    policy = DMPQ(meter, workload(table.found, table.top_k), iterations=iterations, quantizer=quantizer)
     found = policy.decide(table, Budget(budget, WIDTHS), seed)  # type: ignore[arg-type]
     return found.to_json(), time.monotonic() - start
 

@@ -71,6 +71,8 @@ def test_eval_agrees_with_compare(compared: Path, monkeypatch: pytest.MonkeyPatc
     assert found["perplexity"] == cell["perplexity"]
     assert found["expert_bytes"] == cell["expert_bytes"]
     assert found["cost"]["provenance"] == "modelled"
+    assert found["cost"]["mj_per_token"] > 0, "the virtual board's power is a model"
+    assert "mJ/token above idle (modelled)" in invoke("eval", "--recipe", "recipe.json")
     assert len(found["tokens"]) == 8
     floats = json.loads(invoke("eval", "--json"))
     assert floats["perplexity"]["token"] == pytest.approx(found["perplexity"]["token"], rel=0.05)

@@ -39,20 +39,3 @@ def test_a_rise_is_against_the_same_seeds_reference(benchmark):
     records = json.loads((ROOT / "results" / "methods.studies.json").read_text())["wt2-e16"]
     assert benchmark.rise(records, "tuned", "uniform8", "uniform8") == [0, 0, 0]
     assert all(0 < rise < 1 for rise in benchmark.rise(records, "tuned", "dmpq@2.75", "uniform8"))
-
-
-def test_energy_is_that_of_the_virtual_boards_power(benchmark):
-    """A token's joules by hand: static power for its time, and every product and byte at its price."""
-    from wattbit.board.agent.power import PowerModel
-    from wattbit.board.targets import load
-    from wattbit.plan import Allocation, ExpertId, ExpertShape, Workload
-
-    shape, target, power = ExpertShape(32, 64), load("virtual-z2").target, PowerModel()
-    ids = [ExpertId(0, e) for e in range(4)]
-    cost = benchmark.virtual_meter(shape, target).cost(
-        Allocation.of(dict.fromkeys(ids, 4)), Workload(1000, 2, tuple((e, 0.25) for e in ids))
-    )
-    products = 1000 * 2 * shape.weights
-    by_hand = power.fabric_w * cost.latency_s + products * (power.mac_j + 4 * 8 * power.bit_j)
-    assert cost.energy_j == pytest.approx(by_hand, rel=0.05)  # weights that stay on the chip move no bytes
-    assert cost.provenance == "modelled"

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from math import hypot
+from math import hypot, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from wattbit.run import cache_folder
 
 if TYPE_CHECKING:
     from wattbit.board.program import Program
+    from wattbit.board.targets import BoardTarget
     from wattbit.policy.cost.calibration import Calibration
     from wattbit.policy.cost.fitting import Fitted
     from wattbit.policy.cost.fpga import FpgaDemand
@@ -148,6 +149,33 @@ def planned_demand(shape: ExpertShape, target: Target) -> "FpgaDemand":
         return EngineWork(planned.batch_cycles, sampled.layers, what.read_bytes, what.products, what.bit_products)
 
     return FpgaDemand(work, lambda precision: memory_bytes(precision, shape))
+
+
+def planned_meter(board: "BoardTarget", shape: ExpertShape, target: Target) -> Meter:
+    """Seconds by the planner for the board's engines, of which `target` is what a plan may take; joules where the board
+    is a virtual one, whose power is a model: a real board's are a calibration's to say."""
+    from wattbit.hls.meter import ModelledMeter
+
+    return virtual_meter(shape, target) if board.tier else ModelledMeter(shape, target)
+
+
+def virtual_meter(shape: ExpertShape, target: Target) -> "CostModel":
+    """Seconds by the planner and joules above idle by the virtual boards' power model, which is made up."""
+    import numpy as np
+
+    from wattbit.board.agent.power import PowerModel
+    from wattbit.policy.cost.fitting import Fitted
+    from wattbit.policy.cost.model import STATIC_W, CostModel
+
+    power, cycle_s = PowerModel(), 1e-6 / (target.clock_mhz or nan)
+    demand = planned_demand(shape, target)
+
+    def exactly(names: Sequence[str], *constants: float) -> Fitted:
+        unsure = np.zeros((len(constants), len(constants)))
+        return Fitted(tuple(names), np.array(constants), unsure, 0.0, len(constants), tuple(names))
+
+    watts = (power.fabric_w, 8 * power.moved_j, power.mac_j, power.bit_j)
+    return CostModel(demand, exactly(demand.names, cycle_s, 0.0), exactly((STATIC_W, *demand.energy_names), *watts))
 
 
 def cost_model(found: "Calibration", shape: ExpertShape) -> "CostModel":

@@ -58,8 +58,8 @@ class Tuning:
 class Judge:
     """A model with all that judges it. text: the split that perplexity is of.
 
-    meter: None where no meter prices this model's experts. probes, tuning: of wattbit's own models alone, one or the
-    other.
+    meter: for methods that search, None where none prices this model's experts. weighed: what the result is priced by,
+    energy too where it is known; slower. probes, tuning: of wattbit's own models alone, one or the other.
     """
 
     model: "ExpertModel"
@@ -69,7 +69,8 @@ class Judge:
     words: int
     context: int
     stride: int
-    meter: Meter | None
+    meter: Meter | None = None
+    weighed: Meter | None = None
     probes: "tuple[Probe, ...]" = ()
     tuning: Tuning | None = None
 
@@ -120,10 +121,10 @@ class Judge:
 
     def _cost(self, recipe: Recipe | None) -> dict[str, Any] | None:
         """Milliseconds and millijoules a token, as the meter has them; None where it has none."""
-        if recipe is None or self.meter is None:
+        if recipe is None or self.weighed is None:
             return None
         try:
-            cost = self.meter.cost(recipe.allocation, self.workload())
+            cost = self.weighed.cost(recipe.allocation, self.workload())
         except InfeasibleError:
             return None
         energy = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
@@ -153,13 +154,15 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
     """
     import torch
 
+    from wattbit.board.targets import load
+    from wattbit.metering import planned_meter
     from wattbit.models.corpus import read_test
     from wattbit.models.data import encode, load_vocabulary
     from wattbit.models.evaluation import count_words
     from wattbit.models.own import OwnModel
     from wattbit.models.subject import ModelSubject
     from wattbit.models.tasks import Probe, read_task
-    from wattbit.pipeline import check, learner, meter
+    from wattbit.pipeline import check, learner, meter, target
 
     check(run)
     opened = learner(run)
@@ -176,6 +179,7 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
         context,
         stride or max(1, context // 2),
         meter(run),
+        planned_meter(load(run.config.board), opened.config.shape, target(run)),
         () if tune else tuple(Probe.fit(task, opened.network, vocabulary) for task in read),
         Tuning(opened, vocabulary, read, tune) if tune else None,
     )
@@ -201,7 +205,7 @@ def judge_checkpoint(
     words = sum(map(count_words, texts))
     subject = ModelSubject(model, calibration, held, progress)
     tokens = torch.tensor(encoded, device=device)
-    return Judge(model, subject, split, tokens, words, context, stride or max(1, context // 2), None)
+    return Judge(model, subject, split, tokens, words, context, stride or max(1, context // 2))
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -216,7 +220,7 @@ def summary(found: dict[str, Any]) -> str:
     ]
     if cost:
         lines.append([f"ms/token ({cost['provenance']})", significant(cost["ms_per_token"])])
-        lines.append([f"mJ/token ({cost['provenance']})", significant(cost["mj_per_token"])])
+        lines.append([f"mJ/token above idle ({cost['provenance']})", significant(cost["mj_per_token"])])
     seen = sorted(found["tokens"].values())
     lines.append(
         ["calibration tokens an expert, least / median / most", f"{seen[0]} / {seen[len(seen) // 2]} / {seen[-1]}"]
