@@ -16,42 +16,31 @@ from typing import TypeVar
 
 import torch
 from study_jobs import (
-    BOARD,
     QUANTIZER,
     STUDIED,
     WIDTHS,
-    Packing,
-    Record,
     Scales,
     Settings,
-    Table,
-    layer_packed,
     layer_scales,
-    search,
     subject_of,
-    workload,
 )
+from study_recipes import Recipes
 from study_side_by_side import finetune, train
 from study_tasks import Scores, TaskStudy
 
-from wattbit.board.targets import load
 from wattbit.errors import WattbitError
-from wattbit.files import digest_json, read_json, sha256_file, write_json
-from wattbit.hls.meter import ModelledMeter
+from wattbit.files import read_json, sha256_file
 from wattbit.models.corpus import read_test
 from wattbit.models.data import encode, load_vocabulary
-from wattbit.models.evaluation import Losses, count_words, learner_losses, perplexity
+from wattbit.models.evaluation import count_words, learner_losses
 from wattbit.models.learner import MoELearner
 from wattbit.models.own import OwnModel
-from wattbit.models.packed import PackedExpert, load_experts
-from wattbit.models.quantizers.apply import fallen_back
 from wattbit.models.stack import Stack
-from wattbit.plan import Allocation, ExpertId, ExpertStats
+from wattbit.plan import Allocation, ExpertStats
 from wattbit.policy.methods.registry import METHODS, method
-from wattbit.recipe import Budget, Quantizer, Recipe
+from wattbit.recipe import Budget, Recipe
 
 ROUNDS = 2  # of fine-tuning; before the second, DMPQ's co-trained form searches at the weights that the first one left
-GPTQ_TOO = ("exact", "random", "mcmoe", "mxmoe")  # and DMPQ; beside the same with QUANTIZER
 SLOW = ("gptq", "milo-kurtosis", "milo-frequency")  # minutes with 256 experts
 TOGETHER = {16: 5, 64: 3}  # chains a seed side by side, by experts of a layer: what half of a GPU's memory holds
 GLUE_KEYS = ("uniform8", "uniform@3.0", "dmpq@2.75", "exact@2.75", "random@2.75", "dmpq@2.5", "uniform@2.0")
@@ -59,33 +48,8 @@ GLUE_KEYS = ("uniform8", "uniform@3.0", "dmpq@2.75", "exact@2.75", "random@2.75"
 Key = TypeVar("Key", str, float)
 
 
-class Study:
-    """pool: for what is waited for; slow_pool: for what takes minutes."""
-
-    def __init__(self, settings: Settings, pool: ProcessPoolExecutor, slow_pool: ProcessPoolExecutor) -> None:
-        self.start = time.monotonic()
-        self.settings, self.pool, self.slow_pool = settings, pool, slow_pool
-        self.doing = "training"  # named where it fails
-        self.records: dict[int, Record] = {}
-        for seed in settings.seeds:
-            path = settings.file(seed)
-            self.records[seed] = read_json(path) if path.exists() else {}
-            self.records[seed] |= {"preset": settings.preset, "seed": seed}
-            for part in ("recipes", "tuned", "glue", "seconds"):
-                self.records[seed].setdefault(part, {})
-        self.searches: dict[tuple[int, float], Future[tuple[Record, float]]] = {}
-        self.packings: dict[tuple[int, str], Packing] = {}
-        self.tasks: list[TaskStudy] = []
-
-    def late(self, share: float = 1.0) -> bool:
-        return time.monotonic() - self.start > share * self.settings.seconds
-
-    def say(self, what: str) -> None:
-        now = time.monotonic() - self.start
-        for seed, record in self.records.items():
-            record["seconds"][what] = round(now, 1)
-            write_json(self.settings.file(seed), record)
-        print(f"{now:6.1f} s {self.settings.preset} {what}", flush=True)
+class Study(Recipes):
+    """All of it, in order."""
 
     def run(self) -> None:
         quick = [name for name in METHODS if name not in (*SLOW, "dmpq")]
@@ -131,15 +95,10 @@ class Study:
                 record["float"] = self.judge(losses) | {"bytes": self.subjects[seed].memory_bytes(None)}
         self.say("float")
 
-    def judge(self, losses: Losses) -> Record:
-        context = self.config.context
-        found = perplexity(losses, self.test, self.words, context, context // 2)
-        return {"perplexity": found.to_json() | {"split": self.split}}
-
     def describe(self) -> None:
         """Statistics; searches, scales and slow quantizers start in the other processes."""
         s = self.settings
-        self.stats: dict[int, tuple[ExpertStats, ...]] = {}
+        self.stats = {}
         self.scaling: dict[int, list[Future[Scales]]] = {}
         for seed, record in self.records.items():
             start = time.monotonic()
@@ -161,138 +120,6 @@ class Study:
                 for seed in s.seeds:
                     self.pack(name, budget, seed)
         self.say("statistics")
-
-    def search(
-        self, stats: tuple[ExpertStats, ...], budget: float, seed: int, quantizer: Quantizer = QUANTIZER
-    ) -> "Future[tuple[Record, float]]":
-        table = Table(self.config.expert_ids, self.config.top_k, stats)
-        return self.pool.submit(search, table, self.config.shape, budget, seed, self.settings.iterations, quantizer)
-
-    def pack(self, name: str, budget: float, seed: int) -> None:
-        """Start to quantize a slow method's recipe."""
-        key, s = f"{name}@{budget}", self.settings
-        if key in self.records[seed]["recipes"]:
-            return
-        start = time.monotonic()
-        recipe = method(name).decide(self.subjects[seed], Budget(budget, WIDTHS), seed)
-        folder = s.out / f"{s.preset}-{seed}.packed"
-        digest = digest_json(recipe.to_json() | {"method": ""})
-        layers = []
-        for layer in range(self.config.layers):
-            path = folder / f"{digest}-{layer}.safetensors"
-            found = self.slow_pool.submit(layer_packed, s.data, s.model(seed), recipe.to_json(), layer, path)
-            layers.append((path, found))
-        self.packings[seed, key] = Packing(recipe, time.monotonic() - start, tuple(layers))
-
-    def slow(self) -> None:
-        """Judge what the other processes have quantized."""
-        for (seed, key), packing in self.packings.items():
-            waiting = [found for _, found in packing.layers]
-            while not all(found.done() for found in waiting) and not self.late():
-                time.sleep(0.1)
-            if self.late():
-                break
-            seconds = sum(found.result() for found in waiting)
-            if not self.judged_before(seed, key, packing.recipe, packing.decide_s):
-                packed: dict[ExpertId, PackedExpert] = {}
-                for path, _ in packing.layers:
-                    packed |= load_experts(path, str(self.device))
-                self.quantized(seed, key, packing.recipe, packed, packing.decide_s, seconds)
-        self.say("slow methods")
-
-    def untuned(self, names: Sequence[str], share: float = 1.0) -> None:
-        """Every method's recipe and what it does to the models, without retraining."""
-        meter = ModelledMeter(self.config.shape, load(BOARD).target)
-        for budget in self.settings.budgets:
-            for name in names:
-                for seed in self.settings.seeds:
-                    if f"{name}@{budget}" not in self.records[seed]["recipes"] and not self.late(share):
-                        self.decide(name, budget, seed, meter)
-        self.say(f"without retraining, until {share}")
-
-    def decide(
-        self, name: str, budget: float, seed: int, meter: ModelledMeter, quantizer: Quantizer = QUANTIZER
-    ) -> None:
-        key, start = f"{name}{'' if quantizer == QUANTIZER else '-' + quantizer}@{budget}", time.monotonic()
-        self.doing = f"{key} of seed {seed}"
-        try:
-            one = method(name, meter, workload(self.stats[seed], self.config.top_k), quantizer)
-            recipe = one.decide(self.subjects[seed], Budget(budget, WIDTHS), seed)
-        except WattbitError as error:
-            self.records[seed]["recipes"][key] = {"refused": str(error)}
-            return
-        decided = time.monotonic()
-        self.round(seed, key, recipe, decided - start)
-
-    def round(self, seed: int, key: str, recipe: Recipe, decide_s: float) -> None:
-        """Quantize here, unless the same recipe was judged already."""
-        if self.judged_before(seed, key, recipe, decide_s):
-            return
-        start = time.monotonic()
-        packed = self.subjects[seed].quantize(recipe)
-        self.quantized(seed, key, recipe, packed, decide_s, time.monotonic() - start)
-        if self.tasks and recipe.pruning is None:
-            place = self.settings.seeds.index(seed)
-            self.records[seed]["recipes"][key]["glue"] = self.tasks[0].rounded(place, recipe)
-
-    def with_gptq(self) -> None:
-        """Methods that decide widths, with GPTQ in place of QUANTIZER: in their tables too."""
-        seeds, above = self.settings.seeds, [b for b in self.settings.budgets if b > min(WIDTHS)]
-        meter = ModelledMeter(self.config.shape, load(BOARD).target)
-        searches = {}
-        for seed in seeds:
-            if not self.late() and any(f"dmpq-gptq@{b}" not in self.records[seed]["recipes"] for b in above):
-                stats = self.subjects[seed].stats(WIDTHS, "gptq")
-                searches |= {(seed, b): self.search(stats, b, seed, "gptq") for b in above}
-        for budget in above:
-            for name in (*GPTQ_TOO, "dmpq"):
-                for seed in seeds:
-                    key = f"{name}-gptq@{budget}"
-                    if self.late() or key in self.records[seed]["recipes"]:
-                        continue
-                    if name != "dmpq":
-                        self.decide(name, budget, seed, meter, "gptq")
-                    elif (seed, budget) in searches:
-                        found, seconds = searches[seed, budget].result()
-                        self.round(seed, key, Recipe.from_json(found), seconds)
-        self.say("with GPTQ")
-
-    def judged_before(self, seed: int, key: str, recipe: Recipe, decide_s: float) -> bool:
-        """Whether another method has decided the same, which then is the result."""
-        same = str(recipe.to_json() | {"method": ""})
-        for other in self.records[seed]["recipes"].values():
-            if other.get("recipe") and str(other["recipe"] | {"method": ""}) == same:
-                self.records[seed]["recipes"][key] = other | {"recipe": recipe.to_json(), "decide_s": decide_s}
-                return True
-        return False
-
-    def quantized(
-        self,
-        seed: int,
-        key: str,
-        recipe: Recipe,
-        packed: Mapping[ExpertId, PackedExpert],
-        decide_s: float,
-        quantize_s: float,
-    ) -> None:
-        """Judge a model with these experts."""
-        model = self.models[seed]
-        floats = {expert: model.matrices(expert) for expert in packed}
-        for expert, found in packed.items():
-            model.replace(expert, found.dequantize())
-        try:
-            judged = self.judge(lambda contexts: model.losses(contexts, recipe.pruning))
-        finally:
-            for expert, matrices in floats.items():
-                model.replace(expert, matrices)
-        self.records[seed]["recipes"][key] = judged | {
-            "recipe": recipe.to_json(),
-            "bytes": sum(expert.bytes for expert in packed.values()),
-            "rounded_to_nearest": len(fallen_back(recipe, packed)),
-            "decide_s": decide_s,
-            "quantize_s": quantize_s,
-        }
-        write_json(self.settings.file(seed), self.records[seed])
 
     def adopt_scales(self) -> None:
         """Wait for the scales that the deployed arithmetic is fine-tuned with."""
@@ -341,14 +168,6 @@ class Study:
         """The keys, so many at a time as run side by side."""
         size = TOGETHER.get(self.config.experts, 4)
         return [keys[start : start + size] for start in range(0, len(keys), size)]
-
-    def searched(self, budget: float, seed: int) -> Allocation:
-        """DMPQ's recipe, judged without retraining too."""
-        key = f"dmpq@{budget}"
-        if key not in self.records[seed]["recipes"]:
-            found, seconds = self.searches[seed, budget].result()
-            self.round(seed, key, Recipe.from_json(found), seconds)
-        return Recipe.from_json(self.records[seed]["recipes"][key]["recipe"]).allocation
 
     def chains(self, wanted: Mapping[str, Mapping[int, Allocation]], again: bool = False) -> None:
         """Fine-tune each seed's model at each allocation; `again`: search between the rounds."""

@@ -1,9 +1,9 @@
 """The exact optimum of the additive damage table, the control that says what a table can know.
 
-Damage of each expert alone at each width (nats a token, smoothed by `policy.smoothing`) summed over the experts, least
-within the budget, by an integer program (`methods.knapsack`): the same as `policy.exact`'s dynamic programming, whose
-time and memory grow with the square of the experts. What experts do to each other is not in the table, nor is the
-hardware.
+Damage of each expert alone at each width by the recipe's own quantizer (KL from the float model in nats a token,
+smoothed by `policy.smoothing`), summed over the experts, least within the budget, by an integer program
+(`methods.knapsack`): the same as `policy.exact`'s dynamic programming, whose time and memory grow with the square of
+the experts. What experts do to each other is not in the table, nor is the hardware.
 """
 
 from dataclasses import dataclass
