@@ -44,45 +44,56 @@ static int32_t packed(const product *p, uint32_t first, uint32_t last) {
     return WB_OK;
 }
 
-static uint64_t weight_bytes(const linear *w) { return (uint64_t)w->rows * w->depth * (w->bits ? w->bits : 32) / 8; }
+// What is not divided among threads: rows, and the bytes of their weights.
+static uint32_t unit_rows(const linear *w) { return w->bits ? wb_row_unit(w->bits) : 1; }
+static uint64_t unit_bytes(const linear *w) { return (uint64_t)unit_rows(w) * w->depth * (w->bits ? w->bits : 32) / 8; }
+static uint32_t units(const linear *w) { return (w->rows + unit_rows(w) - 1) / unit_rows(w); }
 
-// Rows of a part of about so many bytes: whole units of the kernels.
-static uint32_t part_rows(const linear *w, uint64_t part_bytes) {
-    uint32_t unit = w->bits ? wb_row_unit(w->bits) : 1;
-    uint64_t units = part_bytes * w->rows / (weight_bytes(w) + 1) / unit;
-    return units > w->rows ? w->rows : units ? (uint32_t)units * unit : unit;
+typedef struct {
+    const wb_pool *pool;
+    const product *products;
+    uint32_t count, parts;
+    uint64_t bytes;
+    _Atomic int32_t status;
+} work;
+
+// The first row of a product that lies at byte `at` of all weights or behind it.
+static uint32_t row_at(const product *p, uint64_t at) {
+    if (at <= p->start) return 0;
+    if (at >= p->start + p->bytes) return p->w->rows;
+    uint64_t size = unit_bytes(p->w), row = (at - p->start + size - 1) / size * unit_rows(p->w);
+    return row < p->w->rows ? (uint32_t)row : p->w->rows;
 }
-
-typedef struct { const product *products; _Atomic int32_t status; } work;
 
 static void part(void *context, uint32_t index) {
     work *all = context;
-    const product *p = all->products;
-    for (; index >= p->parts; p++) index -= p->parts;
-    uint32_t first = index * p->part_rows, last = first + p->part_rows;
-    if (last > p->w->rows) last = p->w->rows;
-    if (!p->w->bits) {
-        dense(p, first, last);
-        return;
+    uint64_t start = wb_pool_start(all->pool, all->parts, index, all->bytes);
+    uint64_t end = wb_pool_start(all->pool, all->parts, index + 1, all->bytes);
+    for (const product *p = all->products; p < all->products + all->count && p->start < end; p++) {
+        if (p->start + p->bytes <= start) continue;
+        uint32_t first = row_at(p, start), last = row_at(p, end);
+        int32_t status = WB_OK;
+        if (first == last) continue;
+        if (p->w->bits)
+            status = packed(p, first, last);
+        else
+            dense(p, first, last);
+        if (status != WB_OK) atomic_store(&all->status, status);
     }
-    int32_t status = packed(p, first, last);
-    if (status != WB_OK) atomic_store(&all->status, status);
 }
 
 int32_t wb_multiply(wb_pool *pool, product *products, uint32_t count, int32_t *scratch) {
     uint64_t bytes = 0;
-    uint32_t total = 0;
-    for (uint32_t i = 0; i < count; i++) bytes += weight_bytes(products[i].w);
     for (uint32_t i = 0; i < count; i++) {
         product *p = &products[i];
         p->sums = scratch;
         scratch += (size_t)p->tokens * p->w->rows;
-        p->part_rows = part_rows(p->w, bytes / wb_pool_parts(pool, bytes) + 1);
-        p->parts = (p->w->rows + p->part_rows - 1) / p->part_rows;
-        total += p->parts;
+        p->start = bytes;
+        p->bytes = units(p->w) * unit_bytes(p->w);
+        bytes += p->bytes;
     }
-    work all = {products, WB_OK};
-    wb_pool_run(pool, part, &all, total);
+    work all = {pool, products, count, wb_pool_parts(pool, bytes), bytes, WB_OK};
+    wb_pool_run(pool, part, &all, all.parts);
     int32_t status = atomic_load(&all.status);
     return status == WB_OK ? 0 : wb_fail("a kernel failed: %s", wb_message(status));
 }

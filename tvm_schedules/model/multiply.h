@@ -16,11 +16,11 @@ typedef struct {
     int8_t *yq;
     size_t yq_stride;
     int32_t *sums;  // scratch [tokens, rows]
-    uint32_t part_rows, parts;  // how it is shared out
+    uint64_t start, bytes;  // of its weights among those of all products
 } product;
 
-// All products at once. Their `sums` are set to parts of `scratch`, which holds as many words as they have outputs, and
-// how they are shared out.
+// All products at once, shared out by the bytes of their weights. Their `sums` are set to parts of `scratch`, which
+// holds as many words as they have outputs.
 // -1 when a kernel fails.
 int32_t wb_multiply(wb_pool *pool, product *products, uint32_t count, int32_t *scratch);
 #endif

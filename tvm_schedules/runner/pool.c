@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-enum { SPINS = 20000, PART_BYTES = 64 << 10, PARTS_PER_THREAD = 16 };
+enum { SPINS = 20000, PART_BYTES = 64 << 10 };
 
 struct wb_pool {
     uint32_t threads;
@@ -111,39 +111,48 @@ void wb_pool_run(wb_pool *pool, wb_task *task, void *context, uint32_t parts) {
 
 uint32_t wb_pool_parts(const wb_pool *pool, uint64_t bytes) {
     if (!pool || pool->threads == 1) return 1;
-    uint32_t most = pool->threads * PARTS_PER_THREAD;
-    return bytes / PART_BYTES < most ? (uint32_t)(bytes / PART_BYTES) + 1 : most;
+    if (bytes / PART_BYTES < pool->threads) return (uint32_t)(bytes / PART_BYTES) + 1;
+    uint32_t rounds = 1;
+    while (bytes / pool->threads >> rounds >= PART_BYTES) rounds++;
+    return rounds * pool->threads;
+}
+
+uint64_t wb_pool_start(const wb_pool *pool, uint32_t parts, uint32_t part, uint64_t units) {
+    uint32_t in_round = pool && pool->threads < parts ? pool->threads : parts;
+    uint32_t round = part / in_round, place = part % in_round;
+    if (part >= parts) return units;
+    uint64_t left = units >> round, taken = round + 1 == parts / in_round ? left : left - (left >> 1);
+    return units - left + taken * place / in_round;
 }
 
 typedef struct {
     const wb_matrix *matrix;
     const int8_t *x;
-    uint32_t tokens, part_rows;
+    uint32_t tokens, parts;
+    const wb_pool *pool;
     void *y;
     _Atomic int32_t status;
 } multiplication;
 
 static void multiply_part(void *context, uint32_t part) {
     multiplication *m = context;
-    uint32_t first = part * m->part_rows, rows = m->matrix->rows - first;
-    uint32_t last = first + (rows < m->part_rows ? rows : m->part_rows);
+    uint32_t rows = m->matrix->rows, unit = wb_row_unit(m->matrix->weight_bits), units = (rows + unit - 1) / unit;
+    uint32_t first = (uint32_t)wb_pool_start(m->pool, m->parts, part, units) * unit;
+    uint32_t last = (uint32_t)wb_pool_start(m->pool, m->parts, part + 1, units) * unit;
+    if (first == last && m->parts > 1) return;
+    if (last > rows) last = rows;
     int32_t status = m->matrix->group_size ? wb_gemm_grouped(m->matrix, m->x, m->tokens, first, last, m->y)
                                            : wb_gemm(m->matrix, m->x, m->tokens, first, last, m->y);
     if (status != WB_OK) atomic_store(&m->status, status);
 }
 
 static int32_t split(wb_pool *pool, const wb_matrix *matrix, const int8_t *x, uint32_t tokens, void *y) {
-    multiplication m = {matrix, x, tokens, matrix->rows, y, WB_OK};
-    uint32_t unit = wb_row_unit(matrix->weight_bits), parts = wb_pool_parts(pool, wb_weight_bytes(matrix));
-    if (parts > 1) {
-        uint32_t groups = (matrix->rows + unit - 1) / unit;
-        m.part_rows = (groups + parts - 1) / parts * unit;
-        parts = (matrix->rows + m.part_rows - 1) / m.part_rows;
-    }
-    if (parts == 1)
+    if (!wb_row_unit(matrix->weight_bits)) return WB_NO_KERNEL;
+    multiplication m = {matrix, x, tokens, wb_pool_parts(pool, wb_weight_bytes(matrix)), pool, y, WB_OK};
+    if (m.parts == 1)
         multiply_part(&m, 0);
     else
-        wb_pool_run(pool, multiply_part, &m, parts);
+        wb_pool_run(pool, multiply_part, &m, m.parts);
     return atomic_load(&m.status);
 }
 

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <time.h>
 
+enum { PAGE = 4096 };
+
 typedef uint64_t words __attribute__((vector_size(WB_VECTOR_BYTES)));
 
 static double now(void) {
@@ -25,26 +27,28 @@ void wb_time_gemm(wb_pool *pool, const wb_matrix *matrices, uint32_t count, cons
 }
 
 typedef struct {
+    const wb_pool *pool;
     const uint8_t *data;
-    size_t bytes, part_bytes;
+    size_t pages;
+    uint32_t parts;
 } reading;
 
 static void read_part(void *context, uint32_t part) {
     const reading *r = context;
-    size_t start = part * r->part_bytes, end = start + r->part_bytes < r->bytes ? start + r->part_bytes : r->bytes;
+    const words *from = (const words *)(r->data + wb_pool_start(r->pool, r->parts, part, r->pages) * PAGE);
+    const words *end = (const words *)(r->data + wb_pool_start(r->pool, r->parts, part + 1, r->pages) * PAGE);
     words sums[4] = {0};
-    for (const words *from = (const words *)(r->data + start); from + 4 <= (const words *)(r->data + end); from += 4)
+    for (; from < end; from += 4)
         for (int i = 0; i < 4; i++) sums[i] ^= from[i];
     sums[0] ^= sums[1] ^ sums[2] ^ sums[3];
     __asm__ volatile("" : : "m"(sums[0]));  // the sums are wanted
 }
 
 void wb_time_read(wb_pool *pool, const uint8_t *const *data, size_t bytes, uint32_t calls, double *seconds) {
-    size_t parts = wb_pool_parts(pool, bytes);
     for (uint32_t i = 0; i < calls; i++) {
-        reading r = {data[i], bytes, (bytes / parts + 4095) / 4096 * 4096};
+        reading r = {pool, data[i], bytes / PAGE, wb_pool_parts(pool, bytes)};
         double start = now();
-        wb_pool_run(pool, read_part, &r, (uint32_t)((bytes + r.part_bytes - 1) / r.part_bytes));
+        wb_pool_run(pool, read_part, &r, r.parts);
         seconds[i] = now() - start;
     }
 }

@@ -8,6 +8,6 @@
 void wb_time_gemm(wb_pool *pool, const wb_matrix *matrices, uint32_t count, const int8_t *x, uint32_t tokens, void *y,
                   uint32_t calls, double *seconds);
 
-// Seconds of each of `calls` readings of `bytes` bytes, call i from data[i] on: no kernel does less.
+// Seconds of each of `calls` readings of `bytes` bytes, whole pages, call i from data[i] on: no kernel does less.
 void wb_time_read(wb_pool *pool, const uint8_t *const *data, size_t bytes, uint32_t calls, double *seconds);
 #endif
