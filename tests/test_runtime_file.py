@@ -66,9 +66,9 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 def test_the_table_is_what_was_written(built: Path, portable: Portable) -> None:
     config, entries, digest = weights_file.read_table(built / "model.wattbit")
     assert config == DecoderConfig.from_json(portable.config)
-    assert (
-        digest == weights_file.verify(built / "model.wattbit") == read_json(built / "model.json")["weights"]["digest"]
-    )
+    content = weights_file.mapped(built / "model.wattbit")
+    assert digest == weights_file.verify(built / "model.wattbit", content)
+    assert digest == read_json(built / "model.json")["weights"]["digest"]
     assert {entry.name for entry in entries} == set(portable.tensors)
     for entry in entries:
         assert entry.offset % 64 == 0
@@ -98,6 +98,12 @@ def test_a_truncated_file_is_refused(copy: Path) -> None:
     path.unlink()
     with pytest.raises(WattbitError, match=r"cannot be read \(No such file or directory\)"):
         Decoder(copy)
+
+
+def test_an_empty_file_cannot_be_mapped(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(WattbitError, match="cannot be mapped into memory"):
+        weights_file.mapped(tmp_path / "empty")
 
 
 def test_a_flipped_bit_is_found_and_named(copy: Path) -> None:

@@ -1,7 +1,6 @@
 """The runtime through ctypes: on the board, and on the host for a host core. Standard library and NumPy only."""
 
 import ctypes
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,12 +54,11 @@ class Decoder:
         self.config, _, digest = weights_file.read_table(path)
         if digest != wanted:
             raise WattbitError(f"{path} is not the file of {folder / 'model.json'}; build or deploy the model again")
+        content = weights_file.mapped(path)
         if check:
-            weights_file.verify(path)
+            weights_file.verify(path, content)
         self._library = _open(library, core)
-        with path.open("rb") as stream:
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._bytes = np.frombuffer(content, np.uint8)  # keeps the mapping alive
         self._model, self._session = ctypes.c_void_p(), ctypes.c_void_p()
         self._error: BaseException | None = None
         self._callback: Any = None
