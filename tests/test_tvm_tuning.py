@@ -74,6 +74,12 @@ def test_a_boards_tilings_take_the_place_of_the_cores_own(tmp_path: Path) -> Non
     (tmp_path / "board.toml").write_text("core = 'cortex-a53'")
     with pytest.raises(WattbitError, match=r"board.toml holds no tilings \('widths'\); run `wattbit tune` again"):
         find_core(core.name, tmp_path / "board.toml")
+    for strange in (Tiling(16, 1), Tiling(0, 1), Tiling(1, 0), Tiling(3, 8)):
+        (tmp_path / "board.toml").write_text(as_toml(core, "made up", {2: {strange: [1.0]}}))
+        with pytest.raises(
+            WattbitError, match=r"holds no tilings \(Tiling.* cannot be built\); run `wattbit tune` again"
+        ):
+            find_core(core.name, tmp_path / "board.toml")
 
 
 def test_this_machine_is_tuned_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

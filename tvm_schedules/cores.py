@@ -35,6 +35,11 @@ class Tiling:
     group_vectors: int
     run_chunks: int
 
+    @property
+    def possible(self) -> bool:
+        """Whether kernels can be built so; what runner/matrix.c keeps for the last rows holds no larger group."""
+        return self.group_vectors in (1, 2, 4, 8) and self.run_chunks in range(1, 129)
+
 
 @dataclass(frozen=True)
 class Core:
@@ -120,6 +125,9 @@ def _read_tilings(path: Path, name: str) -> dict[int, Tiling]:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
         core, widths = record["core"], record["widths"]
         tilings = {int(bits): Tiling(each["group_vectors"], each["run_chunks"]) for bits, each in widths.items()}
+        strange = next((each for each in tilings.values() if not each.possible), None)
+        if strange:
+            raise ValueError(f"{strange} cannot be built")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise WattbitError(f"{path} holds no tilings ({error}); run `wattbit tune` again") from None
     if core != name:

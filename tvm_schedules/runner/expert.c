@@ -97,7 +97,7 @@ static int32_t forward(const expert *e, const int8_t *x, uint32_t tokens, int8_t
 int32_t wb_expert_forward(const void *file, size_t bytes, const int8_t *x, int64_t tokens, int8_t *y) {
     expert e;
     int32_t status = open_expert(&e, file, bytes);
-    if (status != WB_OK) return status;
+    if (status != WB_OK || tokens < 1) return status;
     size_t width = e.header->d_model, hidden = e.header->d_hidden;
     size_t batch = tokens < WB_TOKENS_MAX ? (size_t)tokens : WB_TOKENS_MAX;
     size_t activations = batch * (wb_x_stride(e.header->d_model) + wb_x_stride(e.header->d_hidden));

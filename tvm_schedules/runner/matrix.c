@@ -26,8 +26,13 @@ static const struct width { uint32_t bits, group_rows, zero; } widths[] = {
     WB_WIDTHS
 #undef W
 };
+#define W(bits, group_rows, zero) _Static_assert(group_rows <= GROUP_ROWS_MAX, "larger groups than `multiply` keeps");
+WB_WIDTHS
+#undef W
 
-#define K(bits, tokens, grouped) kernel_function __tvm_ffi_wb_gemm_w##bits##_t##tokens##_g##grouped;
+#define K(bits, tokens, grouped)                                             \
+    kernel_function __tvm_ffi_wb_gemm_w##bits##_t##tokens##_g##grouped;      \
+    _Static_assert(tokens <= TILE_MAX, "more tokens than `multiply` keeps");
 WB_KERNELS
 #undef K
 static const struct kernel { uint32_t bits, tokens, grouped; kernel_function *call; } kernels[] = {
