@@ -122,6 +122,8 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     def add(found: list[Row]) -> None:
         show(found)
         rows.extend(found)
+        if path:
+            write(rows, path)  # what is interrupted keeps its rows
 
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"
@@ -139,8 +141,6 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
         with peerlike(counts[-1]) as timer:
             for tokens, bits in product(TOGETHER, TOGETHER_WIDTHS):
                 add(compare_together(timer, case, Case(bits, *shape, counts[-1], tokens), repeats, library_of_ggml))
-    if path:
-        write(rows, path)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@
 
 Each target's constants are fitted to prices of some allocations and tried on others, for three seeds of routing
 frequencies and allocations each: `host`, this machine's cores (measured); `arm`, instructions counted under qemu for
-two ARM cores (simulated); `fpga`, engines in RTL simulation (simulated). The GPU's errors are read from
-results/gpu_experts.layers.json. A row compares the median absolute error (ours) with the goal of 5 %; FILE.svg shows
+two ARM cores (simulated); `fpga`, engines in RTL simulation (simulated). The GPU's errors are those that
+benchmarks/gpu_experts.py writes. A row compares the median absolute error (ours) with the goal of 5 %; where a variant
+of the model explains the prices better than the plainest, another row compares how far both are from the prices that
+they were fitted to. FILE.points.json holds every price, each seed's variant and its worst error; FILE.svg shows
 predicted against real prices. Prices are kept in runs/cost-models: an interrupted run goes on where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -20,16 +22,16 @@ import numpy as np
 from rows import Benchmark, Row, show, write
 
 from wattbit.errors import InfeasibleError
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import digest_json, write_json
 from wattbit.plan import Allocation, Cost, Engine, ExpertId, ExpertShape, Meter, Provenance, Target, Workload
 from wattbit.policy.cost.calibration import Sample, best_variant, design, mixed, prices
 from wattbit.policy.cost.cores import CoresDemand
+from wattbit.policy.cost.fitting import fit
 from wattbit.policy.cost.model import CostModel, Demand
 from wattbit.policy.cost.residual import Residual, features
 from wattbit.policy.recorded import RecordedMeter
 
 FOLDER = Path("runs/cost-models")
-GPU = Path(__file__).resolve().parent.parent / "results" / "gpu_experts.layers.json"
 GOAL = 0.05
 WIDTHS = (2, 3, 4, 6, 8)
 BATCHES = (1, 4, 16)
@@ -70,13 +72,18 @@ FPGA_WIDTHS, FPGA_BATCH, FPGA_SHARE, LAUNCHED = (2, 4, 8), 16, 1 / 8, 100
 class Found:
     """A target's held-out prices: predicted bare, with the learned residual (None without), half interval, real.
 
-    repeat: median difference between the prices of two halves of the rounds, what the measurement itself is worth.
+    variant: the settings of the demand's variant. fit_error, plain_fit_error: relative standard error of its fit, and
+    of that of the plainest variant. repeat: median difference between the prices of two halves of the rounds, what
+    the measurement itself is worth.
     """
 
     name: str
     provenance: Provenance
     seed: int
     points: tuple[tuple[float, float | None, float, float], ...]
+    variant: Mapping[str, Any]
+    fit_error: float
+    plain_fit_error: float
     repeat: float | None = None
 
     def errors(self, learned: bool) -> list[float]:
@@ -101,7 +108,9 @@ def tried(
     found = prices(rounds, [*samples, *learning, *held_out])
     first, second = len(samples), len(samples) + len(learning)
     fitting = [one for one in found[:first] if one]
-    model = CostModel(*best_variant(demand, fitting))
+    plain = fit(demand.names, [demand.work(a, w) for a, w, _ in fitting], [cost.latency_s for *_, cost in fitting])
+    variant, fitted = best_variant(demand, fitting)
+    model = CostModel(variant, fitted)
     residual = Residual()
     for allocation, workload, cost in [one for one in found[first:second] if one]:
         bare = model.cost(allocation, workload)
@@ -116,7 +125,7 @@ def tried(
         points.append((said.cost.latency_s, corrected, said.latency_relative, cost.latency_s))
         provenances.add(cost.provenance)
     (provenance,) = provenances
-    return Found(name, provenance, seed, tuple(points))
+    return Found(name, provenance, seed, tuple(points), variant.settings, fitted.sigma, plain.sigma)
 
 
 def recorded(meter: Meter, case: Case, name: str, part: str) -> RecordedMeter:
@@ -253,29 +262,23 @@ def rows_of(found: Sequence[Found]) -> list[Row]:
     rows = []
     kinds = [(False, "bare model"), (True, "with the residual")]
     for learned, what in kinds if found[0].points[0][1] is not None else kinds[:1]:
-        medians = [median(one.errors(learned)) for one in found]
-        spread = stdev(medians) if len(medians) > 1 else 0.0
-        mean = fmean(medians)
+        mean, spread = over_seeds([median(one.errors(learned)) for one in found])
         metric = f"median absolute error, {what}"
         rows.append(Row(found[0].name, metric, mean, spread, GOAL, 0.0, "goal", GOAL / mean, 1.0, "modelled", seeds))
+    if any(one.fit_error < one.plain_fit_error for one in found):
+        own, other = over_seeds([one.fit_error for one in found]), over_seeds([one.plain_fit_error for one in found])
+        metric, peer = "relative error of the fit, best variant", "the plainest variant"
+        rows.append(Row(found[0].name, metric, *own, *other, peer, other[0] / own[0], None, "modelled", seeds))
     if found[0].repeat is not None:
-        repeats = [one.repeat or 0.0 for one in found]
-        spread = stdev(repeats) if len(repeats) > 1 else 0.0
+        mean, spread = over_seeds([one.repeat or 0.0 for one in found])
         metric = "difference between two halves of the rounds"
-        mean = fmean(repeats)
         rows.append(Row(found[0].name, metric, mean, spread, GOAL, 0.0, "goal", GOAL / mean, None, "measured", seeds))
     return rows
 
 
-def gpu_rows() -> list[Row]:
-    """What `benchmarks/gpu_experts.py measure` found on its card: the mean error of latency and energy, one seed."""
-    rows = []
-    for shape, layer in read_json(GPU)["layers"].items() if GPU.is_file() else ():
-        for quantity in ("latency", "energy"):
-            mean = layer["held_out_errors"][f"{quantity} mean"]
-            metric = f"mean absolute error of {quantity} (as kept in results/{GPU.name})"
-            rows.append(Row(f"GPU, {shape}", metric, mean, 0.0, GOAL, 0.0, "goal", GOAL / mean, 1.0, "modelled", (0,)))
-    return rows
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def plot(found: Sequence[Sequence[Found]], path: Path) -> None:
@@ -318,9 +321,6 @@ def main(quick: bool, targets: tuple[str, ...], path: Path | None) -> None:
         show(rows_of(group))
         inside, worst = fmean(one.inside for one in group), max(max(one.errors(False)) for one in group)
         click.echo(f"        {inside:.0%} of prices within their 95 % intervals, worst {worst:.1%} off")
-    if not targets and (on_card := gpu_rows()):
-        show(on_card)
-        rows += on_card
     if path:
         write(rows, path)
         record: list[dict[str, Any]] = [
@@ -328,7 +328,11 @@ def main(quick: bool, targets: tuple[str, ...], path: Path | None) -> None:
                 "target": one.name,
                 "real": one.provenance,
                 "seed": one.seed,
+                "variant": dict(one.variant),
+                "fit_error": one.fit_error,
+                "plain_fit_error": one.plain_fit_error,
                 "inside": one.inside,
+                "worst": max(one.errors(False)),
                 "repeat": one.repeat,
                 "points": one.points,
             }
