@@ -8,18 +8,22 @@ plans take at most four fifths of a chip's logic, as `make board` with Vivado do
 long. Everything that takes long is kept in runs/fpga-engines, so an interrupted run goes on where it stopped.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from rows import Benchmark, Row, show, write
 
 from wattbit.files import read_json, write_json
-from wattbit.plan import Allocation, ExpertStats, Provenance, Target, Workload
+from wattbit.plan import Allocation, ExpertShape, ExpertStats, Provenance, Target, Workload
+
+if TYPE_CHECKING:
+    from wattbit.hls.engine_plan import EnginePlan
 
 FOLDER = Path("runs/fpga-engines")
 WIDTHS = (2, 3, 4, 8)
@@ -30,6 +34,12 @@ BATCHES = (1, 16, 256)
 SAMPLED = {1: 64, 16: 8, 256: 2}  # batches that are launched, by their tokens
 SIMULATED = (("pynq-z2", 1), ("pynq-z2", 256), ("kv260", 16))  # boards and batches in RTL, of the first seed
 ROUTED = 1000  # tokens of a workload
+SHARES = (
+    ("busiest", "cycles", "cycles that the busiest engine computes"),
+    ("hottest", "cycles", "cycles that the hottest expert's engine computes it"),
+    ("wanted", "vectors", "vectors for the expert that most want"),
+    ("products", "possible", "products that the engines make"),
+)
 LIMIT = 1.01  # perplexity against static 8 bit, both fine-tuned
 
 
@@ -111,7 +121,6 @@ def searched(
 ) -> dict[str, Allocation]:
     """By method, what is chosen within a budget of mean weight bits when latency is that of a board and batch."""
     from wattbit.hls.meter import ModelledMeter
-    from wattbit.plan import ExpertShape
     from wattbit.policy.search import SearchSettings, search
 
     path = folder / f"search-{budget:g}-{board}-{batch}.json"
@@ -142,33 +151,54 @@ def perplexities(
     return found
 
 
+def fitting(allocation: Allocation, shape: ExpertShape, target: Target, load: Workload) -> "EnginePlan":
+    """The plan on the target less the block RAM of the shell's own buffers, which the planner does not count.
+
+    These are, for each streamed engine, the words that its port requests ahead and the queue of vectors before it.
+    """
+    from wattbit.hls.launches import timings
+    from wattbit.hls.planner import plan
+    from wattbit.hls.shell import AHEAD_WORDS, BRAM_WORDS, LUTRAM_WORDS, queue_words
+
+    room = target.bram18
+    while True:
+        planned = plan(allocation, shape, replace(target, bram18=room), load)
+        if not planned.fits:
+            raise click.ClickException(f"{shape} does not fit {target.name}: {', '.join(planned.excess)}")
+        fifos = [AHEAD_WORDS] * sum(spec.streamed for spec in planned.classes)
+        fifos += [queue_words(shape.d_model // 8, one.per_vector, one.load) for one in timings(planned) if one.load]
+        short = planned.total.bram18 - target.bram18
+        short += sum(2 * math.ceil(words / BRAM_WORDS) for words in fifos if words > LUTRAM_WORDS)
+        if short <= 0:
+            return planned
+        room -= short
+
+
 def speeds(
     case: Case, stats: Sequence[ExpertStats], allocation: Allocation, target: Target, batch: int, out: Path | None
 ) -> dict[str, float]:
     """Tokens a second of the expert layers: as planned, by the cycle model on sampled batches, and in RTL simulation.
 
-    out: a folder for the design, None for no simulation. A batch is one launch for each layer. The RTL's time does not
-    depend on the weights' values, so the simulated experts are random ones of the same widths.
+    Also, of all launches: modelled cycles, those that the busiest engine needs and those of the hottest expert, which
+    no other engine can take over; vectors and those for the expert that most want; products and what all engines could
+    make in that time. out: a folder for the design, None for no simulation. A batch is one launch for each layer. The
+    RTL's time does not depend on the weights' values, so the simulated experts are random ones of the same widths.
     """
     from fpga_models import integers
 
     from wattbit.hls.accelerator import Accelerator, verilate
     from wattbit.hls.compare import images_of
-    from wattbit.hls.cycles import Timing, launch
+    from wattbit.hls.cycles import launch
     from wattbit.hls.engine import write_engine
-    from wattbit.hls.planner import plan
-    from wattbit.hls.resources import Scales
+    from wattbit.hls.launches import timings
     from wattbit.hls.shell import build_shell
     from wattbit.hls.traffic import traffic
-    from wattbit.plan import ExpertShape
     from wattbit.shell import interleaved
 
     shape, load = ExpertShape(case.d_model, case.d_hidden), workload(stats, batch)
-    planned = plan(allocation, shape, target, load)
-    if not planned.fits:
-        raise click.ClickException(f"{case.name} does not fit {target.name}: {', '.join(planned.excess)}")
-    timings = [Timing.of(spec, shape, Scales.expected(spec.precision, shape).lane_bits) for spec in planned.classes]
-    costs = np.array([(timing.per_vector, timing.load) for timing in timings])
+    planned = fitting(allocation, shape, target, load)
+    times = timings(planned)
+    costs = np.array([(timing.per_vector, timing.load) for timing in times])
     place = {e: (i, k) for i, spec in enumerate(planned.classes) for k, e in enumerate(spec.experts)}
     sampled = traffic(load)
     batches = SAMPLED[batch]
@@ -179,14 +209,22 @@ def speeds(
             ids = np.repeat(mine, counts[mine].astype(int))
             launches.append(np.array([place[sampled.experts[i]] for i in ids]).T)
     words = shape.d_model // 8
-    modelled = 0.0
+    found = dict.fromkeys(("cycles", "busiest", "hottest", "wanted", "vectors"), 0.0)
     for engine, index in launches:
         order = interleaved(engine, index, costs)
-        modelled += launch(timings, engine[order].tolist(), index[order].tolist(), words)
+        found["cycles"] += launch(times, engine[order].tolist(), index[order].tolist(), words)
+        sets, vectors = np.unique(np.stack((engine, index)), axis=1, return_counts=True)
+        busy = np.maximum(vectors * costs[sets[0], 0], costs[sets[0], 1])
+        found["busiest"] += np.bincount(sets[0], busy).max()
+        found["hottest"] += busy.max()
+        found["wanted"] += vectors.max()
+        found["vectors"] += vectors.sum()
+    found["products"] = found["vectors"] * shape.weights
+    found["possible"] = found["cycles"] * sum(one.pe1 * one.simd1 + one.pe2 * one.simd2 for one in planned.classes)
     hertz = planned.clock_mhz * 1e6
-    found = {
+    found |= {
         "planned": planned.tokens_per_s,
-        "modelled": batch * batches * hertz / modelled,
+        "modelled": batch * batches * hertz / found["cycles"],
         "logic": sum(spec.products == "logic" for spec in planned.classes),
         "dsp": planned.total.dsp,
         "bram18": planned.total.bram18,
@@ -274,6 +312,12 @@ def rows_of(case: Case, seeds: Sequence[int], budget: float, text: str | None, r
                         wanted = goal if name.startswith("policy") else None
                         what = f"{metric}, {name.split()[0]}"
                         rows.append(compare(title, what, ours, theirs, peer, wanted, "modelled"))
+            if batch == BATCHES[-1]:
+                for name in (names[0], "static8"):
+                    for part, whole, words in SHARES:
+                        ours, theirs = ([one[key] for one in speed[name]] for key in (part, whole))
+                        what = f"{words} on {board}, batch {batch}, {name.split()[0]}"
+                        rows.append(compare(title, what, ours, theirs, f"all {whole}", None, "modelled"))
             if rtl and (board, batch) in SIMULATED:
                 runs = {
                     name: simulated(case, stats[0], name, found[0][name], board, batch, folders[0])["simulated"]
@@ -296,7 +340,7 @@ def efficiency(folder: Path) -> list[Row]:
     from wattbit.hls.engine_class import EngineClass
     from wattbit.hls.resources import dsp_lanes, model
     from wattbit.hls.shell import build_shell
-    from wattbit.plan import ExpertId, ExpertShape, Precision
+    from wattbit.plan import ExpertId, Precision
 
     shape, precision, experts, vectors = ExpertShape(64, 128), Precision(4), 16, 128
     ids = tuple(ExpertId(0, i) for i in range(experts))

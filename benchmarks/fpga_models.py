@@ -4,13 +4,14 @@
 
 Engines are drawn at random over widths, shapes, PE, SIMD, weight homes, numbers of experts and kinds of products; none
 of them was used to find the models' constants. A point of the cycle table is one engine, its error that of its worst
-launch of 1, 5 and 24 vectors; the mixtures are launches over all engines of a design. Finished points are kept in
-runs/fpga-models.
+launch of 1, 5 and 24 vectors; the mixtures are launches over all engines of a design. Shells are counted around
+engines that are black boxes. Finished points are kept in runs/fpga-models.
 """
 
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,15 +21,15 @@ import numpy as np
 from rows import Benchmark, about
 
 from wattbit.arith import ExpertInts, forward
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import digest_json, read_json, write_json, write_text
 from wattbit.hls.accelerator import Accelerator, verilate
 from wattbit.hls.compare import images_of
 from wattbit.hls.cycles import Timing, launch
-from wattbit.hls.engine import write_engine
+from wattbit.hls.engine import EngineRtl, write_engine
 from wattbit.hls.engine_class import HIDDEN_PARALLELISM, PARALLELISM, EngineClass
-from wattbit.hls.resources import Scales, model
+from wattbit.hls.resources import Scales, model, shell
 from wattbit.hls.shell import build_shell
-from wattbit.hls.synthesis import synthesise
+from wattbit.hls.synthesis import FAMILY, count, run_yosys, synthesise
 from wattbit.plan import ExpertId, ExpertShape, Precision
 from wattbit.shell import interleaved
 
@@ -40,6 +41,7 @@ LAUNCHES = (1, 5, 24)
 MIXTURES = (12, 60, 150)
 SYNTHESISED = 8
 SMALL = 32  # products a cycle of a layer, so that a synthesis takes a minute
+SHELLS = (1, 2, 4, 6, 9, 12)  # engines
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,44 @@ def resource_row(number: int, point: Point, folder: Path) -> dict[str, Any]:
     )
 
 
+def shell_row(number: int, engines: int, folder: Path) -> dict[str, Any]:
+    """What yosys counts for the shell around engines, every other one streamed, and what is modelled."""
+    shape, version = SHAPES[number % len(SHAPES)], 1 + number % 2
+    specs = [point.spec(copy) for copy, point in enumerate(points(engines, 200 + number))]
+    boxes = [black_box(spec, shape, PARTS[version], folder / f"shell-{number}") for spec in specs]
+    design = build_shell(boxes, shape.d_model, "0", folder / f"shell-{number}" / "shell")
+    kept = folder / f"shell-{design.digest}-{version}.json"
+    if not kept.is_file():
+        run_yosys(
+            f"read_slang --threads 1 --single-unit --top {design.top} {' '.join(design.sources)}\n"
+            f"synth_xilinx -family {FAMILY[version]} -top {design.top} -flatten -noiopad -noclkbuf\n"
+            "tee -q -o cells.json stat -json\n",
+            design.folder,
+        )
+        found = json.loads((design.folder / "cells.json").read_text("utf-8"))
+        write_json(kept, found["design"]["num_cells_by_type"])
+    counted, modelled = count(read_json(kept), "yosys").counts, shell(specs, shape, version).counts
+    return {
+        "engines": engines,
+        "streams": design.streams,
+        "part": PARTS[version],
+        "d_model": shape.d_model,
+        "yosys": counted,
+        "modelled": modelled,
+    } | {f"{name}_error": modelled[i] / counted[i] - 1 for i, name in enumerate(("lut", "ff"))}
+
+
+def black_box(spec: EngineClass, shape: ExpertShape, part: str, folder: Path) -> EngineRtl:
+    """An engine of which a synthesiser sees the ports alone."""
+    engine = write_engine(integers(spec, shape, 0), spec, folder / "engines", part)
+    box = folder / f"{engine.module}.sv"
+    ports = engine.sources[-1].read_text("utf-8").partition(");")[0]
+    write_text(box, f"{ports.replace('module', '(* blackbox *) module', 1)});\nendmodule\n")
+    return replace(engine, sources=(box,), memories=())
+
+
 @click.command(cls=Benchmark, help=__doc__)
-@click.option("--quick", is_flag=True, help="One design and one synthesis.")
+@click.option("--quick", is_flag=True, help="One design, one synthesis of an engine and one of a shell.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables to this file.")
 def main(quick: bool, path: Path | None) -> None:
     designs = SHAPES[:1] if quick else SHAPES
@@ -182,8 +220,14 @@ def main(quick: bool, path: Path | None) -> None:
         )
     for name in ("lut", "ff"):
         click.echo(f"{name}: mean {100 * fmean(abs(row[f'{name}_error']) for row in resources):.1f} %")
+    shells = [shell_row(number, engines, FOLDER) for number, engines in enumerate(SHELLS[: 1 if quick else None])]
+    for row in shells:
+        click.echo(
+            f"LUT {100 * row['lut_error']:+5.1f} %, FF {100 * row['ff_error']:+5.1f} %: shell of {row['engines']} "
+            f"engines, {row['streams']} streamed, yosys {row['yosys']}, modelled {row['modelled']}"
+        )
     if path:
-        write_json(path, {"cycles": cycles, "resources": resources})
+        write_json(path, {"cycles": cycles, "resources": resources, "shells": shells})
         about(path)
 
 
