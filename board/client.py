@@ -57,10 +57,11 @@ class AgentClient:
         """The reply to one command; WattbitError when the agent refuses it, ToolError when the agent has ended."""
         assert self._process.stdin is not None and self._process.stdout is not None
         line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"cmd": cmd, **fields}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+        if not self._process.stdin.closed:  # it has not ended before
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps({"cmd": cmd, **fields}) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
         if not line:
             raise self._ended()
         try:

@@ -158,10 +158,11 @@ def test_an_agent_that_ends_is_an_error_with_its_last_words(run: Path, tmp_path:
         agent.request("hello")
         agent._process.kill()
         agent._process.wait()
-        with pytest.raises(
-            ToolError, match="the agent on folder-board failed with exit status -9: no message; it ended; the"
-        ):
-            agent.request("hello")
+        for _ in range(2):  # a meter tries again
+            with pytest.raises(
+                ToolError, match="the agent on folder-board failed with exit status -9: no message; it ended; the"
+            ):
+                agent.request("hello")
 
 
 @pytest.mark.slow
