@@ -75,12 +75,17 @@ class Timer:
         self._library.wb_pool_destroy(self._pool)
 
     def weight_bytes(self, product: Product) -> int:
-        """What the product reads: packed weights and scales. Raises WattbitError where the library has no kernel."""
+        """What the product reads: packed weights and scales.
+
+        Raises WattbitError where the library has no kernel of the width, and for more scales than there is room for.
+        """
         matrix = self._matrix(product, 0)
         count: int = self._library.wb_weight_bytes(ctypes.byref(matrix))
         if count == 0:
             raise WattbitError(f"the library has no kernel of {product.weight_bits} bits; build it with that width")
         scales: int = self._library.wb_scale_count(ctypes.byref(matrix))
+        if scales > len(self._scales):
+            raise WattbitError(f"{product} has {scales} scales, more than the {len(self._scales)} that are timed with")
         return count + scales * self._scales.itemsize
 
     def products(self, product: Product, calls: int) -> list[float]:
@@ -103,7 +108,7 @@ class Timer:
         time_gemm = self._library.wb_time_gemm
         time_gemm(self._pool, matrices, len(matrices), _address(x), token_count, _address(y), len(seconds), seconds)
         if min(seconds) < 0:
-            raise WattbitError(f"{mix} did not run; depths must be whole groups of a multiple of 32")
+            raise WattbitError(f"{mix} did not run; depths must be 1 to 32768, in whole groups of a multiple of 32")
         return [sum(seconds[i * len(mix) : (i + 1) * len(mix)]) for i in range(calls)]
 
     def readings(self, size: int, calls: int) -> list[float]:

@@ -63,8 +63,12 @@ class Decoder:
         self._error: BaseException | None = None
         self._callback: Any = None
         count = threads or len(os.sched_getaffinity(0))
-        self._call("wb_model_open", self._bytes.ctypes.data, self._bytes.nbytes, count, ctypes.byref(self._model))
-        self.reset()
+        try:
+            self._call("wb_model_open", self._bytes.ctypes.data, self._bytes.nbytes, count, ctypes.byref(self._model))
+            self.reset()
+        except WattbitError:
+            self.close()  # its threads would stay
+            raise
 
     def __enter__(self) -> "Decoder":
         return self
