@@ -143,6 +143,8 @@ def main(quick: bool, path: Path | None) -> None:
         rows.append(compare(case, "seconds of all prices", seconds[OURS], peer, seconds[peer], ratio))
         ratio = fmean(measured[peer]) / fmean(measured[OURS])
         rows.append(compare(case, "prices measured", measured[OURS], peer, measured[peer], ratio))
+    for what, value in (("error of the model's held-out prices, median", off), ("seconds of the calibration", spent)):
+        rows.append(Row(case, what, value, 0.0, value, 0.0, "itself, once", 1.0, None, "measured", SEEDS[:1]))
     show(rows)
     if path:
         write(rows, path)

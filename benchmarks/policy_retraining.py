@@ -11,12 +11,14 @@ For each training seed (one run each in the runs folder, kept) and at BUDGET bit
   corrected table) after a short fine-tuning of each;
 - `uniform`: the width next below the budget, and `random`: one allocation of the budget.
 
-All of them are then fine-tuned alike from the float weights, and a ratio is a peer's perplexity over that of `learned`.
+All of them are then fine-tuned alike from the float weights, and a ratio is a peer's perplexity over that of `learned`,
+on validation text; the short fine-tunings are judged on the text that the statistics are of.
 The seconds of each form are what it takes beside the table: fitting the repair, or fine-tuning the candidates.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -45,7 +47,7 @@ PEERS = ("table", "short", "uniform", "random")
 
 def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: Path) -> dict[str, Any]:
     """One training seed: perplexities after the whole fine-tuning, seconds, repair; kept in the runs folder."""
-    kept = root / "policy_retraining" / f"{digest_json([preset, seed, short, steps, iterations])}.json"
+    kept = root / "policy_retraining" / f"{digest_json(['held', preset, seed, short, steps, iterations])}.json"
     if kept.exists():
         return dict(read_json(kept))
     run = run_of(preset, seed, root)
@@ -56,6 +58,8 @@ def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: 
     model = learner(run)
     start = kept.with_suffix(".safetensors")
     model.save(start)
+    judging = model.samples
+    model.samples = replace(judging, valid=judging.held)  # what chooses does not judge
     begin = time.monotonic()
     repair, record = learn(problem, model, start, short, seed)
     learned_s = time.monotonic() - begin
@@ -74,6 +78,7 @@ def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: 
     short_s = time.monotonic() - begin
     chosen["random"] = problem.allocation(random_allocation(problem, seed))
     wanted = {name: chosen[name] for name in {"table", OURS, "uniform", "random", best}}
+    model.samples = judging
     distinct = {allocation.digest: allocation for allocation in wanted.values()}
     after = tuned(model, start, distinct, steps, seed)
     start.unlink()

@@ -15,7 +15,7 @@ many experts, relaxed) optimum of the best set of widths.
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import numpy as np
 from rows import Benchmark, Row, show, write
 
 from wattbit.board.targets import load
-from wattbit.files import read_json, write_json
+from wattbit.files import digest_json, read_json, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.perform import RUNS
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, ExpertStats, Meter, Placement, Workload
@@ -42,20 +42,25 @@ EFFORT = AgentSettings(iterations=20, gate_draws=4, choice_draws=6, local=2.0)
 
 
 class Boards:
-    """Layers on several boards, which a token passes one after the other: their times and bytes add up."""
+    """Layers on several boards, which a token passes one after the other: their times and bytes add up.
+
+    seconds: the processor's, of all prices.
+    """
 
     def __init__(self, meter: Meter, workload: Workload) -> None:
-        self.meter = meter
+        self.meter, self.seconds = meter, 0.0
         frequency: dict[int, list[tuple[ExpertId, float]]] = {}
         for expert, share in workload.frequency:
             frequency.setdefault(expert.layer // LAYERS, []).append((expert, share))
         self.loads = {board: replace(workload, frequency=tuple(own)) for board, own in frequency.items()}
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        start = time.process_time()
         placed: dict[int, list[Placement]] = {board: [] for board in self.loads}
         for placement in allocation.placements:
             placed[placement.expert.layer // LAYERS].append(placement)
         costs = [self.meter.cost(Allocation(tuple(own)), self.loads[board]) for board, own in placed.items()]
+        self.seconds += time.process_time() - start
         return Cost(sum(c.latency_s for c in costs), None, sum(c.memory_bytes for c in costs), "modelled")
 
 
@@ -73,11 +78,12 @@ def statistics(experts: int, seed: int) -> tuple[ExpertStats, ...]:
     return tuple(found)
 
 
-Measured = tuple[float, float, float, float, float]
+Measured = tuple[float, float, float, float, float, float]
 
 
 def measure(experts: int, iterations: int, seed: int) -> Measured:
-    """Processor seconds of the whole search and of one of its iterations, peak memory in MB, reward, the start's."""
+    """Processor seconds of the whole search and of one of its iterations, peak memory in MB, the meter's share of the
+    seconds, reward, the start's."""
     stats = statistics(experts, seed)
     workload = Workload(1000, 2, tuple((s.expert, s.frequency) for s in stats))
     meter = Boards(ModelledMeter(ExpertShape(128, 256), load("kv260").target), workload)
@@ -90,15 +96,15 @@ def measure(experts: int, iterations: int, seed: int) -> Measured:
         marks.append(time.process_time())
 
     reward = learn(problem, seed, settings, mark).reward
-    whole = time.process_time() - start
+    whole, spent = time.process_time() - start, meter.seconds
     step = float(np.median(np.diff(marks)))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return whole, step, memory, reward, problem.reward(solve_shared(problem))
+    return whole, step, memory, spent / whole, reward, problem.reward(solve_shared(problem))
 
 
 def alone(experts: int, iterations: int, seed: int, root: Path) -> list[float]:
     """`measure` in a process of its own; kept in a file of the runs folder."""
-    path = root / "policy_scale" / f"{experts}-{iterations}-{seed}.json"
+    path = root / "policy_scale" / f"{digest_json([experts, asdict(EFFORT), iterations, seed])}.json"
     if not path.exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             write_json(path, pool.submit(measure, experts, iterations, seed).result())
@@ -120,7 +126,7 @@ def main(quick: bool, path: Path | None, root: Path) -> None:
         found = np.array([alone(experts, iterations, seed, root) for seed in used])
         means, stds = (
             found.mean(axis=0).tolist(),
-            (found.std(axis=0, ddof=1) if len(used) > 1 else np.zeros(5)).tolist(),
+            (found.std(axis=0, ddof=1) if len(used) > 1 else np.zeros(6)).tolist(),
         )
         names = (f"search of {iterations} iterations, s", "one iteration, s", "peak memory, MB")
         case = f"{experts} experts"
@@ -131,9 +137,11 @@ def main(quick: bool, path: Path | None, root: Path) -> None:
         if experts == GOAL_EXPERTS:
             ratio = GOAL_S / means[0]
             rows.append(Row(case, names[0], means[0], stds[0], GOAL_S, 0.0, "the goal", ratio, 1.0, "measured", used))
-        better = float(np.exp(means[3] - means[4]))
+        name = "the meter's share of the search's seconds"
+        rows.append(Row(case, name, means[3], stds[3], 1.0, 0.0, "the whole", 1 / means[3], None, "measured", used))
+        better = float(np.exp(means[4] - means[5]))
         name, peer = "coupled reward, nats", "best set of widths"
-        rows.append(Row(case, name, means[3], stds[3], means[4], stds[4], peer, better, None, "modelled", used))
+        rows.append(Row(case, name, means[4], stds[4], means[5], stds[5], peer, better, None, "modelled", used))
         show(rows[before:])
         if path:
             write(rows, path)

@@ -14,8 +14,9 @@ does, and may price as many allocations as the policy of the same seed did. `loc
 policy's own closing local search: what the policy owes to them, not to learning. At ABLATED bits, E=16: A2C, a cold
 start, no local search at the end, the widths 2, 4 and 8 alone, and a search whose hardware cost is the bits that pass,
 in place of the planner's time. A ratio is exp(difference of the rewards), that is of perplexities with the hardware's
-price included: above 1 where the policy is better. p is of a paired t-test over training seeds times policy seeds.
-"after N evaluations" is the best reward among the first N allocations priced.
+price included: above 1 where the policy is better. p is of a paired t-test over training seeds times policy seeds,
+which are not independent, and beside it over the means of each model's policy seeds. "after N evaluations" is the best
+reward among the first N allocations priced.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -65,8 +66,7 @@ COUPLED_NATS = 0.1
 MARKS = (100, 300, 1000)  # evaluations
 OURS = "dmpq (PPO)"
 GOAL = "exact"  # of the coupled reward: to be beaten with p < 0.05
-
-PATIENCE = 16  # moves of the controls for each price, so that they price as many as they may
+AVERAGED = (OURS, GOAL, "annealing", "local search")  # over the policy seeds, too
 
 Solver = Callable[[Problem, int, int], Choice]
 """Of a problem, a seed, and how many allocations may be priced."""
@@ -113,10 +113,10 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
         settings = AgentSettings(**cell.settings | more)
         return lambda problem, seed, _: train(AllocationEnv(problem), seed, settings).choice
 
-    def searched(search: Callable[..., Choice]) -> Solver:
+    def searched(search: Callable[[Problem, Choice, int, int], Choice]) -> Solver:
         def solver(problem: Problem, seed: int, prices: int) -> Choice:
             start = solve_shared(problem)
-            return search(problem, start, prices - problem.asked, seed, patience=PATIENCE)
+            return search(problem, start, prices - problem.asked, seed)
 
         return solver
 
@@ -320,6 +320,8 @@ def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], j
                 case = f"{TITLES[name]}, {budget} bits"
                 added = compare(case, metric, methods, goal=nats > 0)
                 if nats:
+                    means = {m: np.reshape(methods[m], (-1, len(SEEDS))).mean(axis=1).tolist() for m in AVERAGED}
+                    added += compare(case, f"{metric}, a mean a model", means, goal=False)
                     added.append(evaluations(case, here))
                 if nats and budget == ABLATED:
                     added += sample_efficiency(case, here)

@@ -176,9 +176,13 @@ class Head:
         solver.step(closure)
         return cls(mean, std, weight.detach(), bias.detach())
 
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, C]."""
+        return F.linear((x - self.mean) / self.std, self.weight, self.bias)
+
     def predict(self, x: Tensor) -> Tensor:
         """Classes [n]."""
-        return F.linear((x - self.mean) / self.std, self.weight, self.bias).argmax(dim=1)
+        return self.logits(x).argmax(dim=1)
 
 
 def score(metric: str, predicted: Tensor, labels: Sequence[int]) -> float:

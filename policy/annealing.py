@@ -18,7 +18,7 @@ from wattbit.policy.problem import Choice, Problem
 
 WARM_UP = 32  # moves whose losses set the first temperature
 COOLING = 1e-3
-PATIENCE = 4  # moves for each evaluation; on small problems most are of what was priced before
+PATIENCE = 16  # moves for each evaluation; on small problems most are of what was priced before
 SHIFTS = 0.5  # of the local search's moves
 SCATTER = 0.3  # relative, of the order in which experts are moved
 
@@ -55,12 +55,10 @@ def shift(problem: Problem, choice: Choice, random: np.random.Generator) -> Choi
     return problem.fit(moved) if random.random() < 0.5 else problem.shrink(moved)
 
 
-def anneal(
-    problem: Problem, start: Choice, evaluations: int, seed: int, move: Move = step, patience: int = PATIENCE
-) -> Choice:
+def anneal(problem: Problem, start: Choice, evaluations: int, seed: int, move: Move = step) -> Choice:
     """The best choice [N] among so many new allocations priced, beginning at `start`. Deterministic in the seed.
 
-    What was priced before costs nothing, so it does not count; but there are no more than `patience` moves for each
+    What was priced before costs nothing, so it does not count; but there are no more than PATIENCE moves for each
     evaluation.
     """
     random = np.random.default_rng(seed)
@@ -70,8 +68,8 @@ def anneal(
     best, best_value = here, value
     first = [abs(value - problem.reward(move(problem, here, random))) for _ in range(min(WARM_UP, evaluations // 4))]
     heat = float(np.std(first)) or float(np.mean(first)) or 1.0
-    for moves in range(patience * evaluations):
-        done = max((problem.asked - before) / evaluations, moves / (patience * evaluations))
+    for moves in range(PATIENCE * evaluations):
+        done = max((problem.asked - before) / evaluations, moves / (PATIENCE * evaluations))
         if done >= 1:
             break
         candidate = move(problem, here, random)
@@ -83,11 +81,11 @@ def anneal(
     return best
 
 
-def improve(problem: Problem, start: Choice, evaluations: int, seed: int, patience: int = PATIENCE) -> Choice:
+def improve(problem: Problem, start: Choice, evaluations: int, seed: int) -> Choice:
     """The policy's local search: `anneal` with shifts among its moves."""
 
     def move(problem: Problem, choice: Choice, random: np.random.Generator) -> Choice:
         kind = shift if random.random() < SHIFTS else step
         return kind(problem, choice, random)
 
-    return anneal(problem, start, evaluations, seed, move, patience)
+    return anneal(problem, start, evaluations, seed, move)

@@ -14,8 +14,8 @@ J(a) = H(a) - sum_i g_i(a_i) what is left, expert i's advantage is
           + (mean_s J - J(a)) S / (S - 1)                    joint, against the other choices of the same gate setting
 
 divided by its root mean square over the batch, expert by expert, so that a rare expert's small damage moves its choice
-as surely as a busy one's (not by its standard deviation, which is 0 where all draws agree). A gate setting's advantage is its
-mean R_g against that of the other settings, standardised.
+as surely as a busy one's (not by its standard deviation, which is 0 where all draws agree). A gate setting's advantage
+is its mean R_g against that of the other settings, standardised.
 """
 
 from dataclasses import dataclass

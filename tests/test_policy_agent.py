@@ -13,10 +13,12 @@ from wattbit.errors import WattbitError
 from wattbit.policy.a2c import A2C
 from wattbit.policy.agent import AgentSettings, Policy, train, train_on
 from wattbit.policy.controls import linear_in_frequency, random_allocation
+from wattbit.policy.critic import Critic
 from wattbit.policy.environment import AllocationEnv, observe
 from wattbit.policy.exact import solve, solve_shared
 from wattbit.policy.network import PolicyNet
 from wattbit.policy.problem import Problem
+from wattbit.policy.rollout import Batch, Prices, draw
 
 
 def test_environment_passes_gymnasiums_checker() -> None:
@@ -51,6 +53,32 @@ def test_one_network_serves_any_number_of_experts() -> None:
         assert (probs[2] > 0).all()  # none open means all open
     order = torch.randperm(len(large), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(net.experts(large[order], gates), net.experts(large, gates)[:, order], atol=1e-5)
+
+
+def sampled(problem: Problem, critic: Critic, seed: int = 0, sure: float = 0.0) -> Batch:
+    """Draws of a new policy. sure: what its logit of the middle width is raised by."""
+    env, generator = AllocationEnv(problem), torch.Generator().manual_seed(seed)
+    net = PolicyNet(env.observation.shape[1], 5, 16)
+    net.start(generator)
+    net.expert[-1].bias.data[2] = sure
+    return draw(net, env, Prices(problem, 0.3), critic, 4, 6, generator)
+
+
+def test_a_baseline_is_learned_from_former_draws_alone() -> None:
+    problem = make_problem(make_stats(8), AdditiveMeter(), latency_nats=0.1)
+    fresh, deaf = Critic(problem), Critic(problem)
+    deaf.learn = lambda choices, hardware: None  # type: ignore[method-assign]
+    assert torch.equal(sampled(problem, fresh).advantage, sampled(problem, deaf).advantage)
+    assert fresh.shares.any() and not deaf.shares.any()
+    assert not torch.equal(sampled(problem, fresh, 1).advantage, sampled(problem, deaf, 1).advantage)
+
+
+@pytest.mark.parametrize("sure", [0.0, 8.0])
+def test_advantages_are_of_one_size_even_where_all_draws_agree(sure: float) -> None:
+    problem = make_problem(make_stats(8), SharedChipMeter(), latency_nats=0.0)
+    batch = sampled(problem, Critic(problem), sure=sure)
+    assert (sure > 0) == bool((batch.actions[batch.gates[:, 2] > 0] == 2).all())
+    assert (batch.advantage.square().mean(dim=(0, 1)) <= 1.001).all()
 
 
 def test_changes_of_damage_over_the_rounds_are_observed() -> None:

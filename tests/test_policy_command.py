@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click import BadParameter
 from click.testing import CliRunner
 
+from tests.test_eval_tasks import write_sst
 from wattbit.cli import main
 from wattbit.commands import search as command
 from wattbit.commands.search import both
@@ -119,6 +121,29 @@ def test_what_cannot_be_is_said_in_one_line(folder: Path, options: tuple[str, ..
     result = CliRunner().invoke(main, ["search", "--run", str(folder), *options])
     assert result.exit_code == 1
     assert words in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_search_preserves_a_task(folder: Path, tmp_path: Path) -> None:
+    glue = write_sst(tmp_path / "sst2", 60)
+    found: Any = look(folder, "--task", str(glue))
+    assert found["perplexity_rise"] is None and found["mean_bits"] <= 4
+    assert set(found["task"]["scores"]) == {"float", "uniform 8 bit", "chosen"}
+    assert found["task"]["loss_rise"] >= 0 and found["task"]["task"] == "sst2"
+    kept = Path(found["folder"]) / "stats.json"
+    text, task = read_json(folder / "stats" / "stats.json"), read_json(kept)
+    assert [one["damage"] for one in text["experts"]] != [one["damage"] for one in task["experts"]]
+    made = kept.stat().st_mtime_ns
+    assert look(folder, "--task", str(glue)) == found and kept.stat().st_mtime_ns == made, (
+        "its table is not measured twice"
+    )
+    for more, words in (
+        (["--task", str(tmp_path / "none")], "is neither a folder nor a GLUE task with classes"),
+        (["--task", str(glue), "--retraining", "3"], "--task counts in perplexity's place"),
+        (["--task", str(glue), "--max-perplexity-rise", "1%"], "--task counts in perplexity's place"),
+    ):
+        refused = CliRunner().invoke(main, ["search", "--run", str(folder), *more])
+        assert refused.exit_code == 1
+        assert words in refused.stderr.strip().splitlines()[-1]
 
 
 def calibration(kind: str, run: Run, names: tuple[str, ...], theta: list[float], **settings: object) -> Calibration:

@@ -6,19 +6,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import expm1, inf, isfinite, log1p
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from wattbit.display import Display
 from wattbit.errors import WattbitError
-from wattbit.files import digest_json, write_json
+from wattbit.files import digest_json, read_json, write_json
 from wattbit.metering import both, search_meter
 from wattbit.perform import RUNS, SEED, json_option, perform, run_option
 from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
-from wattbit.plan import Engine, Meter
+from wattbit.plan import Allocation, Engine, ExpertStats, Meter
 from wattbit.progress import Progress
 from wattbit.run import Run, code_digest
+
+if TYPE_CHECKING:
+    from wattbit.models.task_subject import TaskSubject
 
 Quantity = Literal["damage", "latency", "energy"]
 QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency", "energy": "energy"}
@@ -27,6 +30,7 @@ QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency",
 @dataclass(frozen=True)
 class Asked:
     """A search beside the run's own. max_latency, max_energy: shares of uniform 8 bit's. policy: a file, or None.
+    task: the GLUE task whose accuracy counts in perplexity's place, None for perplexity.
 
     retraining: fine-tuning steps of each allocation that the repair of the damage table is fitted to; 0 for none.
     calibrations: files of `wattbit calibrate` that price in the planner's place. measure: which allocations are really
@@ -40,6 +44,7 @@ class Asked:
     budget: float | None = None
     algorithm: str = "ppo"
     policy: str | None = None
+    task: str | None = None
     retraining: int = 0
     calibrations: tuple[str, ...] = ()
     measure: int | None = None
@@ -75,6 +80,11 @@ class Share(click.ParamType[float]):
     "--policy",
     type=click.Path(path_type=Path, dir_okay=False),
     help="A trained policy (policy.safetensors of any search): choose with it, learn nothing.",
+)
+@click.option(
+    "--task",
+    help="Preserve the accuracy of a GLUE task in place of perplexity: a folder or glue/TASK. A head is fitted on the "
+    "frozen model; an expert's damage is how far its rounding moves the head's predictions.",
 )
 @click.option(
     "--retraining",
@@ -118,8 +128,12 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
         click.echo(json.dumps(result, indent=1))
         return
     click.echo(f"{result['folder']}/search.json: {result['mean_bits']:.2f} bits a weight")
-    rise, latency = result["perplexity_rise"], result["latency"]
-    click.echo(f"perplexity {rise:+.2%} as predicted, latency {latency:.3f} of uniform 8 bit's, {result['provenance']}")
+    if result["task"] is None:
+        click.echo(f"perplexity {result['perplexity_rise']:+.2%} as predicted")
+    else:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in result["task"]["scores"].items())
+        click.echo(f"{result['task']['task']}, {result['task']['metric']} as measured: {scores}")
+    click.echo(f"latency {result['latency']:.3f} of uniform 8 bit's, {result['provenance']}")
 
 
 @contextmanager
@@ -188,10 +202,14 @@ def look(
         raise WattbitError("a trained policy has learned its own prices; search with limits without --policy")
     if asked.minimise and not limited:
         raise WattbitError(f"the least {asked.minimise} needs a limit, for instance --max-perplexity-rise 1%")
+    if asked.task and (asked.retraining or asked.max_perplexity_rise is not None or asked.minimise == "perplexity"):
+        raise WattbitError("--task counts in perplexity's place; leave out what is about perplexity, and --retraining")
     trained = Policy.load(Path(asked.policy)) if asked.policy else None
+    subject = task_subject(run, asked.task) if asked.task else None
+    stats = expert_stats(run) if subject is None else task_stats(run, subject, place, progress)
     own = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
     problem = Problem(
-        stats=smoothed(expert_stats(run)),
+        stats=smoothed(stats),
         meter=price,
         workload=workload(run),
         weight_bits=own.weight_bits,
@@ -201,10 +219,11 @@ def look(
         energy_nats=own.energy_nats,
         engines=engines,
     )
-    record: dict[str, Any] = {"asked": asdict(asked), "folder": str(place)}
+    record: dict[str, Any] = {"asked": asdict(asked), "folder": str(place), "task": None}
     if asked.retraining:
         weights = place / "float.safetensors"
         model = learner(run)
+        model.samples = replace(model.samples, valid=model.samples.held)  # what chooses does not judge
         model.save(weights)
         repair, record["retraining"] = learn(problem, model, weights, asked.retraining, asked.seed, progress)
         record["retraining"] |= {"left": {str(bits): share for bits, share in repair.left.items()}}
@@ -222,10 +241,18 @@ def look(
         learned.policy.save(place / "policy.safetensors")
         found = weigh(problem, learned.choice)
     allocation = problem.allocation(found.choice)
+    if subject is not None:
+        judged = {
+            "float": None,
+            "uniform 8 bit": Allocation.of(dict.fromkeys(problem.experts, 8)),
+            "chosen": allocation,
+        }
+        scores = {name: subject.score(widths) for name, widths in judged.items()}
+        record["task"] = subject.to_json() | {"loss_rise": found.damage, "scores": scores}
     record |= {
         "allocation": allocation.to_json(),
         "mean_bits": allocation.mean_bits,
-        "perplexity_rise": expm1(found.damage),
+        "perplexity_rise": expm1(found.damage) if subject is None else None,
         "latency": found.latency,
         "energy": found.energy,
         "provenance": problem.cost(found.choice).provenance,
@@ -233,3 +260,21 @@ def look(
     }
     write_json(place / "search.json", record)
     return record
+
+
+def task_subject(run: Run, source: str) -> "TaskSubject":
+    """The run's float model with a head for a task; WattbitError where the task cannot be read."""
+    from wattbit.models.data import load_vocabulary
+    from wattbit.models.task_subject import TaskSubject
+    from wattbit.models.tasks import read_task
+
+    return TaskSubject(learner(run), read_task(source), load_vocabulary(run.path("data")))
+
+
+def task_stats(run: Run, subject: "TaskSubject", place: Path, progress: Progress) -> tuple[ExpertStats, ...]:
+    """The run's statistics with a task's damage, kept beside the search: a search that stopped goes on with them."""
+    kept = place / "stats.json"
+    if not kept.exists():
+        found = subject.stats(expert_stats(run), progress)
+        write_json(kept, {"experts": [one.to_json() for one in found]})
+    return tuple(ExpertStats.from_json(one) for one in read_json(kept)["experts"])
