@@ -37,7 +37,7 @@ from wattbit.tvm_schedules.host_meter import host_meter
 
 SEEDS = (0, 1, 2)
 STATIC = "uniform8"
-OURS = ("dmpq", "dmpq-cotrained")
+OURS = ("dmpq", "dmpq-gptq", "dmpq-cotrained")
 GLUE_DROP = 0.005
 QUICK: dict[str, Any] = {"budgets": (2.5,), "steps": 2, "glue_steps": 4, "iterations": 5, "judged": 4000, "workers": 1}
 
@@ -207,15 +207,22 @@ def row(
     return Row(case, said, *spread(ours), *spread(peer), name, ratio, goal, "measured", seeds, p)
 
 
+def by_gptq(key: str) -> bool:
+    """Whether experts are quantized by GPTQ, which is worth more than their widths: compared among themselves."""
+    return key.partition("@")[0].endswith("gptq")
+
+
 def rows(study_name: str, records: Sequence[Record]) -> list[Row]:
-    """DMPQ against every method of its budget, its rise over static 8 bit against the goal of 1 %, and what it loses on
-    tasks against the goal of 0.5 points."""
+    """DMPQ against every method of its budget and quantizer, its rise over static 8 bit against the goal of 1 %, and
+    what it loses on tasks against the goal of 0.5 points."""
     found = []
     for part, said in (("recipes", "perplexity, not retrained"), ("tuned", "perplexity, retrained equally")):
         keys = listed(records, part)
         for ours in [key for key in keys if key.partition("@")[0] in OURS]:
             name, _, budget = ours.partition("@")
-            for peer in [k for k in keys if k != ours and k.partition("@")[2] in (budget, "")]:
+            for peer in [
+                k for k in keys if k != ours and k.partition("@")[2] in (budget, "") and by_gptq(k) == by_gptq(ours)
+            ]:
                 a, b = ([r[part][k]["perplexity"]["token"] for r in records] for k in (ours, peer))
                 sizes = [
                     fmean(r[part][k].get("bytes") or r[part][k]["mean_bits"] for r in records) for k in (ours, peer)

@@ -155,7 +155,7 @@ class Recipes:
         """Methods that decide widths, with GPTQ in place of QUANTIZER: in their tables too."""
         seeds, above = self.settings.seeds, [b for b in self.settings.budgets if b > min(WIDTHS)]
         meter = ModelledMeter(self.config.shape, load(BOARD).target)
-        searches = {}
+        searches: dict[tuple[int, float], Future[tuple[Record, float]]] = {}
         for seed in seeds:
             if not self.late() and any(f"dmpq-gptq@{b}" not in self.records[seed]["recipes"] for b in above):
                 stats = self.subjects[seed].stats(WIDTHS, "gptq")
