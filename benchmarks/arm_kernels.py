@@ -33,7 +33,7 @@ WIDTHS = (8, 6, 4, 3, 2)
 TOGETHER, TOGETHER_SHAPE, TOGETHER_WIDTHS = (4, 16), (11008, 4096), (8, 4, 2)
 FOLLOWS, BANDWIDTH, PEER = 0.9, 0.9, 1.0  # the goals
 CALL_BYTES = 50_000_000  # a candidate's calls of one repeat read about so much
-TURN_BYTES, TURNS = 8_000_000, 40  # the same of a turn without pauses
+TURN_BYTES, TURNS = 8_000_000, 120  # the same of a turn without pauses
 SETTLE_S, WARM_S = 0.02, 0.02
 CACHE = Path(os.environ.get("WATTBIT_CACHE", Path.home() / ".cache" / "wattbit")) / "peers"
 
