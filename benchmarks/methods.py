@@ -296,6 +296,9 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
 )
 @click.option("--also", multiple=True, help="Studies NAME-SEED.json in --studies that are not run here; repeatable.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--untuned", is_flag=True, help="Without retraining.")
+@click.option("--judged", type=click.IntRange(2), help="Tokens of the test text that judge; by default all.")
+@click.option("--iterations", default=150, show_default=True, help="Of DMPQ's policy.")
 @click.option("--at-once", default=1, show_default=True, help="Studies at a time.")
 @click.option("--seconds", default=float("inf"), help="When a study stops; started again, it goes on.")
 @click.option("--host", is_flag=True, help="Measure the first seed's allocations on this machine; keep it quiet.")
@@ -308,6 +311,9 @@ def main(
     presets: tuple[str, ...],
     also: tuple[str, ...],
     device: str,
+    untuned: bool,
+    judged: int | None,
+    iterations: int,
     at_once: int,
     seconds: float,
     host: bool,
@@ -316,7 +322,7 @@ def main(
 ) -> None:
     presets, seeds = (("tiny",), (0, 1)) if quick else (presets, SEEDS)
     out = studies or cache_folder() / ("methods-quick" if quick else "methods")
-    more: Record = QUICK if quick else {}
+    more: Record = {"judged": judged, "iterations": iterations, "retrained": not untuned} | (QUICK if quick else {})
     wanted = []
     for preset in presets:
         vocabulary = STUDIED[preset].model.vocab_size

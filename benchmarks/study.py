@@ -55,13 +55,18 @@ class Study(Recipes):
         quick = [name for name in METHODS if name not in (*SLOW, "dmpq")]
         self.open()
         self.describe()
-        self.tune_float_on_tasks()
-        self.untuned(quick, 0.4)
-        self.adopt_scales()
-        self.tuned()
-        self.tune_on_tasks()
+        if self.settings.retrained:
+            self.tune_float_on_tasks()
+            self.untuned(quick, 0.4)
+            self.adopt_scales()
+            self.tuned()
+            self.tune_on_tasks()
         self.untuned(quick)
-        self.cotrained()
+        if self.settings.retrained:
+            self.cotrained()
+        for seed, budget in self.searches:
+            if not self.late():
+                self.searched(budget, seed)
         self.slow()
         self.with_gptq()
         self.say("end" if not self.late() else "stopped")
@@ -108,7 +113,7 @@ class Study(Recipes):
             self.stats[seed] = tuple(ExpertStats.from_json(one) for one in record["stats"])
             self.scaling[seed] = [
                 self.pool.submit(layer_scales, s.data, s.model(seed), layer, bits)
-                for layer in range(self.config.layers)
+                for layer in range(self.config.layers if s.retrained else 0)
                 for bits in WIDTHS
             ]
         for seed in s.seeds:

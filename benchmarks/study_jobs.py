@@ -44,7 +44,7 @@ class Settings:
 
     steps: of a round of fine-tuning. glue_steps: of a task's float fine-tuning. iterations: of DMPQ's policy. workers:
     processes that search, and as many that quantize. judged: tokens of the test text, None for all. seconds: when to
-    stop, from the start.
+    stop, from the start. retrained: fine-tune too.
     """
 
     preset: str
@@ -61,6 +61,7 @@ class Settings:
     workers: int = 2
     judged: int | None = None
     seconds: float = float("inf")
+    retrained: bool = True
 
     def file(self, seed: int) -> Path:
         return self.out / f"{self.preset}-{seed}.json"
