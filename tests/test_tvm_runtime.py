@@ -164,7 +164,7 @@ def test_a_timer_takes_times(library: Path) -> None:
         assert min(timer.readings(1 << 20, 3)) > 0
         with pytest.raises(WattbitError, match=r"no kernel of 7 bits"):
             timer.products(Product(7, ROWS, DEPTH), 1)
-        with pytest.raises(WattbitError, match=r"did not run; depths must be whole groups"):
+        with pytest.raises(WattbitError, match=r"did not run; depths must be 1 to 32768, in whole groups"):
             timer.products(Product(BITS, ROWS, DEPTH, group_size=64), 1)
 
 
