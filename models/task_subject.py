@@ -3,7 +3,8 @@
 Accuracy moves in steps of one sentence, too coarse to tell what one expert at one width costs. So damage is the
 divergence KL(float || rounded) of the head's class probabilities, the mean over sentences: what its negative
 log-likelihood would rise by if labels were drawn from the float model's own prediction. It is never below 0, and has no
-term of first order in the rounding, which on a thousand sentences is larger than the damage (results/policy_tasks.md).
+term of first order in the rounding, which on little text is larger than the damage (results/damage.md; for tasks
+benchmarks/policy_tasks.py measures it).
 
 Three parts of a task are kept apart: most training sentences fit the head, others measure damage, and the development
 split judges what was chosen and chooses nothing.
