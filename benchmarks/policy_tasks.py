@@ -8,11 +8,12 @@ the head's predictions, the rise of its negative log-likelihood, and the fall of
 the correlation over the experts between one half of the sentences and the other: what is 0 says nothing of an expert.
 
 Then the exact optimum of the task's table at BUDGET bits is compared, by the task's own metric on its development split
-(which chose nothing), with that of the text's table, a random allocation of the budget, uniform 8 bit and float; a
-ratio is that metric's, above 1 where the task's table is better.
+(which chose nothing), with that of the text's table, a random allocation of the budget, uniform 8 bit and float.
+A ratio is (1 + ours) / (1 + peer), as correlations may be 0: above 1 where our table or the divergence is better.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -35,7 +36,7 @@ from wattbit.perform import RUNS
 from wattbit.plan import Allocation, ExpertStats, Workload
 from wattbit.policy.controls import random_allocation
 from wattbit.policy.exact import solve
-from wattbit.policy.problem import Problem
+from wattbit.policy.problem import Floats, Problem
 from wattbit.policy.smoothing import smoothed
 
 WIDTHS = (2, 3, 4, 8)
@@ -65,14 +66,19 @@ def reliability(subject: TaskSubject, labels: Sequence[int]) -> dict[str, float]
             wrong = (before.argmax(dim=1) == wanted).float() - (after.argmax(dim=1) == wanted).float()
             rows.append(torch.stack([subject.divergence(before, after), rise, wrong]))
         halves = [torch.stack(rows)[:, :, start::2].double().mean(dim=2).numpy() for start in (0, 1)]  # [N, form]
-        found.append([float(np.corrcoef(halves[0][:, form], halves[1][:, form])[0, 1]) for form in range(len(FORMS))])
+        found.append([correlation(halves[0][:, form], halves[1][:, form]) for form in range(len(FORMS))])
     return dict(zip(FORMS, np.mean(found, axis=0).tolist(), strict=True))
+
+
+def correlation(x: Floats, y: Floats) -> float:
+    """0 where one says the same of all experts, as the fall of the accuracy may."""
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
 
 
 def read(source: str, seed: int, root: Path) -> dict[str, Any]:
     """One task on one model; kept in the runs folder."""
     task = read_task(source)
-    kept = root / "policy_tasks" / f"{digest_json([task.name, seed, BUDGET])}.json"
+    kept = root / "policy_tasks" / f"{digest_json([asdict(task), seed, BUDGET])}.json"
     if kept.exists():
         return dict(read_json(kept))
     learner, data = opened(seed, root)
@@ -103,7 +109,7 @@ def allocated(stats: Sequence[ExpertStats], learner: MoELearner, seed: int, draw
 def compare(case: str, metric: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> Row:
     means, stds = (fmean(ours), fmean(theirs)), (stdev(ours), stdev(theirs))
     p = None if np.allclose(ours, theirs) else float(ttest_rel(ours, theirs).pvalue)
-    ratio = means[0] / means[1] if means[1] else float("inf")
+    ratio = (1 + means[0]) / (1 + means[1])
     return Row(case, metric, means[0], stds[0], means[1], stds[1], peer, ratio, None, "measured", SEEDS, p)
 
 
