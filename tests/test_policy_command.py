@@ -128,7 +128,7 @@ def test_a_search_preserves_a_task(folder: Path, tmp_path: Path) -> None:
     found: Any = look(folder, "--task", str(glue))
     assert found["perplexity_rise"] is None and found["mean_bits"] <= 4
     assert set(found["task"]["scores"]) == {"float", "uniform 8 bit", "chosen"}
-    assert found["task"]["loss_rise"] >= 0 and found["task"]["task"] == "sst2"
+    assert found["task"]["damage_nats"] >= 0 and found["task"]["task"] == "sst2"
     kept = Path(found["folder"]) / "stats.json"
     text, task = read_json(folder / "stats" / "stats.json"), read_json(kept)
     assert [one["damage"] for one in text["experts"]] != [one["damage"] for one in task["experts"]]

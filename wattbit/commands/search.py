@@ -248,7 +248,7 @@ def look(
             "chosen": allocation,
         }
         scores = {name: subject.score(widths) for name, widths in judged.items()}
-        record["task"] = subject.to_json() | {"loss_rise": found.damage, "scores": scores}
+        record["task"] = subject.to_json() | {"damage_nats": found.damage, "scores": scores}
     record |= {
         "allocation": allocation.to_json(),
         "mean_bits": allocation.mean_bits,
