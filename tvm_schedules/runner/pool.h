@@ -21,6 +21,7 @@ void wb_pool_run(wb_pool *pool, wb_task *task, void *context, uint32_t parts);
 uint32_t wb_pool_parts(const wb_pool *pool, uint64_t bytes);
 
 // Where part `part` of `parts` begins in work of so many units, and the part before ends; `units` for part == parts.
+// `parts` is what wb_pool_parts said of the same pool.
 uint64_t wb_pool_start(const wb_pool *pool, uint32_t parts, uint32_t part, uint64_t units);
 
 // wb_gemm and wb_gemm_grouped of all rows, split over the pool's threads. `pool` may be NULL: this thread alone.
