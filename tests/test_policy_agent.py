@@ -78,7 +78,8 @@ def test_advantages_are_of_one_size_even_where_all_draws_agree(sure: float) -> N
     problem = make_problem(make_stats(8), SharedChipMeter(), latency_nats=0.0)
     batch = sampled(problem, Critic(problem), sure=sure)
     assert (sure > 0) == bool((batch.actions[batch.gates[:, 2] > 0] == 2).all())
-    assert (batch.advantage.square().mean(dim=(0, 1)) <= 1.001).all()
+    size = batch.advantage.square().mean(dim=(0, 1))  # [N]
+    torch.testing.assert_close(size, torch.ones_like(size), rtol=1e-3, atol=0)
 
 
 def test_changes_of_damage_over_the_rounds_are_observed() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.models_support import TINY_MODEL
 from tests.test_eval_tasks import write_sst
@@ -50,16 +51,42 @@ def test_damage_is_a_divergence_that_falls_with_the_width(learner: MoELearner, t
     assert damage[:, 0].sum() > 4 * damage[:, 2].sum()
 
 
-def test_an_expert_in_its_own_place_changes_nothing(learner: MoELearner, task: Task, data: Path) -> None:
+@pytest.mark.parametrize("expert", TINY_MODEL.expert_ids, ids=str)
+def test_an_expert_takes_the_place_of_its_own_weights_alone(
+    learner: MoELearner, task: Task, data: Path, expert: ExpertId, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = TaskSubject(learner, task, load_vocabulary(data))
-    experts = [block.mixture.float_experts for block in learner.network.layers]
-    torch.testing.assert_close(subject.log_chances(experts), subject.log_chances(None))
+    mixture = learner.network.layers[expert.layer].mixture
+    w1, w2 = mixture.w1[expert.expert], mixture.w2[expert.expert]
+
+    class Scaled:
+        """The expert's float weights, its outputs times a factor."""
+
+        def __init__(self, factor: float) -> None:
+            self.expert, self.factor = expert, factor
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return self.factor * F.linear(F.linear(x, w1).relu(), w2)
+
+    def found(factor: float) -> torch.Tensor:
+        monkeypatch.setattr(learner, "expert", lambda *_: Scaled(factor))
+        return subject.alone(expert, 2)
+
+    torch.testing.assert_close(found(1.0), subject.log_chances(None))
+    halved = found(0.5)
+    before = w2.detach().clone()
+    try:
+        w2.data.mul_(0.5)
+        torch.testing.assert_close(halved, subject.log_chances(None))
+    finally:
+        w2.data.copy_(before)
+    assert not torch.equal(halved, subject.log_chances(None))
 
 
 def test_what_judges_a_search_chooses_nothing(learner: MoELearner, task: Task, data: Path) -> None:
     other = replace(task, dev=Split(("x",) * 3, (0, 1, 0)))
     assert torch.equal(table(learner, other, data), table(learner, task, data))
-    spare = {0, *range(0, 60, 5)}  # of those that measure damage no label is read
+    spare = set(range(0, 60, 5))  # of those that measure damage no label is read
     flipped = tuple(1 - label if i in spare else label for i, label in enumerate(task.train.labels))
     relabelled = replace(task, train=Split(task.train.texts, flipped))
     assert torch.equal(table(learner, relabelled, data), table(learner, task, data))
