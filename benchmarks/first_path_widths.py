@@ -102,7 +102,12 @@ def compare(case: str, seeds: tuple[int, ...], found: list[dict[str, Figures]]) 
 @click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="One seed of the tiny preset, 6 steps: figures that mean nothing.")
 @click.option(
-    "--steps", type=click.IntRange(min=ROUNDS), multiple=True, default=(150,), show_default=True, help="Fine-tuning."
+    "--steps",
+    type=click.IntRange(min=ROUNDS),
+    multiple=True,
+    default=(150,),
+    show_default=True,
+    help="Of fine-tuning; repeatable.",
 )
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
 def main(quick: bool, steps: tuple[int, ...], path: Path | None) -> None:
