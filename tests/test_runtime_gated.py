@@ -8,6 +8,7 @@ import torch
 
 from tests.runtime_support import FAMILIES, agreement, allocations, build_host, gated_model, random_weights
 from wattbit.errors import WattbitError
+from wattbit.models.config import GatedConfig
 from wattbit.models.decode import greedy
 from wattbit.models.gated import GatedModel, quantize
 from wattbit.plan import Allocation
@@ -56,6 +57,19 @@ def test_threads_and_chunks_change_no_bit(family: str, folders: dict[str, Path])
         assert one.position == three.position == len(PROMPT)
         np.testing.assert_array_equal(at_once, one_by_one)
         np.testing.assert_array_equal(one.feed([7]), three.feed([7]))
+
+
+def test_parts_that_begin_and_end_within_products_change_no_bit(tmp_path: Path) -> None:
+    """The experts' products, of every width, are 0.8 MB: several parts a thread, see runner/pool.h."""
+    config = GatedConfig(2000, 192, 488, 1, 8, 2, 24, 7, 2, 160)
+    allocation = allocations(config.expert_ids)["mixed"]
+    model = quantize(config, random_weights(config, 0), allocation)
+    expected = model.logits(torch.tensor(PROMPT))[-1].numpy()
+    folder = build_host(model.portable, tmp_path)
+    with Decoder(folder, threads=1) as one, Decoder(folder, threads=3) as three:
+        found = three.feed(PROMPT)
+        np.testing.assert_array_equal(found, one.feed(PROMPT))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 @pytest.mark.slow
