@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 STAMP = ENVIRONMENT / "wattbit-setup"
+ROOM_GB = 6
+"""Disk that a first set-up fills: 3 GB of environment (with a CPU build of torch), caches, what pip unpacks."""
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
@@ -75,6 +77,9 @@ def install_python(no_deps: list[str], state: str) -> None:
         stop(f"Python 3.11 or newer is needed, not {sys.version.split()[0]}")
     say(f"Python environment in {ENVIRONMENT.name}/, some 3 GB; this happens once")
     if not (ENVIRONMENT / "bin" / "python").exists():
+        free_gb = shutil.disk_usage(ROOT).free / 1e9
+        if free_gb < ROOM_GB:
+            stop(f"{free_gb:.1f} GB are free in {ROOT}, and set-up fills {ROOM_GB}; make room and run again")
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-qq", "install"]
     run([*pip, "pip>=25", "setuptools>=77,<81"])
