@@ -172,9 +172,10 @@ def measure(case: Case, found: Found) -> None:
         for k, bits in enumerate(WIDTHS[:-1]):
             rank = float(spearmanr(damage[:, k], truth[:, k]).statistic)
             found.setdefault(f"rank correlation at {bits} bits", {}).setdefault(name, []).append(rank)
+    around = {bits: case.around(bits) for bits in sorted({int(budget) for budget in BUDGETS})}
     for budget in BUDGETS:
         at = found.setdefault(f"exact optimum at {budget} mean bits", {})
-        extra = {"others at the budget's width": case.around(int(budget)), "divergence on other text": truth}
+        extra = {"others at the budget's width": around[int(budget)], "divergence on other text": truth}
         for name, damage in (tables | extra).items():
             at.setdefault(name, []).append(case.perplexity(damage, budget))
         if budget == int(budget):

@@ -9,7 +9,6 @@ made-up power, and taken here from the allocations. A ratio is of perplexities, 
 DMPQ is better; p is of a paired t-test over the seeds.
 """
 
-import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,8 +51,8 @@ def price(record: Record, allocation: Allocation) -> dict[str, float | None]:
         cost = virtual_meter(model.shape, target).cost(allocation, workload(stats, model.top_k))
     except InfeasibleError:
         return {"ms_per_token": None, "mj_per_token": None}
-    joules = math.nan if cost.energy_j is None else cost.energy_j
-    return {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": 1e3 * joules / TOKENS}
+    joules = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
+    return {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": joules}
 
 
 def shortened(record: Record) -> Record:

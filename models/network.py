@@ -196,5 +196,5 @@ class Transformer(nn.Module):
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of logits [..., V] for targets [...], one value a token."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
+    """Cross-entropy in nats of logits [..., V] for targets [...], one value a token, in float32."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view_as(targets)

@@ -4,7 +4,7 @@ import pytest
 
 from wattbit.board.agent.power import PowerModel
 from wattbit.board.targets import load
-from wattbit.errors import InfeasibleError
+from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.hls.meter import ModelledMeter
 from wattbit.metering import planned_meter, virtual_meter
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Workload
@@ -41,6 +41,13 @@ def test_only_a_virtual_boards_power_is_a_model():
         described = load(board)
         cost = planned_meter(described, SHAPE, described.target).cost(uniform(3), LOAD)
         assert (cost.energy_j is not None) == known
+
+
+def test_a_board_without_an_fpga_has_no_price():
+    target = load("virtual-z2").target
+    arm = type(target).from_json(target.to_json() | {"clock_mhz": None})
+    with pytest.raises(WattbitError, match="virtual-z2 has no FPGA"):
+        virtual_meter(SHAPE, arm)
 
 
 def test_what_the_chip_cannot_hold_has_no_price():

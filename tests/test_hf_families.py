@@ -15,8 +15,8 @@ from wattbit.files import read_json, write_json
 from wattbit.models.expert_model import ExpertModel
 from wattbit.models.families import adapter
 from wattbit.models.families.adapter import FamilyModel
-from wattbit.models.families.family import token_losses
 from wattbit.models.families.open import open_network
+from wattbit.models.network import token_losses
 from wattbit.models.subject import ModelSubject
 from wattbit.plan import Allocation, ExpertId
 from wattbit.recipe import Pruning, Recipe

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from math import hypot, nan
+from math import hypot
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -160,14 +160,19 @@ def planned_meter(board: "BoardTarget", shape: ExpertShape, target: Target) -> M
 
 
 def virtual_meter(shape: ExpertShape, target: Target) -> "CostModel":
-    """Seconds by the planner and joules above idle by the virtual boards' power model, which is made up."""
+    """Seconds by the planner and joules above idle by the virtual boards' power model, which is made up.
+
+    WattbitError for a target without an FPGA.
+    """
     import numpy as np
 
     from wattbit.board.agent.power import PowerModel
     from wattbit.policy.cost.fitting import Fitted
     from wattbit.policy.cost.model import STATIC_W, CostModel
 
-    power, cycle_s = PowerModel(), 1e-6 / (target.clock_mhz or nan)
+    if target.clock_mhz is None:
+        raise WattbitError(f"target {target.name} has no FPGA; use another, or place the experts on arm")
+    power, cycle_s = PowerModel(), 1e-6 / target.clock_mhz
     demand = planned_demand(shape, target)
 
     def exactly(names: Sequence[str], *constants: float) -> Fitted:

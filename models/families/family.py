@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
 from wattbit.errors import WattbitError
 from wattbit.models.checkpoint import Checkpoint
 from wattbit.models.families.mixture import FusedMixture, Mixture
+from wattbit.models.network import token_losses
 
 FUSED = {".experts.gate_up_proj": ("gate", "up"), ".experts.down_proj": ("down",)}
 
@@ -141,10 +141,6 @@ class Family:
         if fused is None:
             raise WattbitError(f"{checkpoint.folder} has no MoE layers: {block} has 0 experts; give a model with some")
         return fused
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
 
 
 class _Passed(nn.Module):

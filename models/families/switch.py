@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wattbit.models.families.family import Family, token_losses
+from wattbit.models.families.family import Family
 from wattbit.models.families.mixture import Mixture, SwitchMixture
+from wattbit.models.network import token_losses
 
 PREFIX = 2  # a context of n tokens is read up to n // PREFIX
 
