@@ -7,9 +7,9 @@ For each training seed (one run each in the runs folder, kept) and at BUDGET bit
 - `table`: the exact optimum of the damage measured before retraining;
 - `learned`: that of the table corrected by `policy.repair`, fitted to short fine-tunings of uniform widths and of two
   random allocations, once a model;
-- `short`: the best of CANDIDATES (both of the above, the uniform width next below the budget, the policy's best on the
-  corrected table) after a short fine-tuning of each;
-- `uniform`: the width next below the budget, and `random`: one allocation of the budget.
+- `short`: the best of both, the uniform width and the policy's best on the corrected table, after a short fine-tuning
+  of each;
+- `uniform`: the widest within the budget, and `random`: one allocation of the budget.
 
 All of them are then fine-tuned alike from the float weights, and a ratio is a peer's perplexity over that of `learned`,
 on validation text; the short fine-tunings are judged on the text that the statistics are of.
@@ -23,15 +23,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import cells
 import click
 import numpy as np
-from policy_vs_controls import SEEDS, run_of
+from policy_vs_controls import SEEDS, Free, run_of
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import read_json, write_json
 from wattbit.perform import RUNS
-from wattbit.pipeline import expert_stats, learner, meter, workload
+from wattbit.pipeline import expert_stats, learner, workload
 from wattbit.policy.agent import AgentSettings, train
 from wattbit.policy.controls import random_allocation
 from wattbit.policy.environment import AllocationEnv
@@ -40,21 +41,22 @@ from wattbit.policy.problem import Problem
 from wattbit.policy.repair import learn, shortlist, tuned
 from wattbit.policy.smoothing import smoothed
 
-BUDGET = 2.75
+BUDGET = 3.0  # bits: of uniform 3, which 400 steps of fine-tuning were seen to put before a greedy mix
 OURS = "learned"
 PEERS = ("table", "short", "uniform", "random")
 
 
 def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: Path) -> dict[str, Any]:
     """One training seed: perplexities after the whole fine-tuning, seconds, repair; kept in the runs folder."""
-    kept = root / "policy_retraining" / f"{digest_json(['held', preset, seed, short, steps, iterations])}.json"
-    if kept.exists():
-        return dict(read_json(kept))
     run = run_of(preset, seed, root)
     stats = smoothed(expert_stats(run))
+    given = [preset, seed, short, steps, iterations, [one.to_json() for one in stats]]
+    kept = cells.cell(root, __file__, given, "policy", "models")
+    if kept.exists():
+        return dict(read_json(kept))
     widths = tuple(bits for bits, _ in stats[0].damage)
     settings: dict[str, Any] = {"budget_bits": BUDGET, "latency_nats": 0.0}
-    problem = Problem(stats, meter(run), workload(run), widths, **settings)
+    problem = Problem(stats, Free(), workload(run), widths, **settings)
     model = learner(run)
     start = kept.with_suffix(".safetensors")
     model.save(start)
@@ -63,12 +65,11 @@ def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: 
     begin = time.monotonic()
     repair, record = learn(problem, model, start, short, seed)
     learned_s = time.monotonic() - begin
-    corrected = Problem(repair.of(stats), meter(run), workload(run), widths, **settings)
-    below = max(bits for bits in widths if bits <= BUDGET)
+    corrected = Problem(repair.of(stats), Free(), workload(run), widths, **settings)
     chosen = {
         "table": problem.allocation(solve(problem)),
         OURS: problem.allocation(solve(corrected)),
-        "uniform": problem.allocation(problem.uniform(below)),
+        "uniform": problem.allocation(problem.uniform(max(bits for bits in widths if bits <= BUDGET))),
         "policy": problem.allocation(
             train(AllocationEnv(corrected), seed, AgentSettings(iterations=iterations)).choice
         ),

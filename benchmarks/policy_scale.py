@@ -15,16 +15,17 @@ many experts, relaxed) optimum of the best set of widths.
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import cells
 import click
 import numpy as np
 from rows import Benchmark, Row, show, write
 
 from wattbit.board.targets import load
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import read_json, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.perform import RUNS
 from wattbit.plan import Allocation, Cost, ExpertId, ExpertShape, ExpertStats, Meter, Placement, Workload
@@ -104,7 +105,7 @@ def measure(experts: int, iterations: int, seed: int) -> Measured:
 
 def alone(experts: int, iterations: int, seed: int, root: Path) -> list[float]:
     """`measure` in a process of its own; kept in a file of the runs folder."""
-    path = root / "policy_scale" / f"{digest_json([experts, asdict(EFFORT), iterations, seed])}.json"
+    path = cells.cell(root, __file__, [experts, iterations, seed], "policy", "hls")
     if not path.exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             write_json(path, pool.submit(measure, experts, iterations, seed).result())

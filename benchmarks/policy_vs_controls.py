@@ -3,11 +3,11 @@
     python benchmarks/policy_vs_controls.py [--quick] [--json FILE] [--runs FOLDER] [--preset NAME] [--jobs N]
 
 Statistics come from models with experts in two layers, one run in the runs folder for each training seed; a run that
-has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls. E=16 is the preset demo;
-E=64 the models that `fpga_engines.py` trained (run that first, with its --text), from FOLDER/fpga-engines, whose
-weights do not fit on the chip: part of them is streamed. Two rewards: additive, which is the damage table alone, where
-the exact optimum cannot be beaten; and coupled, where the planner's time on the board counts (latency_nats below),
-which no table sees.
+has statistics is not redone, nor is a cell of the table, kept in FOLDER/policy_vs_controls, of the same statistics and
+the same code of policy and planner. E=16 is the preset demo; E=64 the models that `fpga_engines.py` trained (run that
+first, with its --text), from FOLDER/fpga-engines, whose weights do not fit on the chip: part of them is streamed. Two
+rewards: additive, which is the damage table alone, where the exact optimum cannot be beaten; and coupled, where the
+planner's time on the board counts (latency_nats below), which no table sees.
 
 `shared` is the exact optimum of the best set of widths, priced by the meter; annealing starts there, as the policy
 does, and may price as many allocations as the policy of the same seed did. `local search` is that with the moves of the
@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import cells
 import click
 import numpy as np
 from rows import Benchmark, Row, show, write
@@ -35,7 +36,7 @@ from scipy.stats import ttest_rel
 
 from wattbit.board.targets import load as load_board
 from wattbit.errors import WattbitError
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import read_json, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.perform import RUNS, perform
 from wattbit.pipeline import WORKLOAD_TOKENS, expert_stats, meter, workload
@@ -143,10 +144,12 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
 
 def work(cell: Cell, root: str) -> dict[str, Any]:
     """Rewards by method, and the policy's at MARKS, a list over SEEDS each; kept in a file of the runs folder."""
-    path = Path(root) / "policy_vs_controls" / f"{digest_json(asdict(cell))}.json"
+    stats, load, board = world(cell, Path(root))
+    hardware = [board.target.to_json(), asdict(board.shape)] if isinstance(board, ModelledMeter) else None
+    given = [asdict(cell), [one.to_json() for one in stats], hardware]
+    path = cells.cell(Path(root), __file__, given, "policy", *(["hls"] if hardware else []))
     if path.exists():
         return dict(read_json(path))
-    stats, load, board = world(cell, Path(root))
 
     every = tuple(bits for bits, _ in stats[0].damage)
 
@@ -296,7 +299,7 @@ def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], j
     names = ("tiny",) if quick else presets or ("demo", STREAMED)
     for name, seed in product(names, SEEDS):
         (streamed(seed, root) if name == STREAMED else run_of(name, seed, root))
-    cells = [
+    wanted = [
         Cell(name, seed, budget, nats, *efforts[name])
         for name in names
         for nats in (COUPLED_NATS, 0.0)
@@ -304,9 +307,9 @@ def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], j
         for seed in SEEDS
     ]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        futures = {pool.submit(work, cell, str(root)): cell for cell in cells}
+        futures = {pool.submit(work, cell, str(root)): cell for cell in wanted}
         for number, done in enumerate(as_completed(futures)):
-            click.echo(f"{number + 1} of {len(cells)}: {futures[done]}", err=True)
+            click.echo(f"{number + 1} of {len(wanted)}: {futures[done]}", err=True)
         found = {cell: future.result() for future, cell in futures.items()}
     rows: list[Row] = []
     for name in names:

@@ -18,13 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+import cells
 import click
 import numpy as np
 from policy_vs_controls import SEEDS, run_of
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import read_json, write_json
 from wattbit.perform import RUNS
 from wattbit.pipeline import expert_stats, learner, meter, workload
 from wattbit.plan import Allocation
@@ -49,11 +50,12 @@ Found = dict[str, dict[str, list[float]]]
 
 def read(preset: str, seed: int, steps: int, iterations: int, root: Path) -> Found:
     """One training seed's perplexities; kept in a file of the runs folder."""
-    kept = root / "robustness" / f"{digest_json(['two halves', preset, seed, steps, iterations])}.json"
-    if kept.exists():
-        return dict(read_json(kept))
     run = run_of(preset, seed, root)
     stats = smoothed(expert_stats(run))
+    given = [preset, seed, steps, iterations, [one.to_json() for one in stats], run.config.settings["target"]]
+    kept = cells.cell(root, __file__, given, "policy", "models", "hls")
+    if kept.exists():
+        return dict(read_json(kept))
     widths = tuple(bits for bits, _ in stats[0].damage)
     problem = Problem(stats, meter(run), workload(run), widths, budget_bits=BUDGET)
     settings = AgentSettings(iterations=iterations)
