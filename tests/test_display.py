@@ -1,4 +1,4 @@
-"""Ctrl-C is heeded even where a library swallows it."""
+"""Ctrl-C is heeded even where a library swallows it; a long stage is heard of where there is no terminal."""
 
 import os
 import signal
@@ -18,3 +18,22 @@ def test_a_swallowed_interrupt_comes_again() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         display("step", 2, 2)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_a_terminal_a_long_stage_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("wattbit.display.time.monotonic", lambda: clock[0])
+    with Display() as display:
+        display.bar.stop()  # Rich, too, reads the clock
+        display.begin("cotrain", "co-training")
+        for step in range(100):
+            display("uniform4: step", step, 100)
+            clock[0] += 1.0
+        display("uniform4: perplexity", 0, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "  cotrain  uniform4: step, 30 of 100",
+        "  cotrain  uniform4: step, 60 of 100",
+        "  cotrain  uniform4: step, 90 of 100",
+    ]

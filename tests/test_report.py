@@ -1,8 +1,10 @@
 """The report's rows: what is simulated, what is modelled, and how figures are printed."""
 
+from dataclasses import replace
+
 import pytest
 
-from wattbit.report import METHODS, cycles_provenance, main_table, rows, significant, weighed
+from wattbit.report import METHODS, cycles_provenance, headline, main_table, rows, significant, weighed
 
 SPREAD = {"mean": 30.0, "std": None, "values": [30.0]}
 COTRAIN = {
@@ -61,6 +63,15 @@ def test_the_table_prints_tiny_figures_and_says_where_cycles_are_from() -> None:
     assert lines[0].endswith("| 120.0 | 239.0 | 240.0 | 0.00240 | - |")
     assert lines[-1].endswith("| 200.0 | 249.0 | 250.0 | 0.00250 | 0.000531 |")
     assert cycles_provenance("measured") == "simulated; DMPQ measured"
+
+
+def test_the_headline_is_the_policy_against_static_8_bit() -> None:
+    found = rows(COTRAIN, CONTROLS, BENCH, BUILD)
+    better = replace(found[-1], memory_bytes=found[0].memory_bytes // 2, perplexity=29.7, ms_per_token=1.2e-3)
+    assert headline([*found[:-1], better], "simulated") == (
+        "DMPQ against uniform 8 bit: 50 % less expert memory (modelled), 2.00x the speed (simulated, one batch; "
+        "0.60x modelled over many), perplexity -1.00 % (measured after equal fine-tuning)."
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
-"""How a command shows its progress: a live bar on a terminal, one line a stage elsewhere."""
+"""How a command shows its progress: a live bar on a terminal; elsewhere a line a stage, and a few of a long one."""
 
 import signal
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+LINES_APART_S = 30.0
+"""Where there is no terminal, a stage says this often how far it is."""
 
 
 class Display:
@@ -29,6 +33,7 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self.task: TaskID | None = None
+        self.stage, self.said_s = "", 0.0
         self.interrupted = False
 
     def __enter__(self) -> Self:
@@ -53,6 +58,7 @@ class Display:
         self.heed()
         if self.task is not None:
             self.bar.remove_task(self.task)
+        self.stage, self.said_s = stage, time.monotonic()
         self.task = self.bar.add_task(title, total=None, stage=stage)
 
     def heed(self) -> None:
@@ -63,3 +69,6 @@ class Display:
         self.heed()
         if self.task is not None:
             self.bar.update(self.task, description=what, completed=done, total=total or None)
+        if not self.console.is_terminal and time.monotonic() - self.said_s >= LINES_APART_S:
+            self.said_s = time.monotonic()
+            self.say(f"  {self.stage:<8} {what}" + (f", {done} of {total}" if total else ""))

@@ -154,6 +154,20 @@ def main_table(found: list[Row], board_provenance: str) -> str:
     return table(header, lines)
 
 
+def headline(found: list[Row], board_provenance: str) -> str:
+    """The policy against static 8 bit, in a sentence."""
+    uniform8, dmpq = found[0], found[-1]
+    saved = 1 - dmpq.memory_bytes / uniform8.memory_bytes
+    faster = uniform8.ms_per_token / dmpq.ms_per_token
+    planned = uniform8.planned_cycles_per_token / dmpq.planned_cycles_per_token
+    worse = dmpq.perplexity / uniform8.perplexity - 1
+    return (
+        f"DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory (modelled), {faster:.2f}x the speed "
+        f"({cycles_provenance(board_provenance)}, one batch; {planned:.2f}x modelled over many), "
+        f"perplexity {100 * worse:+.2f} % (measured after equal fine-tuning)."
+    )
+
+
 def engine_table(hls: dict[str, Any]) -> str:
     header = ["engine", "experts", "PE/SIMD fc1", "PE/SIMD fc2", "LUT", "FF", "DSP", "BRAM18"]
     lines = []
@@ -177,11 +191,7 @@ def text(run: Run, found: list[Row]) -> str:
     bench, corpus = read_json(run.path("bench", "bench.json")), read_json(run.path("data", "data.json"))
     fpga, energy, simulation, tokens = bench["fpga"], bench["energy"], hls["simulation"], bench["tokens"]
     target, model = run.config.settings["target"], run.config.settings["model"]
-    uniform8, dmpq = found[0], found[-1]
-    saved = 1 - dmpq.memory_bytes / uniform8.memory_bytes
-    faster = uniform8.ms_per_token / dmpq.ms_per_token
-    planned = uniform8.planned_cycles_per_token / dmpq.planned_cycles_per_token
-    worse = dmpq.perplexity / uniform8.perplexity - 1
+    dmpq = found[-1]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
     arm = bench["arm"]
     command = f"wattbit demo --preset {run.config.preset} --seed {run.config.seed} --board {run.config.board}"
@@ -192,9 +202,7 @@ def text(run: Run, found: list[Row]) -> str:
 top-{model["top_k"]}, on {corpus["tokens"]["train"]:,} tokens of {corpus["corpus"]}; board `{run.config.board}`
 ({target["title"]}); seed {run.config.seed}.
 
-**DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory, {faster:.2f}x the speed
-({cycles_provenance(fpga["provenance"])}, one batch; {planned:.2f}x modelled over many), perplexity {100 * worse:+.2f} %
-(measured after equal fine-tuning; float: {cotrain["float_perplexity"]:.2f}).**
+**{headline(found, fpga["provenance"])} (Float: {cotrain["float_perplexity"]:.2f}.)**
 
 {main_table(found, fpga["provenance"])}
 
@@ -272,7 +280,8 @@ def write(run: Run) -> dict[str, Any]:
     write_text(folder / "report.md", markdown)
     write_text(folder / "report.html", embed_pictures(markdown, folder))
     write_json(folder / "report.json", [asdict(row) for row in found])
-    return {"summary": f"report: {folder / 'report.html'}", "rows": [asdict(row) for row in found]}
+    summary = f"{headline(found, bench['fpga']['provenance'])}\nreport: {folder / 'report.html'}"
+    return {"summary": summary, "rows": [asdict(row) for row in found]}
 
 
 def embed_pictures(markdown: str, folder: Path) -> str:
