@@ -85,6 +85,22 @@ def test_the_options_of_bench_reach_the_benchmark(tmp_path: Path, monkeypatch: p
     assert (settings.meter, settings.window_s, settings.width) == ("tcp:m:1", 20.0, 0.02)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("bench", "--meter", "usb"), "a meter is named serial:DEVICE"),
+        (("bench", "--board", "nowhere"), "there is no board 'nowhere'"),
+        (("deploy", "--board", "nowhere"), "there is no board 'nowhere'"),
+        (("generate", "def", "--board", "nowhere"), "there is no board 'nowhere'"),
+        (("generate", ""), "the prompt has no tokens"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_stage_runs(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    folder = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0)).folder
+    fails_in_one_line(run(*options, "--run", str(folder)), words)
+    assert not (folder / "stages").exists()
+
+
 def test_a_rails_bars_span_its_range() -> None:
     rail = Rail()
     for power_w in (1.0, 1.5, 2.0):

@@ -36,15 +36,20 @@ def command(folders: tuple[Path, ...], name: str | None, hosts: tuple[str, ...],
     It resumes where it was interrupted. With several boards the runs are spread over them; a board that fails is
     dropped and its work given to the others.
     """
+    from wattbit.board.meters import open_meter
+
     runs = [one_run(folder) for folder in folders or (None,)]
     chosen = {key: value for key, value in given.items() if value is not None}
+    there = [on_board(run, name) for run in runs]
+    if "meter" in chosen:
+        open_meter(chosen["meter"])  # its name alone: what is wrong is said before the stages' minutes
     if not hosts and not chosen and name is None:
         for run in runs:
             perform(run, "bench", as_json)
         return
     for run in runs:
         perform(run, "build", as_json=False)
-    results = measure([on_board(run, name) for run in runs], hosts or ("",), chosen)
+    results = measure(there, hosts or ("",), chosen)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     else:

@@ -89,11 +89,11 @@ def command(folder: Path | None, name: str | None, hosts: tuple[str, ...], as_js
     from wattbit.board.deploy import deploy
 
     run = one_run(folder)
+    there = on_board(run, name)
     if not hosts and name is None:
         perform(run, "deploy", as_json)
         return
     perform(run, "build", as_json=False)
-    there = on_board(run, name)
     with run.lock():
         bundle = bundle_of(there, lambda what, done, total: None)
         places = each(there, hosts or ("",), lambda connection, host, progress: deploy(bundle, connection, progress))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 THIS_MACHINE = "localhost"
+NO_PROMPT = "the prompt has no tokens; give some text"
 AT_ONCE = 4  # tokens that a board is asked for at a time
 PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes to
 
@@ -78,6 +79,12 @@ def command(
         )
     if on_cores and (compiled or host == THIS_MACHINE):
         raise click.UsageError("--on-cores is of a board with engines; on this machine all experts run on the cores")
+    if not prompt:
+        raise WattbitError(NO_PROMPT)
+    if board:
+        from wattbit.board.targets import load
+
+        load(board)  # a name that is none is said before the stages' minutes
     here = compiled  # the model's folder where it runs on this machine
     if compiled:
         vocabulary = compiled_vocabulary(compiled)
@@ -90,7 +97,7 @@ def command(
         here = run.path("build", "host", "decoder") if host == THIS_MACHINE else None
     ids = vocabulary.encode(prompt, add_special_tokens=False).ids
     if not ids:
-        raise WattbitError("the prompt has no tokens; give some text")
+        raise WattbitError(NO_PROMPT)
     request: dict[str, Any] = {"prompt": ids, "temperature": temperature, "top_k": top_k, "seed": seed}
     if on_cores:
         request["on_cores"] = experts_of(run, on_cores)
