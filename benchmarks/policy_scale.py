@@ -4,12 +4,12 @@
 
 Statistics are drawn at random (their values do not matter for time), 64 experts a layer. No board's engines tell more
 than some hundreds of experts apart, so layers are spread over as many KV260s as it takes, LAYERS each, whose times by
-the planner's model add up. A search is what `wattbit search` does on so many experts (from 512 on, groups first), at
-the effort of `policy_vs_controls.py` for E=64. Every size runs in a process of its own, for its peak memory and its
-processor time (on one thread, so that it is the time on a machine that does nothing else), and is kept in
-FOLDER/policy_scale: an interrupted run goes on. A ratio above 1 means better than growing linearly from 64 experts, or,
-for a search at 2048 experts, faster than the goal of 600 s; for rewards it is exp(difference) to the exact (or, for
-many experts, relaxed) optimum of the best set of widths.
+the planner's model add up; a board whose experts all have the widths of a former price is not priced again. A search is
+what `wattbit search` does on so many experts (from 512 on, groups first), at EFFORT. Every size runs in a process of its
+own, for its peak memory and its processor time (on one thread, so that it is the time on a machine that does nothing
+else), and is kept in FOLDER/policy_scale: an interrupted run goes on. A ratio above 1 means better than growing
+linearly from 64 experts, or, for a search at 2048 experts, faster than the goal of 600 s; for rewards it is
+exp(difference) to the exact (or, for many experts, relaxed) optimum of the best set of widths.
 """
 
 import resource
@@ -22,6 +22,7 @@ from pathlib import Path
 import cells
 import click
 import numpy as np
+from policy_vs_controls import Remembered
 from rows import Benchmark, Row, show, write
 
 from wattbit.board.targets import load
@@ -87,7 +88,7 @@ def measure(experts: int, iterations: int, seed: int) -> Measured:
     seconds, reward, the start's."""
     stats = statistics(experts, seed)
     workload = Workload(1000, 2, tuple((s.expert, s.frequency) for s in stats))
-    meter = Boards(ModelledMeter(ExpertShape(128, 256), load("kv260").target), workload)
+    meter = Boards(Remembered(ModelledMeter(ExpertShape(128, 256), load("kv260").target)), workload)
     marks: list[float] = []
     start = time.process_time()
     problem = Problem(stats, meter, workload, WIDTHS, budget_bits=3.0, latency_nats=0.1)

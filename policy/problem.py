@@ -3,7 +3,7 @@
 A choice a gives every expert i one of K actions, a weight width b(a_i) and, where the target has several engines, the
 engine that runs it. Its reward, in nats a token, is
 
-    R(a) = - sum_i d_i(a_i)                                      damage: rise of the validation loss
+    R(a) = - sum_i d_i(a_i)                                      damage: divergence from the float model
            - p max(0, sum_i b(a_i) / B - 1)                      memory: B is the budget in bits, see below
            - latency_nats * latency(a) / latency(uniform 8 bit)  hardware, as the meter prices it
            - energy_nats  * energy(a)  / energy(uniform 8 bit)   only if energy_nats > 0

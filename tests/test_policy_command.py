@@ -1,6 +1,7 @@
 """`wattbit search` with options: another search beside the run's own, which keeps its limits, resumes and is reused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,20 @@ def test_a_search_preserves_a_task(folder: Path, tmp_path: Path) -> None:
     assert found["perplexity_rise"] is None and found["mean_bits"] <= 4
     assert set(found["task"]["scores"]) == {"float", "uniform 8 bit", "chosen"}
     assert found["task"]["damage_nats"] >= 0 and found["task"]["task"] == "sst2"
-    kept = Path(found["folder"]) / "stats.json"
+    (kept,) = (folder / "searches").glob("task-*.json")
     text, task = read_json(folder / "stats" / "stats.json"), read_json(kept)
     assert [one["damage"] for one in text["experts"]] != [one["damage"] for one in task["experts"]]
     made = kept.stat().st_mtime_ns
     assert look(folder, "--task", str(glue)) == found and kept.stat().st_mtime_ns == made, (
         "its table is not measured twice"
     )
+    look(folder, "--task", str(glue), "--seed", "4")
+    assert kept.stat().st_mtime_ns == made, "nor for another search"
+    shutil.copytree(write_sst(tmp_path / "other", 80), glue, dirs_exist_ok=True)
+    assert look(folder, "--task", str(glue))["task"] != found["task"]
+    assert len(list((folder / "searches").glob("task-*.json"))) == 2, "other sentences at that path have their own"
     for more, words in (
+        (["--task", ""], "--task '' names no task"),
         (["--task", str(tmp_path / "none")], "is neither a folder nor a GLUE task with classes"),
         (["--task", str(glue), "--retraining", "3"], "--task counts in perplexity's place"),
         (["--task", str(glue), "--max-perplexity-rise", "1%"], "--task counts in perplexity's place"),

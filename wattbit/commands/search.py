@@ -115,6 +115,8 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     asked = Asked(policy=None if policy is None else str(policy), **options)
     if asked.budget is not None and not isfinite(asked.budget):
         raise WattbitError(f"--budget is a mean weight width in bits, for instance 3.5, not {asked.budget}")
+    if asked.task == "":
+        raise WattbitError("--task '' names no task; give a folder or glue/TASK, or leave it out")
     if asked == Asked():
         perform(run, "search", as_json)
         return
@@ -206,7 +208,7 @@ def look(
         raise WattbitError("--task counts in perplexity's place; leave out what is about perplexity, and --retraining")
     trained = Policy.load(Path(asked.policy)) if asked.policy else None
     subject = task_subject(run, asked.task) if asked.task else None
-    stats = expert_stats(run) if subject is None else task_stats(run, subject, place, progress)
+    stats = expert_stats(run) if subject is None else task_stats(run, subject, progress)
     own = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
     problem = Problem(
         stats=smoothed(stats),
@@ -271,10 +273,12 @@ def task_subject(run: Run, source: str) -> "TaskSubject":
     return TaskSubject(learner(run), read_task(source), load_vocabulary(run.path("data")))
 
 
-def task_stats(run: Run, subject: "TaskSubject", place: Path, progress: Progress) -> tuple[ExpertStats, ...]:
-    """The run's statistics with a task's damage, kept beside the search: a search that stopped goes on with them."""
-    kept = place / "stats.json"
+def task_stats(run: Run, subject: "TaskSubject", progress: Progress) -> tuple[ExpertStats, ...]:
+    """The run's statistics with a task's damage, kept beside its searches: named by the sentences that the head and the
+    damage are of, by the model's own statistics, and by the code."""
+    text = expert_stats(run)
+    given = [asdict(subject.probe.task.train), subject.texts, [one.to_json() for one in text], code_digest("models")]
+    kept = run.path("searches", f"task-{digest_json(given)}.json")
     if not kept.exists():
-        found = subject.stats(expert_stats(run), progress)
-        write_json(kept, {"experts": [one.to_json() for one in found]})
+        write_json(kept, {"experts": [one.to_json() for one in subject.stats(text, progress)]})
     return tuple(ExpertStats.from_json(one) for one in read_json(kept)["experts"])
