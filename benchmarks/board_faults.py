@@ -1,6 +1,6 @@
 """What happens to a benchmark when the board, the connection, the sensor or the accelerator fails.
 
-`python benchmarks/board_faults.py --json results/board_faults.json` takes some 15 minutes; `--quick` half as long. Each
+`python benchmarks/board_faults.py --json results/board_faults.json` takes 8 to 15 minutes; `--quick` half of it. Each
 fault is brought about for real on a virtual board: processes are killed, connections cut, disks filled, sensors
 stopped. Then the same benchmark is run again, and it is checked that nothing measured was lost, that nothing is half
 installed, and that the figures equal those of an undisturbed run within the intervals. Everything here is simulated.
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the stand-in 
 
 from fault_site import CROSS, QUICK
 from faults import Faults, Outcome, scenarios
-from rows import Benchmark
+from rows import Benchmark, about
 
 from wattbit.board import virtual
 from wattbit.files import write_json, write_text
@@ -45,7 +45,9 @@ def table(outcomes: list[Outcome]) -> str:
 
 @click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="Six of the faults.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the outcomes here, a table beside it.")
+@click.option(
+    "--json", "path", type=click.Path(path_type=Path), help="Write the outcomes here, table and machine beside it."
+)
 def main(quick: bool, path: Path | None) -> None:
     if shutil.which(CROSS) is None or shutil.which(virtual.TOOLS[0][0]) is None:
         raise click.ClickException(f"{CROSS} and proot are needed; `make setup` installs them")
@@ -60,6 +62,7 @@ def main(quick: bool, path: Path | None) -> None:
         record = {"command": command, "provenance": "simulated", "tier": "light"}
         write_json(path, record | {"outcomes": [asdict(outcome) for outcome in outcomes]})
         write_text(path.with_suffix(".md"), report(outcomes, command))
+        about(path)
 
 
 def report(outcomes: list[Outcome], command: str) -> str:

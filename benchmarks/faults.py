@@ -220,7 +220,7 @@ class Faults:
             return when("active", 3, lambda agent: spoil(connection))
 
         def spoil(connection: Connection) -> None:
-            mended = "" if lasting else f"; sleep 0.2; rm {CHIP}/broken"
+            mended = "" if lasting else f"; rm {CHIP}/broken"  # to start rm takes some samples' time in emulation
             connection.run(["sh", "-c", f"touch {CHIP}/broken; echo busy > {CHIP}/power1_input{mended}"])
 
         phase = "energy, from pair 3 on" if lasting else "energy, a moment in pair 3"
