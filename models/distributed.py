@@ -120,6 +120,7 @@ def launch(
         for path, config in zip(settings, (model, train), strict=True):
             write_json(path, config.to_json())
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launcher.append(f"--log-dir={folder}")  # else torchrun leaves an empty one behind
         command = [sys.executable, *launcher, "-m", __name__, *map(str, (data, out, *settings))]
         log = Path(folder) / "stderr"
         with log.open("w") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as running:

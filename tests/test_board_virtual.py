@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,17 +132,22 @@ def processes_of(folder: str) -> list[str]:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_program_that_started_the_board(sent: signal.Signals) -> None:
     command = [sys.executable, "-c", OWNER, str(cache_or_skip())]
-    owner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert owner.stdout is not None
-    folder = owner.stdout.readline().strip()
-    assert any("qemu" in name or name.startswith("python3") for name in processes_of(folder))
-    owner.send_signal(sent)
-    owner.wait(20)
-    deadline = time.monotonic() + 15
-    while (processes_of(folder) or Path(folder).exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_of(folder) == []
-    assert not Path(folder).exists()
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = os.environ | {"TMPDIR": temporary}
+        owner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+        assert owner.stdout is not None
+        folder = owner.stdout.readline().strip()
+        assert any("qemu" in name or name.startswith("python3") for name in processes_of(folder))
+        owner.send_signal(sent)
+        owner.wait(20)
+        deadline = time.monotonic() + 15
+        while (processes_of(folder) or Path(folder).exists()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processes_of(folder) == []
+        assert not Path(folder).exists()
+        left = [path.name for path in Path(temporary).iterdir()]
+        assert all(name.startswith("wattbit-ssh-") for name in left), "but for the folder of a dead program's socket"
+        assert not left or sent is not signal.SIGINT
 
 
 def test_a_missing_tool_is_said_with_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ from wattbit.run import Run
 
 pytest_plugins = ["tests.models_support"]
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+def torchrun(folder: Path) -> list[str]:
+    """The beginning of a command that two processes are to run; torchrun keeps its logs in the folder."""
+    begin = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*begin, "--log-dir", str(folder / "torchrun")]
+
+
 TUNE = """
 import sys
 from dataclasses import replace
@@ -45,7 +51,8 @@ def test_two_processes_fine_tune_as_one_does(data: Path, model_dir: Path, tmp_pa
     """To the order of float sums: without the load-balancing loss, which each process takes of its own tokens."""
     script = tmp_path / "tune.py"
     script.write_text(TUNE)
-    subprocess.run([*TORCHRUN, script, data, model_dir, tmp_path / "two.safetensors"], check=True, capture_output=True)
+    command = [*torchrun(tmp_path), script, data, model_dir, tmp_path / "two.safetensors"]
+    subprocess.run(command, check=True, capture_output=True)
     alone = MoELearner.open(data, model_dir, distillation=0.5)
     widths = [Allocation.of(dict.fromkeys(TINY_MODEL.expert_ids, bits)) for bits in (2, 3)]
     alone.train_config = replace(alone.train_config, balance=0.0)
@@ -69,7 +76,8 @@ def test_without_torchrun_a_team_is_its_one_learner(data: Path, model_dir: Path)
 @pytest.mark.slow
 def test_co_training_by_two_processes_is_that_of_one(tmp_path: Path):
     run = Run.create(tmp_path, run_config("tiny", None, "virtual-z2", 0))
-    command = [*TORCHRUN, "--no-python", "--", Path(sys.executable).parent / "wattbit", "cotrain", "--run", run.folder]
+    wattbit = Path(sys.executable).parent / "wattbit"
+    command = [*torchrun(tmp_path), "--no-python", "--", wattbit, "cotrain", "--run", run.folder]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode and "must be done before torchrun's processes; run `wattbit search`" in refused.stderr
     perform(run, "search", as_json=False)

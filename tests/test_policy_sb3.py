@@ -21,6 +21,7 @@ def test_both_learn_the_same_problem_and_ours_is_not_behind() -> None:
     peer = sb3.PPO(
         "MlpPolicy", AllocationEnv(problem), n_steps=256, batch_size=64, gamma=0.0, seed=0, learning_rate=3e-3
     )
+    peer.set_logger(sb3.common.logger.Logger(None, []))  # its own one leaves a folder behind
     peer.learn(STEPS)
     choice, _ = peer.predict(AllocationEnv(problem).observation, deterministic=True)
     theirs = max(problem.reward(problem.fit(choice)), problem.reward(problem.shrink(choice)))
