@@ -4,12 +4,12 @@
 
 Statistics are drawn at random (their values do not matter for time), 64 experts a layer. No board's engines tell more
 than some hundreds of experts apart, so layers are spread over as many KV260s as it takes, LAYERS each, whose times by
-the planner's model add up; a board whose experts all have the widths of a former price is not priced again. A search is
-what `wattbit search` does on so many experts (from 512 on, groups first), at EFFORT. Every size runs in a process of its
-own, for its peak memory and its processor time (on one thread, so that it is the time on a machine that does nothing
-else), and is kept in FOLDER/policy_scale: an interrupted run goes on. A ratio above 1 means better than growing
-linearly from 64 experts, or, for a search at 2048 experts, faster than the goal of 600 s; for rewards it is
-exp(difference) to the exact (or, for many experts, relaxed) optimum of the best set of widths.
+the planner's model add up; a board whose experts all kept their widths is not priced again. A search is what `wattbit
+search` does on so many experts (from 512 on, groups first), at EFFORT. Every size runs in a process of its own, for its
+peak memory and its processor time (on one thread, so that it is the time on a machine that does nothing else), and is
+kept in FOLDER/policy_scale: an interrupted run goes on. A ratio above 1 means better than growing linearly from 64
+experts, or, for a search at 2048 experts, faster than the goal of 600 s; for rewards it is exp(difference) to the exact
+(or, for many experts, relaxed) optimum of the best set of widths.
 """
 
 import resource
