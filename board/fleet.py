@@ -28,7 +28,10 @@ class Fleet(Generic[Job, Result]):
         self.failures: dict[str, WattbitError] = {}
 
     def run(self, boards: Sequence[str]) -> list[Result]:
-        """Results of all jobs, in their order; WattbitError, naming every board's reason, when none is left for one."""
+        """Results of all jobs, in their order; WattbitError, naming every board's reason, when none is left for one.
+
+        The only board's reason is its own error.
+        """
         threads = [threading.Thread(target=self._serve, args=(board,), daemon=True) for board in boards]
         for thread in threads:
             thread.start()
@@ -38,6 +41,8 @@ class Fleet(Generic[Job, Result]):
         if self._fatal:
             raise self._fatal
         if len(self._results) < self._count:
+            if len(boards) == 1:
+                raise self.failures[boards[0]]
             reasons = "; ".join(f"{board}: {error}" for board, error in self.failures.items())
             raise WattbitError(f"no board is left for {self._count - len(self._results)} of {self._count}: {reasons}")
         return [self._results[number] for number in range(self._count)]

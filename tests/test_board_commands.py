@@ -4,14 +4,21 @@ import os
 import pty
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.board_stub import TARGET, make_parts
+from tests.board_support import cache_or_skip
+from wattbit.board.bundle import pack
+from wattbit.board.connect import board
+from wattbit.board.deploy import deploy
 from wattbit.cli import main
 from wattbit.commands.meter import Rail
+from wattbit.files import write_json
 from wattbit.presets import run_config
 from wattbit.run import Run
 
@@ -28,10 +35,22 @@ def fails_in_one_line(result: Result, *words: str) -> None:
         assert word in line
 
 
-def test_a_virtual_board_has_no_version_to_go_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0)).folder
+def test_a_board_of_the_system_tier_has_no_version_to_go_back_to(tmp_path: Path) -> None:
+    folder = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2-system", 0)).folder
     fails_in_one_line(run("rollback", "--run", str(folder)), "made anew each time", "--host")
+
+
+def test_the_virtual_board_goes_back_to_the_version_before(tmp_path: Path) -> None:
+    made = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0))
+    parts = make_parts(tmp_path / "made", "aarch64-linux-gnu-gcc")
+    digests = []
+    with board("virtual-z2", cache_or_skip(), made.path("board")) as connection:
+        for top_k in (1, 2):
+            digests.append(pack(replace(parts, top_k=top_k), TARGET, tmp_path / f"bundle{top_k}")["digest"])
+            deploy(tmp_path / f"bundle{top_k}", connection)
+    result = run("rollback", "--run", str(made.folder))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"virtual-z2: from {digests[1]} back to {digests[0]}\n"
 
 
 def test_a_rail_that_is_a_formula_cannot_be_watched() -> None:
@@ -52,6 +71,14 @@ def test_an_external_meter_is_shown() -> None:
     result = run("meter", "--meter", f"serial:{os.ttyname(slave)}")
     assert result.exit_code == 0, result.output
     assert "watts, measured" in result.output and "2.5000" in result.output
+
+
+def test_deploy_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0))
+    write_json(made.path("stages", "deploy.json"), {"result": {"place": "wattbit/4a82"}})
+    monkeypatch.setattr("wattbit.commands.deploy.perform", lambda *_, **__: None)
+    assert run("deploy", "--run", str(made.folder)).stdout == "virtual-z2: wattbit/4a82\n"
+    assert run("deploy", "--run", str(made.folder), "--json").stdout == "", "a stage's JSON says it"
 
 
 def test_no_virtual_board_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ def test_when_no_board_is_left_every_reason_is_said() -> None:
 
     with pytest.raises(WattbitError, match=r"no board is left for 1 of 2: .: . is lost; .: . is lost"):
         spread(range(2), ["a", "b"], work)
+    with pytest.raises(WattbitError, match=r"^a is lost$"):
+        spread(range(2), ["a"], work)
 
 
 def test_a_bug_is_not_taken_for_a_lost_board() -> None:

@@ -92,6 +92,8 @@ def command(folder: Path | None, name: str | None, hosts: tuple[str, ...], as_js
     there = on_board(run, name)
     if not hosts and name is None:
         perform(run, "deploy", as_json)
+        if not as_json:
+            click.echo(f"{run.config.board}: {(run.record('deploy') or {})['result']['place']}")
         return
     perform(run, "build", as_json=False)
     with run.lock():

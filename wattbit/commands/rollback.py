@@ -21,9 +21,9 @@ def command(folder: Path | None, hosts: tuple[str, ...], as_json: bool) -> None:
 
     run = one_run(folder)
     described = load(run.config.board)
-    names = hosts or ((described.ssh.host,) if described.ssh else ())
-    if not names:
-        raise WattbitError("a virtual board is made anew each time; name a board with --host")
+    if not hosts and described.tier == "system":
+        raise WattbitError("a board of the system tier is made anew each time; name a board with --host")
+    names = hosts or ((described.ssh.host,) if described.ssh else ("",))  # "": the light tier's, whose disk is kept
     found = each(run, names, lambda connection, host, progress: rollback(connection))
     if as_json:
         click.echo(json.dumps(found, indent=1))
