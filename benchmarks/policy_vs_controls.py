@@ -158,10 +158,8 @@ def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:
 
 def work(cell: Cell, root: str) -> dict[str, Any]:
     """Rewards by method, and the policy's at MARKS, a list over SEEDS each; kept in a file of the runs folder."""
-    stats, load, board = world(cell, Path(root))
-    hardware = [board.target.to_json(), asdict(board.shape)] if isinstance(board, ModelledMeter) else None
-    given = [asdict(cell), [one.to_json() for one in stats], hardware]
-    path = cells.cell(Path(root), __file__, given, "policy", *(["hls"] if hardware else []))
+    stats, load, board = world(cell.preset, cell.training_seed, cell.nats > 0, Path(root))
+    path = cells.cell(Path(root), __file__, [asdict(cell), inputs(stats, board)], "policy", *["hls"] * (cell.nats > 0))
     if path.exists():
         return dict(read_json(path))
 
@@ -195,16 +193,22 @@ def ablated(cell: Cell) -> bool:
     return cell.budget == ABLATED and cell.nats > 0 and cell.preset != STREAMED
 
 
-def world(cell: Cell, root: Path) -> tuple[tuple[ExpertStats, ...], Workload, Meter]:
-    """A cell's statistics, workload and meter."""
-    if cell.preset == STREAMED:
-        found = streamed(cell.training_seed, root)
+def world(preset: str, seed: int, coupled: bool, root: Path) -> tuple[tuple[ExpertStats, ...], Workload, Meter]:
+    """A trained model's statistics, workload and meter."""
+    if preset == STREAMED:
+        found = streamed(seed, root)
         stats = smoothed(tuple(ExpertStats.from_json(one) for one in read_json(found)))
         sizes = PRESETS["e64"].model
         load = Workload(WORKLOAD_TOKENS, sizes.top_k, tuple((s.expert, s.frequency) for s in stats))
-        return stats, load, ModelledMeter(sizes.shape, load_board("virtual-z2").target) if cell.nats else Free()
-    run = run_of(cell.preset, cell.training_seed, root)
-    return smoothed(expert_stats(run)), workload(run), meter(run) if cell.nats else Free()
+        return stats, load, ModelledMeter(sizes.shape, load_board("virtual-z2").target) if coupled else Free()
+    run = run_of(preset, seed, root)
+    return smoothed(expert_stats(run)), workload(run), meter(run) if coupled else Free()
+
+
+def inputs(stats: Sequence[ExpertStats], board: Meter) -> list[Any]:
+    """What a problem is made of, as JSON: for the names of cells."""
+    hardware = [board.target.to_json(), asdict(board.shape)] if isinstance(board, ModelledMeter) else None
+    return [[one.to_json() for one in stats], hardware]
 
 
 def streamed(seed: int, root: Path) -> Path:
