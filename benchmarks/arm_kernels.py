@@ -14,7 +14,7 @@ to 256, ours one scale a channel. It needs a quiet machine: a call that is preem
 import os
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ import click
 from kernel_peers import COLD_BYTES, Case, Peer, build_ggml, missing_torchao, peers
 from rows import Benchmark, Row, show, write
 
+from wattbit.files import write_json
 from wattbit.tvm_schedules.cores import host_core
 from wattbit.tvm_schedules.host_meter import build_library
 from wattbit.tvm_schedules.timing import Product, Timer
@@ -118,12 +119,13 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     library_of_ggml = ggml if isinstance(ggml, Path) else None
     counts, repeats = threads or (1, os.cpu_count() or 1), 2 if quick else 4
     rows: list[Row] = []
+    part = path and path.with_suffix(".part.json")  # what is interrupted leaves its rows here, and `path` as it was
 
     def add(found: list[Row]) -> None:
         show(found)
         rows.extend(found)
-        if path:
-            write(rows, path)  # what is interrupted keeps its rows
+        if part:
+            write_json(part, [asdict(each) for each in rows])
 
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"
@@ -141,6 +143,9 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
         with peerlike(counts[-1]) as timer:
             for tokens, bits in product(TOGETHER, TOGETHER_WIDTHS):
                 add(compare_together(timer, case, Case(bits, *shape, counts[-1], tokens), repeats, library_of_ggml))
+    if path and part:
+        write(rows, path)
+        part.unlink()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The weights file: what was written is read, and what is broken or foreign is refused by name."""
 
+import errno
 import hashlib
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -53,8 +55,17 @@ def reseal(folder: Path) -> None:
     path = folder / "model.wattbit"
     seal(path)
     record = read_json(folder / "model.json")
-    record["weights"]["digest"] = weights_file.read_table(path)[2]
+    record["weights"]["digest"] = table(path)[2]
     write_json(folder / "model.json", record)
+
+
+def table(path: Path) -> tuple[DecoderConfig, tuple[weights_file.Entry, ...], str]:
+    with weights_file.opened(path) as stream:
+        return weights_file.read_table(stream)
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def patch(path: Path, offset: int, data: bytes) -> None:
@@ -64,10 +75,12 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 
 
 def test_the_table_is_what_was_written(built: Path, portable: Portable) -> None:
-    config, entries, digest = weights_file.read_table(built / "model.wattbit")
+    with weights_file.opened(built / "model.wattbit") as stream:
+        config, entries, digest = weights_file.read_table(stream)
+        content = weights_file.mapped(stream)
+        weights_file.verify(stream, entries, content)
+    assert bytes(content) == (built / "model.wattbit").read_bytes()
     assert config == DecoderConfig.from_json(portable.config)
-    content = weights_file.mapped(built / "model.wattbit")
-    assert digest == weights_file.verify(built / "model.wattbit", content)
     assert digest == read_json(built / "model.json")["weights"]["digest"]
     assert {entry.name for entry in entries} == set(portable.tensors)
     for entry in entries:
@@ -102,13 +115,35 @@ def test_a_truncated_file_is_refused(copy: Path) -> None:
 
 def test_an_empty_file_cannot_be_mapped(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    with pytest.raises(WattbitError, match="cannot be mapped into memory"):
-        weights_file.mapped(tmp_path / "empty")
+    with (
+        weights_file.opened(tmp_path / "empty") as stream,
+        pytest.raises(WattbitError, match="cannot be mapped into memory"),
+    ):
+        weights_file.mapped(stream)
+
+
+def test_a_file_that_is_cut_while_it_is_checked_is_an_error_and_no_bus_error(copy: Path) -> None:
+    path = copy / "model.wattbit"
+    with weights_file.opened(path) as stream:
+        _, entries, _ = weights_file.read_table(stream)
+        content = weights_file.mapped(stream)
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(WattbitError, match=rf"tensor \S+ has digest [0-9a-f]{{16}}, not .*{BROKEN}"):
+            weights_file.verify(stream, entries, content)
+
+
+def test_a_disk_that_fails_is_an_error(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(weights_file, "verify", fail)
+    with pytest.raises(WattbitError, match=rf"model.wattbit cannot be read \(Input/output error\); {BROKEN}"):
+        Decoder(built)
 
 
 def test_a_flipped_bit_is_found_and_named(copy: Path) -> None:
     path = copy / "model.wattbit"
-    _, entries, _ = weights_file.read_table(path)
+    _, entries, _ = table(path)
     spoiled = next(entry for entry in entries if entry.name == "layers.1.experts.3.down")
     byte = path.read_bytes()[spoiled.offset + 5]
     patch(path, spoiled.offset + 5, bytes([byte ^ 1]))
@@ -149,14 +184,14 @@ def test_a_header_that_does_not_fit_is_refused(copy: Path, offset: int, value: i
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(88, 9), (28, 2**32 - 1), (192, 0xFFFFFFFF), (192 + 56, 7)],
-    ids=["norm", "count", "name", "kind"],
+    [(88, 9), (28, 2**32 - 1), (192, 0xFFFFFFFF), (192 + 56, 7), (192 + 80 + 4, 2**32 - 1)],
+    ids=["norm", "count", "name", "kind", "offset"],
 )
 def test_words_of_no_meaning_are_refused(copy: Path, offset: int, value: int) -> None:
     patch(copy / "model.wattbit", offset, struct.pack("<I", value))
     seal(copy / "model.wattbit")
     with pytest.raises(WattbitError, match="describes no model that this version knows; build the model again"):
-        weights_file.read_table(copy / "model.wattbit")
+        table(copy / "model.wattbit")
 
 
 def test_a_missing_tensor_is_named(copy: Path, portable: Portable) -> None:
@@ -192,6 +227,21 @@ def test_another_cores_file_is_refused(copy: Path) -> None:
 def test_threads_are_checked(built: Path) -> None:
     with pytest.raises(WattbitError, match="threads must be 1 to 256, not 300"):
         Decoder(built, threads=300)
+
+
+@pytest.mark.parametrize("error", [WattbitError("no"), KeyboardInterrupt(), MemoryError()])
+def test_a_decoder_that_cannot_begin_leaves_no_threads(
+    built: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(_: Decoder) -> None:
+        assert threads() == before + 3
+        raise error
+
+    before = threads()
+    monkeypatch.setattr(Decoder, "reset", fail)
+    with pytest.raises(type(error)):
+        Decoder(built, threads=4)
+    assert threads() == before
 
 
 def test_gated_experts_cannot_be_placed_elsewhere(built: Path) -> None:

@@ -74,8 +74,10 @@ def test_a_boards_tilings_take_the_place_of_the_cores_own(tmp_path: Path) -> Non
     (tmp_path / "board.toml").write_text("core = 'cortex-a53'")
     with pytest.raises(WattbitError, match=r"board.toml holds no tilings \('widths'\); run `wattbit tune` again"):
         find_core(core.name, tmp_path / "board.toml")
-    for strange in (Tiling(16, 1), Tiling(0, 1), Tiling(1, 0), Tiling(3, 8)):
-        (tmp_path / "board.toml").write_text(as_toml(core, "made up", {2: {strange: [1.0]}}))
+    for vectors, chunks in (("16", "1"), ("0", "1"), ("1", "0"), ("3", "8"), ("2.0", "8"), ("2", "8.0"), ("true", "8")):
+        (tmp_path / "board.toml").write_text(
+            f"core = 'cortex-a53'\n[widths.2]\ngroup_vectors = {vectors}\nrun_chunks = {chunks}\n"
+        )
         with pytest.raises(
             WattbitError, match=r"holds no tilings \(Tiling.* cannot be built\); run `wattbit tune` again"
         ):

@@ -37,8 +37,12 @@ class Tiling:
 
     @property
     def possible(self) -> bool:
-        """Whether kernels can be built so; what runner/matrix.c keeps for the last rows holds no larger group."""
-        return self.group_vectors in (1, 2, 4, 8) and self.run_chunks in range(1, 129)
+        """Whether kernels can be built so; what runner/matrix.c keeps for the last rows holds no larger group.
+
+        A file's numbers may be of any type: 2.0 and true are not possible either.
+        """
+        whole = type(self.group_vectors) is type(self.run_chunks) is int
+        return whole and self.group_vectors in (1, 2, 4, 8) and self.run_chunks in range(1, 129)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ it is. Nothing in it is code.
 
 import hashlib
 import mmap
+import os
 import struct
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +32,9 @@ EXPERTS = ("relu", "gated")
 QK_NORMS = ("none", "whole", "head")
 SIZES = ("vocabulary", "width", "hidden", "layers", "heads", "kv_heads", "head_width", "experts", "active", "context")
 KINDS = ("float32", "int32", "packed")
+
+_BLOCK = 1 << 20  # bytes read at once
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python's mmap does not name
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,25 @@ def write(path: Path, config: DecoderConfig, layout: tuple[int, int, int, int], 
     return digest.hex()
 
 
-def read_table(path: Path) -> tuple[DecoderConfig, tuple[Entry, ...], str]:
-    """Configuration, tensors and digest of a weights file; WattbitError when header or table were altered."""
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A weights file, to be read by the functions below; WattbitError where it cannot be, now or within the block."""
     try:
         with path.open("rb") as stream:
-            head = stream.read(HEADER.size)
-            if len(head) < HEADER.size or not head.startswith(MAGIC):
-                raise WattbitError(f"{path} is no weights file of wattbit; build the model again")
-            _, version, *_, count, size, norm_eps = (fields := HEADER.unpack(head))[:9]
-            present = path.stat().st_size
-            table = stream.read(min(ENTRY.size * count, present))
+            yield stream
     except OSError as error:
-        raise WattbitError(f"{path} cannot be read ({error.strerror}); build the model again") from None
+        raise WattbitError(f"{path} cannot be read ({error.strerror}); build or deploy the model again") from None
+
+
+def read_table(stream: BinaryIO) -> tuple[DecoderConfig, tuple[Entry, ...], str]:
+    """Configuration, tensors and digest of an opened weights file; WattbitError when header or table were altered."""
+    path = stream.name
+    head = stream.read(HEADER.size)
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
+        raise WattbitError(f"{path} is no weights file of wattbit; build the model again")
+    _, version, *_, count, size, norm_eps = (fields := HEADER.unpack(head))[:9]
+    present = os.fstat(stream.fileno()).st_size
+    table = stream.read(min(ENTRY.size * count, present))
     if version != VERSION:
         raise WattbitError(f"{path} has version {version}, not {VERSION}; build the model again")
     if present != size:
@@ -167,45 +178,51 @@ def read_table(path: Path) -> tuple[DecoderConfig, tuple[Entry, ...], str]:
         if len(table) != ENTRY.size * count:
             raise IndexError
         entries = tuple(_parse(entry) for (entry,) in struct.iter_unpack(f"{ENTRY.size}s", table))
+        if any(entry.offset + entry.size > size for entry in entries):
+            raise IndexError
         config = DecoderConfig.from_words(fields[9:-1], norm_eps)
     except (IndexError, UnicodeDecodeError):
         raise WattbitError(f"{path} describes no model that this version knows; build the model again") from None
     return config, entries, digest.hex()
 
 
-def mapped(path: Path) -> mmap.mmap:
-    """A weights file as memory, to be read only; in large pages where kernel and file system have them for files.
+def mapped(stream: BinaryIO) -> mmap.mmap:
+    """An opened weights file as memory, to be read only; in large pages where kernel and file system have them for it.
 
     With 2 MB pages fewer walks through page tables keep the memory waiting. Linux gives them to what is first read
     through such a mapping; what other reading or writing has left in the page cache stays as it is. Raises WattbitError
     where there is no room for it.
     """
     try:
-        with path.open("rb") as stream:
-            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise WattbitError(f"{path} cannot be mapped into memory ({error}); build it with fewer bits") from None
+        raise WattbitError(f"{stream.name} cannot be mapped into memory ({error}); build it with fewer bits") from None
     with suppress(AttributeError, OSError):  # of another system, or of a kernel without them
         content.madvise(mmap.MADV_HUGEPAGE)
     return content
 
 
-def verify(path: Path, content: mmap.mmap) -> str:
-    """The digest of a weights file, mapped in `content`, of which nothing was altered.
+def verify(stream: BinaryIO, entries: Sequence[Entry], content: mmap.mmap) -> None:
+    """Compare the tensors of an opened weights file, mapped in `content`, with their digests.
 
-    Raises WattbitError naming the first tensor that was.
+    They are brought in through the mapping, for its large pages, and read from the file: a disk that fails and a file
+    that is cut meanwhile are an OSError or another digest there, and a SIGBUS in memory. Raises WattbitError naming the
+    first tensor that was altered.
     """
-    _, entries, digest = read_table(path)
-    with memoryview(content) as whole:
-        for entry in entries:
-            with whole[entry.offset : entry.offset + entry.size] as tensor:
-                found = hashlib.sha256(tensor)
-            if found.digest() != entry.sha256:
-                raise WattbitError(
-                    f"{path}: tensor {entry.name} has digest {found.hexdigest()[:16]}, not {entry.sha256.hex()[:16]}; "
-                    "build or deploy the model again"
-                )
-    return digest
+    for entry in entries:
+        start = entry.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with suppress(AttributeError, OSError, ValueError):  # of an older kernel, or of a file that was cut
+            content.madvise(_POPULATE_READ, start, entry.offset + entry.size - start)
+        stream.seek(entry.offset)
+        found, left = hashlib.sha256(), entry.size
+        while left and (block := stream.read(min(left, _BLOCK))):
+            found.update(block)
+            left -= len(block)
+        if found.digest() != entry.sha256:
+            raise WattbitError(
+                f"{stream.name}: tensor {entry.name} has digest {found.hexdigest()[:16]}, not "
+                f"{entry.sha256.hex()[:16]}; build or deploy the model again"
+            )
 
 
 def _write_item(stream: BinaryIO, item: Item) -> Entry:

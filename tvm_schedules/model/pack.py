@@ -45,7 +45,8 @@ def build(
 
 def write_record(core: Core, out: Path) -> dict[str, Any]:
     """Write out/model.json, which says what library and weights in `out` are, and return its content."""
-    config, _, digest = weights_file.read_table(out / WEIGHTS)
+    with weights_file.opened(out / WEIGHTS) as stream:
+        config, _, digest = weights_file.read_table(stream)
     record: dict[str, Any] = {
         "core": core.name,
         "arch": core.arch,

@@ -51,12 +51,15 @@ class Decoder:
             library, core = folder / record["library"]["file"], record["core"]
         except (KeyError, TypeError):
             raise WattbitError(f"{folder / 'model.json'} is of no runtime's model; build or deploy it again") from None
-        self.config, _, digest = weights_file.read_table(path)
-        if digest != wanted:
-            raise WattbitError(f"{path} is not the file of {folder / 'model.json'}; build or deploy the model again")
-        content = weights_file.mapped(path)
-        if check:
-            weights_file.verify(path, content)
+        with weights_file.opened(path) as stream:  # once, so that what is checked is what is mapped
+            self.config, entries, digest = weights_file.read_table(stream)
+            if digest != wanted:
+                raise WattbitError(
+                    f"{path} is not the file of {folder / 'model.json'}; build or deploy the model again"
+                )
+            content = weights_file.mapped(stream)
+            if check:
+                weights_file.verify(stream, entries, content)
         self._library = _open(library, core)
         self._bytes = np.frombuffer(content, np.uint8)  # keeps the mapping alive
         self._model, self._session = ctypes.c_void_p(), ctypes.c_void_p()
@@ -66,7 +69,7 @@ class Decoder:
         try:
             self._call("wb_model_open", self._bytes.ctypes.data, self._bytes.nbytes, count, ctypes.byref(self._model))
             self.reset()
-        except WattbitError:
+        except BaseException:
             self.close()  # its threads would stay
             raise
 
