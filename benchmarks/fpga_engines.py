@@ -8,12 +8,11 @@ plans take at most four fifths of a chip's logic, as `make board` with Vivado do
 long. Everything that takes long is kept in runs/fpga-engines, so an interrupted run goes on where it stopped.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -21,9 +20,6 @@ from rows import Benchmark, Row, show, write
 
 from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, ExpertShape, ExpertStats, Provenance, Target, Workload
-
-if TYPE_CHECKING:
-    from wattbit.hls.engine_plan import EnginePlan
 
 FOLDER = Path("runs/fpga-engines")
 WIDTHS = (2, 3, 4, 8)
@@ -151,29 +147,6 @@ def perplexities(
     return found
 
 
-def fitting(allocation: Allocation, shape: ExpertShape, target: Target, load: Workload) -> "EnginePlan":
-    """The plan on the target less the block RAM of the shell's own buffers, which the planner does not count.
-
-    These are, for each streamed engine, the words that its port requests ahead and the queue of vectors before it.
-    """
-    from wattbit.hls.launches import timings
-    from wattbit.hls.planner import plan
-    from wattbit.hls.shell import AHEAD_WORDS, BRAM_WORDS, LUTRAM_WORDS, queue_words
-
-    room = target.bram18
-    while True:
-        planned = plan(allocation, shape, replace(target, bram18=room), load)
-        if not planned.fits:
-            raise click.ClickException(f"{shape} does not fit {target.name}: {', '.join(planned.excess)}")
-        fifos = [AHEAD_WORDS] * sum(spec.streamed for spec in planned.classes)
-        fifos += [queue_words(shape.d_model // 8, one.per_vector, one.load) for one in timings(planned) if one.load]
-        short = planned.total.bram18 - target.bram18
-        short += sum(2 * math.ceil(words / BRAM_WORDS) for words in fifos if words > LUTRAM_WORDS)
-        if short <= 0:
-            return planned
-        room -= short
-
-
 def speeds(
     case: Case, stats: Sequence[ExpertStats], allocation: Allocation, target: Target, batch: int, out: Path | None
 ) -> dict[str, float]:
@@ -191,12 +164,15 @@ def speeds(
     from wattbit.hls.cycles import launch
     from wattbit.hls.engine import write_engine
     from wattbit.hls.launches import timings
+    from wattbit.hls.planner import plan
     from wattbit.hls.shell import build_shell
     from wattbit.hls.traffic import traffic
     from wattbit.shell import interleaved
 
     shape, load = ExpertShape(case.d_model, case.d_hidden), workload(stats, batch)
-    planned = fitting(allocation, shape, target, load)
+    planned = plan(allocation, shape, target, load)
+    if not planned.fits:
+        raise click.ClickException(f"{shape} does not fit {target.name}: {', '.join(planned.excess)}")
     times = timings(planned)
     costs = np.array([(timing.per_vector, timing.load) for timing in times])
     place = {e: (i, k) for i, spec in enumerate(planned.classes) for k, e in enumerate(spec.experts)}
@@ -236,25 +212,16 @@ def speeds(
             write_engine(own, spec, out / "engines", planned.part)
             for own, spec in zip(ints, planned.classes, strict=True)
         ]
-        library = verilate(build_shell(engines, shape.d_model, planned.digest, out / "shell"), out / "acc", "x86_64")
-        cycles = 0
-        with Accelerator(library, images=images_of(engines)) as accelerator:
-            for engine, index in launches:
-                x = np.zeros((len(engine), shape.d_model), np.int8)
-                cycles += accelerator.run(engine, index, x)[1]
-        found["simulated"] = batch * batches * hertz / cycles
+        design = build_shell(engines, shape.d_model, planned.digest, out / "shell")
+        kept = out / f"cycles-{planned.digest}-{design.digest}.json"
+        if not kept.is_file():
+            library = verilate(design, out / "acc", "x86_64")
+            with Accelerator(library, images=images_of(engines)) as accelerator:
+                zeros = [np.zeros((len(engine), shape.d_model), np.int8) for engine, _ in launches]
+                runs = [accelerator.run(*one, x)[1] for one, x in zip(launches, zeros, strict=True)]
+            write_json(kept, sum(runs))
+        found["simulated"] = batch * batches * hertz / read_json(kept)
     return found | {"engines": len(planned.classes), "streams": sum(spec.streamed for spec in planned.classes)}
-
-
-def simulated(
-    case: Case, stats: Sequence[ExpertStats], name: str, allocation: Allocation, board: str, batch: int, folder: Path
-) -> dict[str, float]:
-    """`speeds` with those of RTL simulation, kept in the run's folder."""
-    out = folder / f"rtl-{board}-{batch}-{name.split()[0]}"
-    kept = out.with_name(f"{out.name}-{allocation.digest}.json")
-    if not kept.is_file():
-        write_json(kept, speeds(case, stats, allocation, usable(board), batch, out))
-    return {name: float(value) for name, value in read_json(kept).items()}
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -319,10 +286,10 @@ def rows_of(case: Case, seeds: Sequence[int], budget: float, text: str | None, r
                         what = f"{words} on {board}, batch {batch}, {name.split()[0]}"
                         rows.append(compare(title, what, ours, theirs, f"all {whole}", None, "modelled"))
             if rtl and (board, batch) in SIMULATED:
-                runs = {
-                    name: simulated(case, stats[0], name, found[0][name], board, batch, folders[0])["simulated"]
-                    for name in (names[0], "static8", "static4")
-                }
+                runs = {}
+                for name in (names[0], "static8", "static4"):
+                    out = folders[0] / f"rtl-{board}-{batch}-{name.split()[0]}"
+                    runs[name] = speeds(case, stats[0], found[0][name], target, batch, out)["simulated"]
                 for peer, goal in (("static8", 3.0), ("static4", 1.3)):
                     rows.append(
                         compare(title, f"{metric}, policy", [runs[names[0]]], [runs[peer]], peer, goal, "simulated")

@@ -183,6 +183,7 @@ def shell_row(number: int, engines: int, folder: Path) -> dict[str, Any]:
         "d_model": shape.d_model,
         "yosys": counted,
         "modelled": modelled,
+        "exact": counted[2:] == modelled[2:],
     } | {f"{name}_error": modelled[i] / counted[i] - 1 for i, name in enumerate(("lut", "ff"))}
 
 
@@ -223,8 +224,9 @@ def main(quick: bool, path: Path | None) -> None:
     shells = [shell_row(number, engines, FOLDER) for number, engines in enumerate(SHELLS[: 1 if quick else None])]
     for row in shells:
         click.echo(
-            f"LUT {100 * row['lut_error']:+5.1f} %, FF {100 * row['ff_error']:+5.1f} %: shell of {row['engines']} "
-            f"engines, {row['streams']} streamed, yosys {row['yosys']}, modelled {row['modelled']}"
+            f"LUT {100 * row['lut_error']:+5.1f} %, FF {100 * row['ff_error']:+5.1f} %, DSP and BRAM "
+            f"{'exact' if row['exact'] else 'differ'}: shell of {row['engines']} engines, {row['streams']} streamed, "
+            f"yosys {row['yosys']}, modelled {row['modelled']}"
         )
     if path:
         write_json(path, {"cycles": cycles, "resources": resources, "shells": shells})

@@ -9,13 +9,13 @@ RAM, constants in logic. The coefficients are least relative squares over single
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import mul
 from typing import Any, Self
 
 from wattbit.arith import OUT_BITS, ExpertInts
 from wattbit.hls.block_ram import constant, lut_ram, writable
 from wattbit.hls.engine_class import EngineClass, Products, accumulator_bits, requant_lanes
-from wattbit.hls.memory import Part, streamed_lane_bits
+from wattbit.hls.memory import Part, image_beats, streamed_lane_bits
+from wattbit.hls.shell import AHEAD_WORDS, BRAM_WORDS, LUTRAM_WORDS, queue_words
 from wattbit.plan import ExpertShape, Precision, Target
 
 DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
@@ -270,22 +270,37 @@ def _linear(fit: Mapping[str, float], features: Mapping[str, float]) -> float:
 
 
 def shell(engines: Sequence[EngineClass], shape: ExpertShape, version: int) -> Resources:
-    """Modelled resources of everything around the engines."""
-    words, streams = shape.d_model // 8, sum(spec.streamed for spec in engines)
-    vectors, results = (2 ** (n * words - 1).bit_length() for n in (4, 2))
-    lane = lut_ram(16, 8, version) + lut_ram(16, 29, version)
-    bram18 = 0
-    for depth in (vectors, results):
-        if depth > 64:  # wattbit_fifo asks for block RAM
-            bram18 += 2 * math.ceil(depth / 512)
-        else:
-            lane += lut_ram(depth, 64, version)
-    lutram = len(engines) * lane + (1 + streams) * lut_ram(64, 64, version) + streams * lut_ram(16, 8, version)
-    narrow = sum(spec.pe2 < 8 for spec in engines)
+    """Modelled resources of everything around the engines: the frame and each engine's lane."""
+    return sum((lane(spec, shape, version) for spec in engines), frame(shape, version))
+
+
+def frame(shape: ExpertShape, version: int) -> Resources:
+    """What the shell has once, for any engines."""
+    lut = SHELL_LUT_FIT[0] + SHELL_LUT_FIT[3] * (shape.d_model // 8) + fifo(64, version)[0]
+    return Resources(lut=round(lut), ff=round(SHELL_FF_FIT[0]), dsp=0, bram18=0, tool="model")
+
+
+def lane(spec: EngineClass, shape: ExpertShape, version: int) -> Resources:
+    """What the shell has for an engine: the queues of its vectors and results and, where it streams, of weights."""
+    words, load, streamed = shape.d_model // 8, 0, int(spec.streamed)
+    small = lut_ram(16, 8, version) + lut_ram(16, 29, version)
+    fifos = [fifo(2 ** (2 * words - 1).bit_length(), version)]
+    if streamed:
+        load = image_beats(spec, shape, Scales.expected(spec.precision, shape).lane_bits)
+        small += lut_ram(16, 8, version)
+        fifos.append(fifo(AHEAD_WORDS, version))
+    fifos.append(fifo(queue_words(words, spec.cycles_per_vector(shape), load), version))
     return Resources(
-        lut=round(lutram + sum(map(mul, SHELL_LUT_FIT, (1, len(engines), streams, words)))),
-        ff=round(sum(map(mul, SHELL_FF_FIT, (1, len(engines), streams, narrow)))),
+        lut=round(small + sum(lut for lut, _ in fifos) + SHELL_LUT_FIT[1] + SHELL_LUT_FIT[2] * streamed),
+        ff=round(SHELL_FF_FIT[1] + SHELL_FF_FIT[2] * streamed + SHELL_FF_FIT[3] * (spec.pe2 < 8)),
         dsp=0,
-        bram18=bram18 * len(engines),
+        bram18=sum(bram18 for _, bram18 in fifos),
         tool="model",
     )
+
+
+def fifo(words: int, version: int) -> tuple[int, int]:
+    """LUTs and RAMB18 of a wattbit_fifo of 64-bit words, which asks for block RAM beyond LUTRAM_WORDS."""
+    if words > LUTRAM_WORDS:
+        return 0, 2 * math.ceil(words / BRAM_WORDS)
+    return lut_ram(words, 64, version), 0

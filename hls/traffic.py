@@ -33,6 +33,7 @@ class Traffic:
     rows: Floats = field(init=False)  # [N, S], the counts by expert
     index: dict[ExpertId, int] = field(init=False)
     vectors: Floats = field(init=False)  # [N], mean a batch
+    layers_of: list[int] = field(init=False)  # [N], `layer`
     place: list[int] = field(init=False)  # [N], of each expert when the busiest are first
     _times: dict[tuple[int, float], tuple[Floats, NDArray[np.float64]]] = field(init=False, default_factory=dict)
     _means: dict[tuple[int, float], list[float]] = field(init=False, default_factory=dict)
@@ -42,11 +43,21 @@ class Traffic:
         self.index = {expert: i for i, expert in enumerate(self.experts)}
         self.rows = np.ascontiguousarray(self.counts.T)
         self.vectors = self.counts.mean(axis=0)
+        self.layers_of = self.layer.tolist()
         self.place = np.argsort(np.argsort(-self.vectors, kind="stable")).tolist()
 
     @property
     def layers(self) -> int:
         return int(self.layer[-1]) + 1
+
+    def brings(self, experts: tuple[int, ...]) -> float:
+        """Vectors a batch, of all layers."""
+        return float(self.vectors[list(experts)].sum())
+
+    def launched(self, experts: tuple[int, ...]) -> float:
+        """Vectors that a launch brings to these experts: the root mean square over the layers."""
+        by_layer = np.bincount(self.layer[list(experts)], self.vectors[list(experts)], self.layers)
+        return float(np.sqrt((by_layer**2).mean()))
 
     def busy(
         self, experts: tuple[int, ...], per_vector: int, load: float, start: float, batches: int | None = None

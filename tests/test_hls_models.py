@@ -94,6 +94,7 @@ def test_shell_grows_with_engines_and_streams() -> None:
         shell(engines, SHAPE, 1) for engines in ([engine()], [engine(), engine()], [engine("stream")])
     )
     assert two.lut > one.lut and two.ff > one.ff and streamed.lut > one.lut
+    assert streamed.bram18 == 4  # words ahead, and the queue of vectors that come while an expert is loaded
     assert not one.bram18 and shell([engine()], ExpertShape(256, 256), 1).bram18 == 2
 
 

@@ -3,6 +3,8 @@
 import random
 import time
 from dataclasses import replace
+from itertools import combinations_with_replacement, product
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,12 @@ from wattbit.hls.engine import write_engine
 from wattbit.hls.engine_class import EngineClass, requant_lanes
 from wattbit.hls.engine_plan import EnginePlan
 from wattbit.hls.meter import ModelledMeter, memory_bytes
+from wattbit.hls.mixtures import Group
 from wattbit.hls.planner import cycles, plan
 from wattbit.hls.resources import Resources, Scales, dsp_lanes, model
+from wattbit.hls.search import Search
 from wattbit.hls.synthesis import count, synthesise
+from wattbit.hls.traffic import traffic
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Placement, Precision, Workload
 
 SHAPE = ExpertShape(64, 128)
@@ -143,6 +148,55 @@ def test_a_uniform_allocation_uses_the_whole_chip() -> None:
     planned = plan(Allocation.of(dict.fromkeys(EXPERTS, 4)), SHAPE, Z2, workload())
     assert len(planned.classes) > 1
     assert planned.total.share(Z2) > 0.7
+
+
+def fastest_of_few(allocation: Allocation, load: Workload, most: int) -> float:
+    """Cycles of the fastest plan with all weights on the chip and up to `most` engines a width, of all that fit.
+
+    Teams are priced in the order of the least that they can take, perfectly shared, until that is above what was found.
+    """
+    search = Search(chip_of(SHAPE, Z2), traffic(load))
+    found = [
+        (precision, tuple(sorted((search.traffic.index[e] for e in experts), key=search.traffic.place.__getitem__)))
+        for precision, experts in allocation.classes.items()
+    ]
+    vectors = [search.traffic.brought(ids).mean(axis=1) for _, ids in found]  # [widths, layers]
+    levels = range(8, len(search.chip.chain(Precision(8), "chip", 1)))  # all but the slowest
+    teams = [team for number in range(1, most + 1) for team in combinations_with_replacement(levels, number)]
+    each = {team: 1 / sum(1 / search.chip.chain(Precision(8), "chip", 1)[i].cycles for i in team) for team in teams}
+    bounds = sorted(
+        (sum(max(v[layer] * each[team] for v, team in zip(vectors, some, strict=True)) for layer in (0, 1)), some)
+        for some in product(teams, repeat=len(found))
+    )
+    least = inf
+    for bound, some in bounds:
+        if bound >= least:
+            break
+        parts = [
+            search.part(precision, "chip", own, level)
+            for (precision, ids), team in zip(found, some, strict=True)
+            for own, level in search.shares(Group(precision, "chip", ids), team)
+        ]
+        if search.holds(parts):
+            least = min(least, search.cycles(parts))
+    return least * load.tokens / load.batch
+
+
+@pytest.mark.parametrize("widths", [(8,), (4,), (3,), (2,), (4, 3), (4, 2), (8, 2)])
+def test_plans_are_within_3_percent_of_the_fastest_of_all_few_engines(widths: tuple[int, ...]) -> None:
+    """Of up to four like or unlike engines of one width, or two of each of two; the planner may take more."""
+    allocation, load = mixed(5, widths), workload()
+    assert cycles(allocation, SHAPE, Z2, load) <= 1.03 * fastest_of_few(allocation, load, 4 if len(widths) == 1 else 2)
+
+
+def test_engines_of_a_width_share_each_layers_vectors() -> None:
+    """A launch is one layer: equal shares of all layers' vectors would not do."""
+    search = Search(chip_of(SHAPE, Z2), traffic(workload()))
+    ids = tuple(sorted(range(len(EXPERTS)), key=search.traffic.place.__getitem__))
+    level = len(search.chip.chain(Precision(4), "chip", 1)) - 1
+    shares = search.shares(Group(Precision(4), "chip", ids), (level, level))
+    both = [search.traffic.brought(own).mean(axis=1) for own, _ in shares]
+    assert both[0] == pytest.approx(both[1], rel=0.1)
 
 
 def test_json_round_trip_and_digest() -> None:
