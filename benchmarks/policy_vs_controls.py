@@ -57,7 +57,7 @@ from wattbit.run import Run
 SEEDS = (0, 1, 2)
 BUDGETS = {
     "demo": (2.25, 2.5, 2.75, 3.0, 3.5, 4.0),
-    "e64": (2.25, 2.75, 3.0, 4.0),
+    "e64": (2.25, 3.0, 4.0),
     "tiny": (3.0, 4.0),
 }
 TITLES = {"demo": "E=16", "e64": "E=64", "tiny": "E=4"}
@@ -315,7 +315,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 @click.option("--jobs", default=1, show_default=True, help="Processes side by side.")
 def main(quick: bool, path: Path | None, root: Path, presets: tuple[str, ...], jobs: int) -> None:
     # a price of E=64 takes ten times as long as one of E=16
-    efforts = {"tiny": (5, 4, 4, 0.5), "demo": (15, 4, 6, 2.0), STREAMED: (10, 4, 6, 2.0)}
+    efforts = {"tiny": (5, 4, 4, 0.5), "demo": (15, 4, 6, 2.0), STREAMED: (10, 4, 6, 1.0)}
     names = ("tiny",) if quick else presets or ("demo", STREAMED)
     for name, seed in product(names, SEEDS):
         (streamed(seed, root) if name == STREAMED else run_of(name, seed, root))
