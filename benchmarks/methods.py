@@ -20,7 +20,8 @@ import numpy as np
 import study
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
-from study_jobs import BOARD, STUDIED, TOKENS, WIDTHS, Settings, workload
+from study_jobs import BOARD, STUDIED, TOKENS, WIDTHS, Record, Settings, workload
+from study_records import Records, statistics
 
 from wattbit.board.targets import load
 from wattbit.errors import InfeasibleError, WattbitError
@@ -28,7 +29,7 @@ from wattbit.files import read_json, write_json, write_text
 from wattbit.metering import virtual_meter
 from wattbit.models.config import ModelConfig
 from wattbit.models.data import prepare
-from wattbit.plan import Allocation, ExpertStats, Workload
+from wattbit.plan import Allocation, Workload
 from wattbit.plots import memory_front
 from wattbit.report import table
 from wattbit.run import cache_folder
@@ -40,15 +41,12 @@ OURS = ("dmpq", "dmpq-gptq", "dmpq-cotrained")
 GLUE_DROP = 0.005
 QUICK: dict[str, Any] = {"budgets": (2.5,), "steps": 2, "glue_steps": 4, "iterations": 5, "judged": 4000, "workers": 1}
 
-Record = dict[str, Any]
-
 
 def price(record: Record, allocation: Allocation) -> dict[str, float | None]:
     """Modelled milliseconds and millijoules a token of the experts on the FPGA; None where it cannot hold them."""
-    stats = [ExpertStats.from_json(one) for one in record["stats"]]
     model, target = ModelConfig.from_json(record["train"]["model"]), load(BOARD).target
     try:
-        cost = virtual_meter(model.shape, target).cost(allocation, workload(stats, model.top_k))
+        cost = virtual_meter(model.shape, target).cost(allocation, workload(statistics(record), model.top_k))
     except InfeasibleError:
         return {"ms_per_token": None, "mj_per_token": None}
     joules = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
@@ -57,7 +55,8 @@ def price(record: Record, allocation: Allocation) -> dict[str, float | None]:
 
 def shortened(record: Record) -> Record:
     """A study for the results: allocations as widths in the experts' order, no training record, with modelled times."""
-    found: Record = {name: record[name] for name in ("preset", "seed", "float", "glue", "seconds", "stats_s")}
+    names = ("preset", "seed", "made_with", "float", "glue", "seconds", "stats_s")
+    found: Record = {name: record[name] for name in names if name in record}
     train = record["train"]
     found["train"] = {
         name: train[name] for name in ("data", "model", "train", "valid_perplexity", "sha256", "device", "loss")
@@ -273,9 +272,10 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
     parts = []
     for preset, records in studies.items():
         front(records, path.with_suffix(f".{preset}.svg"))
-        parts.append(f"### {preset}, without retraining\n\n{untuned_table(records)}\n")
+        damage = " and ".join(sorted({r.get("made_with", {}).get("damage", "not recorded") for r in records}))
+        parts.append(f"### {preset}, without retraining\n\nDamage: {damage}.\n\n{untuned_table(records)}\n")
         if listed(records, "tuned"):
-            parts.append(f"### {preset}, retrained equally\n\n{tuned_table(records)}\n")
+            parts.append(f"### {preset}, retrained equally\n\nDamage: {damage}.\n\n{tuned_table(records)}\n")
     write_text(path.with_suffix(".tables.md"), "\n".join(parts))
     write_json(path.with_suffix(".studies.json"), {name: list(records) for name, records in studies.items()})
 
@@ -327,7 +327,8 @@ def main(
         vocabulary = STUDIED[preset].model.vocab_size
         prepared = out / f"data-{vocabulary}"
         one = Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
-        finished = all(f.exists() and "end" in read_json(f)["seconds"] for f in map(one.file, seeds))
+        kept = Records(one)
+        finished = all("end" in kept[seed]["seconds"] for seed in seeds)
         if not finished and not (prepared / "data.json").exists():
             prepare(data, prepared, vocabulary)
         wanted += [] if finished else [one]

@@ -14,29 +14,17 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
-import torch
-from study_jobs import (
-    QUANTIZER,
-    STUDIED,
-    WIDTHS,
-    Scales,
-    Settings,
-    layer_scales,
-    subject_of,
-)
+from study_jobs import QUANTIZER, STUDIED, WIDTHS, Scales, Settings, layer_scales, subject_of
+from study_models import Models
 from study_recipes import Recipes
+from study_records import Records
 from study_side_by_side import finetune, train
 from study_tasks import Scores, TaskStudy
 
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, sha256_file
-from wattbit.models.corpus import read_test
-from wattbit.models.data import encode, load_vocabulary
-from wattbit.models.evaluation import count_words, learner_losses
-from wattbit.models.learner import MoELearner
-from wattbit.models.own import OwnModel
-from wattbit.models.stack import Stack
-from wattbit.plan import Allocation, ExpertStats
+from wattbit.models.evaluation import learner_losses
+from wattbit.plan import Allocation
 from wattbit.policy.methods.registry import METHODS, method
 from wattbit.recipe import Budget, Recipe
 
@@ -48,83 +36,32 @@ GLUE_KEYS = ("uniform8", "uniform@3.0", "dmpq@2.75", "exact@2.75", "random@2.75"
 Key = TypeVar("Key", str, float)
 
 
-class Study(Recipes):
-    """All of it, in order."""
+class Study:
+    """The work on a study's models, in order."""
+
+    def __init__(
+        self, records: Records, models: Models, recipes: Recipes, scaling: Mapping[int, Sequence[Future[Scales]]]
+    ) -> None:
+        """scaling: scales of the deployed arithmetic on their way, by seed."""
+        self.settings, self.records, self.models = records.settings, records, models
+        self.recipes, self.scaling = recipes, scaling
+        self.tasks: list[TaskStudy] = []
 
     def run(self) -> None:
         quick = [name for name in METHODS if name not in (*SLOW, "dmpq")]
-        self.open()
-        self.describe()
         if self.settings.retrained:
             self.tune_float_on_tasks()
-            self.untuned(quick, 0.4)
+            self.recipes.decided(quick, 0.4)
             self.adopt_scales()
             self.tuned()
             self.tune_on_tasks()
-        self.untuned(quick)
+        self.recipes.decided(quick)
         if self.settings.retrained:
             self.cotrained()
-        for seed, budget in self.searches:
-            if not self.late():
-                self.searched(budget, seed)
-        self.slow()
-        self.with_gptq()
-        self.say("end" if not self.late() else "stopped")
-
-    def open(self) -> None:
-        """Train, take what judges a model, and judge the float models."""
-        s = self.settings
-        missing = [seed for seed in s.seeds if not (s.model(seed) / "train.json").exists()]
-        if missing:
-            train([(seed, s.model(seed)) for seed in missing], s.data, STUDIED[s.preset], s.device)
-            print(f"{time.monotonic() - self.start:6.1f} s {s.preset} trained", flush=True)
-        self.learners = {seed: MoELearner.open(s.data, s.model(seed), s.device) for seed in s.seeds}
-        for learner in self.learners.values():
-            learner.network.requires_grad_(True)
-        some = self.learners[s.seeds[0]]
-        self.device, self.config = some.network.device, some.config
-        self.floats = Stack.of([learner.network for learner in self.learners.values()]).requires_grad_(False)
-        self.models = {seed: OwnModel.of(learner) for seed, learner in self.learners.items()}
-        self.subjects = {seed: subject_of(learner) for seed, learner in self.learners.items()}
-        self.vocabulary = load_vocabulary(s.data)
-        self.split, texts = read_test(s.text)
-        test = encode(self.vocabulary, texts)[: s.judged]
-        self.words = round(sum(map(count_words, texts)) * len(test) / len(encode(self.vocabulary, texts)))
-        self.test = torch.from_numpy(test.astype("int64"))
-        for seed, record in self.records.items():
-            digest = sha256_file(s.model(seed) / "float.safetensors")
-            about = {"sha256": digest, "device": str(self.device)}
-            record["train"] = read_json(s.model(seed) / "train.json") | about
-            if "float" not in record:
-                losses = learner_losses(self.learners[seed], None)
-                record["float"] = self.judge(losses) | {"bytes": self.subjects[seed].memory_bytes(None)}
-        self.say("float")
-
-    def describe(self) -> None:
-        """Statistics; searches, scales and slow quantizers start in the other processes."""
-        s = self.settings
-        self.stats = {}
-        self.scaling: dict[int, list[Future[Scales]]] = {}
-        for seed, record in self.records.items():
-            start = time.monotonic()
-            if "stats" not in record:
-                record["stats"] = [one.to_json() for one in self.subjects[seed].stats(WIDTHS, QUANTIZER)]
-                record["stats_s"] = time.monotonic() - start
-            self.stats[seed] = tuple(ExpertStats.from_json(one) for one in record["stats"])
-            self.scaling[seed] = [
-                self.pool.submit(layer_scales, s.data, s.model(seed), layer, bits)
-                for layer in range(self.config.layers if s.retrained else 0)
-                for bits in WIDTHS
-            ]
-        for seed in s.seeds:
-            for budget in s.budgets:
-                if f"dmpq@{budget}" not in self.records[seed]["recipes"] and budget > min(WIDTHS):
-                    self.searches[seed, budget] = self.search(self.stats[seed], budget, seed)
-        for name in SLOW:
-            for budget in s.budgets:
-                for seed in s.seeds:
-                    self.pack(name, budget, seed)
-        self.say("statistics")
+        self.recipes.all_searched()
+        self.recipes.slow()
+        self.recipes.with_gptq()
+        self.records.say("stopped" if self.records.late() else "end")
 
     def adopt_scales(self) -> None:
         """Wait for the scales that the deployed arithmetic is fine-tuned with."""
@@ -132,15 +69,15 @@ class Study(Recipes):
             scales: Scales = {}
             for part in found:
                 scales |= part.result()
-            self.learners[seed].adopt(scales)
-        self.say("scales")
+            self.models.learners[seed].adopt(scales)
+        self.records.say("scales")
 
     def tuned(self) -> None:
         """Chains of fine-tuning from the float weights, with the teacher that co-training has by default."""
         first, *rest = self.parts(self.controls())
-        between = [f"dmpq@{budget}" for budget in self.settings.budgets if budget > min(WIDTHS)]
+        between = [f"dmpq@{budget}" for budget in self.settings.above]
         for part in (first, *rest[:1], *self.parts(between), *rest[1:]):  # the searches end meanwhile
-            if not self.late():
+            if not self.records.late():
                 self.chains({key: {seed: self.chosen(key, seed) for seed in self.settings.seeds} for key in part})
 
     def controls(self) -> list[str]:
@@ -148,71 +85,76 @@ class Study(Recipes):
         found = ["uniform8"]
         for budget in self.settings.budgets:
             found += [f"uniform@{budget}"] if budget == int(budget) else []
-            found += [f"{name}@{budget}" for name in ("exact", "random") if budget > min(WIDTHS)]
+            found += [f"{name}@{budget}" for name in ("exact", "random") if budget in self.settings.above]
         return found
 
     def chosen(self, key: str, seed: int) -> Allocation:
         name, _, budget = key.partition("@")
         if name.startswith("uniform"):
             bits = 8 if name == "uniform8" else int(float(budget))
-            return Allocation.of(dict.fromkeys(self.config.expert_ids, bits))
+            return Allocation.of(dict.fromkeys(self.models.config.expert_ids, bits))
         if name == "dmpq":
-            return self.searched(float(budget), seed)
-        decided = method(name, quantizer=QUANTIZER).decide(self.subjects[seed], Budget(float(budget), WIDTHS), seed)
-        return decided.allocation
+            return self.recipes.searched(float(budget), seed)
+        subject = self.models.subjects[seed]
+        return method(name, quantizer=QUANTIZER).decide(subject, Budget(float(budget), WIDTHS), seed).allocation
 
     def cotrained(self) -> None:
         """DMPQ's chains once more, with a second search between the rounds."""
-        seeds, budgets = self.settings.seeds, [b for b in self.settings.budgets if b > min(WIDTHS)]
-        for part in self.parts(budgets):
-            if not self.late(0.9):
-                wanted = {f"dmpq-cotrained@{b}": {seed: self.searched(b, seed) for seed in seeds} for b in part}
+        for part in self.parts(self.settings.above):
+            if not self.records.late(0.9):
+                wanted = {
+                    f"dmpq-cotrained@{b}": {seed: self.recipes.searched(b, seed) for seed in self.settings.seeds}
+                    for b in part
+                }
                 self.chains(wanted, again=True)
 
     def parts(self, keys: Sequence[Key]) -> list[Sequence[Key]]:
         """The keys, so many at a time as run side by side."""
-        size = TOGETHER.get(self.config.experts, 4)
+        size = TOGETHER.get(self.models.config.experts, 4)
         return [keys[start : start + size] for start in range(0, len(keys), size)]
 
     def chains(self, wanted: Mapping[str, Mapping[int, Allocation]], again: bool = False) -> None:
         """Fine-tune each seed's model at each allocation; `again`: search between the rounds."""
-        seeds = self.settings.seeds
+        seeds, floats = self.settings.seeds, self.models.floats
         wanted = {k: a for k, a in wanted.items() if any(k not in self.records[seed]["tuned"] for seed in seeds)}
-        if not wanted or self.late():
+        if not wanted or self.records.late():
             return
-        self.doing = f"fine-tuning at {', '.join(wanted)}"
+        self.records.doing = f"fine-tuning at {', '.join(wanted)}"
         chains = [(seed, key) for seed in seeds for key in wanted]  # neighbours share a teacher
         allocations = [[wanted[key][seed]] for seed, key in chains]
-        places = [seeds.index(seed) for seed, _ in chains]
-        learners = [self.learners[seed] for seed, _ in chains]
-        stack = self.floats.select(places)
+        learners = [self.models.learners[seed] for seed, _ in chains]
+        stack = floats.select([seeds.index(seed) for seed, _ in chains])
         for turn in range(ROUNDS):
             if turn and again:
                 found = [
-                    self.search(subject_of(learner).stats(WIDTHS, QUANTIZER), float(key.partition("@")[2]), seed)
+                    self.recipes.search(
+                        subject_of(learner).stats(WIDTHS, QUANTIZER), float(key.partition("@")[2]), seed
+                    )
                     for learner, (seed, key) in zip(learners, chains, strict=True)
                 ]
                 for own, one in zip(allocations, found, strict=True):
                     own.append(Recipe.from_json(one.result()[0]).allocation)
             now, drawn = [own[-1] for own in allocations], [seed + turn for seed, _ in chains]
-            learners = finetune(stack, self.floats, learners, now, drawn, self.settings.steps)
+            learners = finetune(stack, floats, learners, now, drawn, self.settings.steps)
         for learner, own, (seed, key) in zip(learners, allocations, chains, strict=True):
-            judged = self.judge(learner_losses(learner, own[-1]))
+            judged = self.models.judge(learner_losses(learner, own[-1]))
             self.records[seed]["tuned"][key] = judged | {
                 "allocations": [one.to_json() for one in own],
                 "mean_bits": own[-1].mean_bits,
                 "steps": ROUNDS * self.settings.steps,
             }
-        self.say(f"tuned {', '.join(wanted)}")
+        self.records.say(f"tuned {', '.join(wanted)}")
 
     def tune_float_on_tasks(self) -> None:
         """The float models fine-tuned on each task; the first task's also judge what is not retrained."""
         for source in self.settings.tasks:
-            self.doing = f"fine-tuning on {source}"
-            task = TaskStudy(source, list(self.learners.values()), self.vocabulary, self.settings.glue_steps)
-            self.keep(["float"], task.tune(self.floats, self.settings.seeds))
+            self.records.doing = f"fine-tuning on {source}"
+            learners = list(self.models.learners.values())
+            task = TaskStudy(source, learners, self.models.vocabulary, self.settings.glue_steps)
+            self.keep(["float"], task.tune(self.models.floats, self.settings.seeds))
             self.tasks.append(task)
-        self.say("tasks in float")
+        self.recipes.task = self.tasks[0] if self.tasks else None
+        self.records.say("tasks in float")
 
     def tune_on_tasks(self) -> None:
         """The tasks' float models fine-tuned on at widths, side by side."""
@@ -221,12 +163,12 @@ class Study(Recipes):
             done = set.intersection(*(set(self.records[seed]["glue"][task.task.name]) for seed in seeds))
             known = [key for key in GLUE_KEYS if float(key.partition("@")[2] or 2) in (2, *self.settings.budgets)]
             for part in self.parts([key for key in known if key not in done]):
-                if self.late():
+                if self.records.late():
                     return
-                self.doing = f"{task.task.name} at {', '.join(part)}"
+                self.records.doing = f"{task.task.name} at {', '.join(part)}"
                 chains = [(place, self.chosen(key, seed)) for key in part for place, seed in enumerate(seeds)]
                 self.keep(part, task.tune_at(chains, [seed + len(seeds) for _ in part for seed in seeds]))
-                self.say(self.doing)
+                self.records.say(self.records.doing)
 
     def keep(self, keys: Sequence[str], scores: Scores) -> None:
         """Scores of models that are ordered by key, then by seed."""
@@ -236,16 +178,57 @@ class Study(Recipes):
                 self.records[seed]["glue"].setdefault(split, {})[key] = value
 
 
+def trained(settings: Settings) -> Models:
+    """The float models; those that are not there yet are trained first, side by side."""
+    missing = [seed for seed in settings.seeds if not (settings.model(seed) / "train.json").exists()]
+    if missing:
+        folders = [(seed, settings.model(seed)) for seed in missing]
+        train(folders, settings.data, STUDIED[settings.preset], settings.device)
+    return Models.open(settings)
+
+
+def describe(records: Records, models: Models) -> None:
+    """What the records say of their float models: training, perplexity, statistics."""
+    settings = records.settings
+    for seed in settings.seeds:
+        record, folder, learner = records[seed], settings.model(seed), models.learners[seed]
+        about = {"sha256": sha256_file(folder / "float.safetensors"), "device": str(models.device)}
+        record["train"] = read_json(folder / "train.json") | about
+        if "float" not in record:
+            judged = models.judge(learner_losses(learner, None))
+            record["float"] = judged | {"bytes": models.subjects[seed].memory_bytes(None)}
+    records.say("float")
+    for seed in settings.seeds:
+        record, start = records[seed], time.monotonic()
+        if "stats" not in record:
+            record["stats"] = [one.to_json() for one in models.subjects[seed].stats(WIDTHS, QUANTIZER)]
+            record["stats_s"] = time.monotonic() - start
+    records.say("statistics")
+
+
 def run(settings: Settings) -> None:
     """The whole study, in this process and others."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(settings.workers, mp_context=spawn)
     slow_pool = ProcessPoolExecutor(settings.workers, mp_context=spawn, initializer=os.nice, initargs=(15,))
-    study = Study(settings, pool, slow_pool)
+    records = Records(settings)
     try:
-        study.run()
+        models = trained(settings)
+        describe(records, models)
+        layers = range(models.config.layers if settings.retrained else 0)
+        scaling = {
+            seed: [
+                pool.submit(layer_scales, settings.data, settings.model(seed), layer, bits)
+                for layer in layers
+                for bits in WIDTHS
+            ]
+            for seed in settings.seeds
+        }
+        recipes = Recipes(records, models, pool, slow_pool)
+        recipes.start(SLOW)
+        Study(records, models, recipes, scaling).run()
     except (WattbitError, RuntimeError, OSError) as error:  # RuntimeError: out of the GPU's memory, or a lost worker
-        raise SystemExit(f"{settings.preset}, {study.doing}: {' '.join(str(error).split())}") from None
+        raise SystemExit(f"{settings.preset}, {records.doing}: {' '.join(str(error).split())}") from None
     finally:
         for each in (pool, slow_pool):
             each.shutdown(wait=False, cancel_futures=True)

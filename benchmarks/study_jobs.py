@@ -13,6 +13,7 @@ import torch
 from wattbit.board.targets import load
 from wattbit.hls.meter import ModelledMeter
 from wattbit.models.config import ModelConfig, TrainConfig
+from wattbit.models.divergence import MEASURE
 from wattbit.models.learner import MoELearner
 from wattbit.models.own import OwnModel
 from wattbit.models.packed import save_experts
@@ -62,6 +63,24 @@ class Settings:
     judged: int | None = None
     seconds: float = float("inf")
     retrained: bool = True
+
+    @property
+    def made_with(self) -> Record:
+        """What a record's figures depend on beside its seed; records that differ in it do not mix."""
+        return {
+            "damage": MEASURE,
+            "quantizer": QUANTIZER,
+            "widths": list(WIDTHS),
+            "steps": self.steps,
+            "glue_steps": self.glue_steps,
+            "iterations": self.iterations,
+            "judged": self.judged,
+        }
+
+    @property
+    def above(self) -> list[float]:
+        """Budgets that leave a choice."""
+        return [budget for budget in self.budgets if budget > min(WIDTHS)]
 
     def file(self, seed: int) -> Path:
         return self.out / f"{self.preset}-{seed}.json"

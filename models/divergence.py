@@ -14,6 +14,9 @@ from torch import Tensor
 
 CHUNK = 2**24  # logits that a head makes at a time
 
+MEASURE = "KL(float || changed), nats a token"
+"""What a table of damage that is kept says of itself."""
+
 Head = Callable[[Tensor], Tensor]
 """Logits [n, V] of rows [n, D]."""
 
