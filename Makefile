@@ -3,6 +3,8 @@ WATTBIT := .venv/bin/wattbit
 DEMO_ARGS ?=
 BOARD ?= pynq-z2
 TOOLCHAIN ?=
+# a file's tests stay together, for they share what they build; the demo's, the longest, begin early
+PYTEST := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo board deploy rollback virtual-board test test-system test-all lint clean
 help:  ## this list
@@ -29,7 +31,7 @@ virtual-board: setup  ## the virtual board's system tier (QEMU, Debian's kernel)
 	$(WATTBIT) virtual-board build
 
 test: setup lint  ## every law that holds in minutes
-	.venv/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-system: virtual-board  ## the laws of the virtual board's system tier
 	.venv/bin/python -m pytest tests/test_board_system.py
