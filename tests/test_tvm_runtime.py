@@ -20,7 +20,7 @@ from wattbit.tvm_schedules.boardside import open_library
 from wattbit.tvm_schedules.cores import CORES, host_core
 from wattbit.tvm_schedules.costs import Calibration, CostTable, WidthCost, modelled
 from wattbit.tvm_schedules.packing import pack
-from wattbit.tvm_schedules.timing import Matrix, Product, Timer
+from wattbit.tvm_schedules.timing import LARGEST_BYTES, WAYS, Matrix, Product, Timer, gives_large_pages
 from wattbit.tvm_schedules.toolchain import RUNNER, Kernel, emit_objects, kernels_for, link_library, link_program
 
 BITS = 3
@@ -161,11 +161,23 @@ def test_a_timer_takes_times(library: Path) -> None:
         assert timer.weight_bytes(Product(BITS, ROWS, DEPTH)) == CORE.layout(BITS).matrix_bytes(ROWS, DEPTH)
         assert len(timer.products(Product(BITS, ROWS, DEPTH, tokens=5), 3)) == 3
         assert min(timer.products(Product(BITS, ROWS, DEPTH, group_size=32), 3)) > 0
-        assert min(timer.readings(1 << 20, 3)) > 0
+        assert all(min(timer.readings(1 << 20, 3, *way)) > 0 for way in WAYS)
         with pytest.raises(WattbitError, match=r"no kernel of 7 bits"):
             timer.products(Product(7, ROWS, DEPTH), 1)
         with pytest.raises(WattbitError, match=r"did not run; depths must be 1 to 32768, in whole groups"):
             timer.products(Product(BITS, ROWS, DEPTH, group_size=64), 1)
+
+
+@pytest.mark.skipif(not gives_large_pages(), reason="this kernel gives no pages of 2 MB")
+def test_weights_lie_in_large_pages(library: Path) -> None:
+    def large() -> int:
+        return sum(int(line.split()[1]) for line in smaps.read_text().splitlines() if line.startswith("AnonHuge"))
+
+    smaps = Path("/proc/self/smaps_rollup")
+    before = large()
+    with Timer(library, CORE.name, threads=1, cold_bytes=0, large_pages=True) as timer:
+        assert large() - before >= LARGEST_BYTES >> 10
+        assert min(timer.products(Product(BITS, ROWS, DEPTH), 3)) > 0
 
 
 def test_cold_weights_are_met_again_only_after_the_whole_block(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ warm: each call multiplies the same.
 
 import ctypes
 import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,12 @@ from wattbit.tvm_schedules.layout import DEPTH_UNIT, padded
 
 COLD_BYTES = 512 << 20  # of the block
 LARGEST_BYTES = 64 << 20  # of one matrix
-PAGE = 4096
+PAGE, LARGE_PAGE = 4096, 2 << 20
+WAYS = ((1, True), (2, True), (4, True), (1, False))
+"""Ways to read memory: streams of a thread, and whether work is cut as the kernels' or one part a thread.
+
+Which is fastest depends on the pages: what fetches ahead in hardware stops where one ends, while other streams go on.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,23 @@ class Matrix(ctypes.Structure):
 class Timer:
     """Times the kernels of one library on some threads; a context manager."""
 
-    def __init__(self, library: Path, core: str, threads: int, cold_bytes: int = COLD_BYTES) -> None:
-        """Raises WattbitError when the library does not run on this CPU."""
+    def __init__(
+        self, library: Path, core: str, threads: int, cold_bytes: int = COLD_BYTES, large_pages: bool = False
+    ) -> None:
+        """large_pages: weights lie in pages of 2 MB, as the runtime's do in files, where this machine gives them.
+
+        Raises WattbitError when the library does not run on this CPU.
+        """
         self._library = open_library(library, core)
         self._library.wb_pool_create.restype = ctypes.c_void_p
         self._library.wb_weight_bytes.restype = self._library.wb_scale_count.restype = ctypes.c_uint64
         pool = self._library.wb_pool_create(threads)
         if pool is None:
             raise WattbitError(f"{threads} threads cannot be started; ask for fewer")
-        self._pool = ctypes.c_void_p(pool)
+        self._pool, self._threads = ctypes.c_void_p(pool), threads
         size = max(cold_bytes, LARGEST_BYTES)
         self._cold_bytes, self._next = cold_bytes, 0
-        self._block = np.frombuffer(mmap.mmap(-1, size), np.uint8)  # shared, in pages as those of a mapped file
+        self._block = _large(size) if large_pages else np.frombuffer(mmap.mmap(-1, size), np.uint8)
         self._block[:] = np.resize(np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8), size)
         self._scales = np.ones(1 << 22, np.float32)
 
@@ -111,13 +122,14 @@ class Timer:
             raise WattbitError(f"{mix} did not run; depths must be 1 to 32768, in whole groups of a multiple of 32")
         return [sum(seconds[i * len(mix) : (i + 1) * len(mix)]) for i in range(calls)]
 
-    def readings(self, size: int, calls: int) -> list[float]:
-        """Seconds of each of so many readings of `size` bytes: the bound of any kernel that reads as much."""
+    def readings(self, size: int, calls: int, streams: int = 1, rounds: bool = True) -> list[float]:
+        """Seconds of each of so many readings of `size` bytes, in one of WAYS: their best bounds any kernel's."""
         size_read = padded(size, PAGE)
         seconds = (ctypes.c_double * calls)()
         start = self._block.ctypes.data
         places = (ctypes.c_void_p * calls)(*(start + self._further(size_read) for _ in range(calls)))
-        self._library.wb_time_read(self._pool, places, ctypes.c_size_t(size_read), calls, seconds)
+        parts = 0 if rounds else self._threads
+        self._library.wb_time_read(self._pool, places, ctypes.c_size_t(size_read), streams, parts, calls, seconds)
         return [each * size / size_read for each in seconds]
 
     def _further(self, size: int) -> int:
@@ -134,6 +146,29 @@ class Timer:
         start = self._block.ctypes.data + offset
         scales = self._scales.ctypes.data if product.group_size else None
         return Matrix(product.weight_bits, product.rows, product.depth, product.group_size, start, scales)
+
+
+def gives_large_pages() -> bool:
+    """Whether memory that asks for pages of 2 MB gets them; see /sys/kernel/mm/transparent_hugepage/enabled."""
+    before, block = _large_bytes(), _large(8 * LARGE_PAGE)
+    block[:] = 1
+    return _large_bytes() >= before + len(block)
+
+
+def _large(size: int) -> Any:
+    """Memory of `size` bytes that begins with a large page and asks for more of them."""
+    block = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(block, np.uint8)
+    begin = -whole.ctypes.data % LARGE_PAGE
+    return whole[begin : begin + size]
+
+
+def _large_bytes() -> int:
+    """Of this process, in large pages."""
+    table = Path("/proc/self/smaps_rollup")
+    found = re.search(r"^AnonHugePages: +(\d+) kB", table.read_text() if table.exists() else "", re.MULTILINE)
+    return int(found.group(1)) << 10 if found else 0
 
 
 def _address(array: Any) -> ctypes.c_void_p:

@@ -2,10 +2,10 @@
 #define _GNU_SOURCE
 #include "timing.h"
 
-#include <string.h>
+#include <stdbool.h>
 #include <time.h>
 
-enum { PAGE = 4096 };
+enum { PAGE = 4096, UNROLLED = 4 };
 
 typedef uint64_t words __attribute__((vector_size(WB_VECTOR_BYTES)));
 
@@ -30,23 +30,43 @@ typedef struct {
     const wb_pool *pool;
     const uint8_t *data;
     size_t pages;
-    uint32_t parts;
+    uint32_t streams, parts;
+    bool equal;
 } reading;
 
-static void read_part(void *context, uint32_t part) {
-    const reading *r = context;
-    const words *from = (const words *)(r->data + wb_pool_start(r->pool, r->parts, part, r->pages) * PAGE);
-    const words *end = (const words *)(r->data + wb_pool_start(r->pool, r->parts, part + 1, r->pages) * PAGE);
-    words sums[4] = {0};
-    for (; from < end; from += 4)
-        for (int i = 0; i < 4; i++) sums[i] ^= from[i];
-    sums[0] ^= sums[1] ^ sums[2] ^ sums[3];
+// Each stream takes as much of [from, end); what is left is read after them. Inlined, so that `streams` is a constant.
+static inline __attribute__((always_inline)) void read_streams(const words *from, const words *end, uint32_t streams) {
+    size_t each = (size_t)(end - from) / streams / UNROLLED * UNROLLED;
+    words sums[UNROLLED] = {0};
+    for (size_t k = 0; k < each; k += UNROLLED)
+        for (uint32_t s = 0; s < streams; s++)
+            for (int i = 0; i < UNROLLED; i++) sums[i] ^= from[s * each + k + i];
+    for (from += streams * each; from < end; from += UNROLLED)
+        for (int i = 0; i < UNROLLED; i++) sums[i] ^= from[i];
+    for (int i = 1; i < UNROLLED; i++) sums[0] ^= sums[i];
     __asm__ volatile("" : : "m"(sums[0]));  // the sums are wanted
 }
 
-void wb_time_read(wb_pool *pool, const uint8_t *const *data, size_t bytes, uint32_t calls, double *seconds) {
+static const words *begin(const reading *r, uint32_t part) {
+    size_t page = r->equal ? r->pages * part / r->parts : wb_pool_start(r->pool, r->parts, part, r->pages);
+    return (const words *)(r->data + page * PAGE);
+}
+
+static void read_part(void *context, uint32_t part) {
+    const reading *r = context;
+    const words *from = begin(r, part), *end = begin(r, part + 1);
+    if (r->streams == 4)
+        read_streams(from, end, 4);
+    else if (r->streams == 2)
+        read_streams(from, end, 2);
+    else
+        read_streams(from, end, 1);
+}
+
+void wb_time_read(wb_pool *pool, const uint8_t *const *data, size_t bytes, uint32_t streams, uint32_t parts,
+                  uint32_t calls, double *seconds) {
     for (uint32_t i = 0; i < calls; i++) {
-        reading r = {pool, data[i], bytes / PAGE, wb_pool_parts(pool, bytes)};
+        reading r = {pool, data[i], bytes / PAGE, streams, parts ? parts : wb_pool_parts(pool, bytes), parts > 0};
         double start = now();
         wb_pool_run(pool, read_part, &r, r.parts);
         seconds[i] = now() - start;
