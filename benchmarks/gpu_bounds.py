@@ -22,7 +22,12 @@ from wattbit.tvm_schedules.gpu.device import find_card
 
 CHANGES = {  # variant: (what gemv.cu says, what it says instead)
     "as it is": (),
-    "copies only": (("for (int j = 0; j < end; ++j) {", "for (int j = 0; j < end - 1000; ++j) {"),),
+    "copies only": (
+        (
+            "const int end = last - block < SPAN ? last - block : SPAN;",
+            "const int end = (last - block < SPAN ? last - block : SPAN) - 1000;",
+        ),
+    ),
     "no copies": (
         ("expect(full + stage, size + (GROUP ? 128 : 0));", "expect(full + stage, 0);"),
         ("copy_bulk(to, tile_words + (long long)fetch_block * BYTES, size, full + stage);", ""),

@@ -10,7 +10,7 @@ policies are trained. FILE of --studies is results/methods.studies.json, whose w
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,12 @@ LAYERS = {  # by the number of experts in the statistics: shape, experts a token
 }
 STUDY_WIDTHS = (2, 3, 4, 8)  # those of benchmarks/study.py
 
+Keep = Callable[[Mapping[str, Any]], None]
+
 
 @dataclass(frozen=True)
 class Effort:
-    """How long the layers' part takes."""
+    """How long the layers' part takes. energy_iterations: of the policy that weighs what it prices; 0 for none."""
 
     samples: int = 24
     held_out: int = 12
@@ -60,9 +62,12 @@ def _layer_of(stats: Sequence[ExpertStats]) -> tuple[Shape, Workload]:
 
 
 def layer_part(
-    stats: Sequence[ExpertStats], effort: Effort, bytes_per_s: float, say: Callable[[str], None]
-) -> tuple[list[Row], dict[str, Any]]:
-    """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured."""
+    stats: Sequence[ExpertStats], effort: Effort, bytes_per_s: float, say: Callable[[str], None], found_so_far: Keep
+) -> list[Row]:
+    """A model's MoE layers at one token: calibration, policies on meter and models, and what each chose, measured.
+
+    found_so_far: is given all that is known after each step, for a card may be gone before the last.
+    """
     shape, workload = _layer_of(stats)
     experts = shape.experts
     widths = tuple(bits for bits, _ in stats[0].damage)
@@ -83,10 +88,19 @@ def layer_part(
     model = GpuCostModel.calibrate(shape, reached, sample(effort.samples))
     errors = _errors(model, sample(effort.held_out))
     say(f"E={experts}: calibrated model on {effort.held_out} held-out allocations: {json.dumps(errors)}")
+    known: dict[str, Any] = {"shape": _name(shape, workload), "held_out_errors": errors, "model": model.to_json()}
+    found_so_far(known)
     roofline = GpuCostModel.roofline(shape, reached, bytes_per_s, widths)
 
-    found = _policies(stats, widths, workload, meter, model, roofline, effort)
-    for name, result in found.items():
+    found: dict[str, SearchResult] = {}
+    for name, result in _policies(stats, widths, workload, meter, model, roofline, effort):
+        found[name] = result
+        known |= {
+            "rewards": {n: {m: [o.reward for o in r.methods[m]] for m in r.methods} for n, r in found.items()},
+            "priced": {n: r.priced for n, r in found.items()},
+            "chosen": {n: r.best.allocation.to_json() for n, r in found.items()},
+        }
+        found_so_far(known)
         say(f"E={experts}: policy on {name}: {result.priced} allocations priced")
 
     allocations = {f"static {bits} bit": Allocation.of(dict.fromkeys(ids, bits), 8, "host") for bits in (8, 4, 3, 2)}
@@ -99,6 +113,7 @@ def layer_part(
     table = {}
     for name, allocation in allocations.items():
         table[name] = _priced(meter, allocation) | {"allocation": allocation.to_json()}
+        found_so_far(known | {"table": table})
         say(f"E={experts}: {name}: {json.dumps({key: table[name][key] for key in ('mean_bits', 'us', 'mj')})}")
     base = table["static 8 bit"]
     rows = []
@@ -109,15 +124,7 @@ def layer_part(
         if entry["mj"] is not None:
             ours, theirs = entry["mj"], base["mj"]
             rows.append(row(case, "mJ a layer above idle", ours, 0, theirs, 0, "static 8 bit", theirs / ours, None))
-    extra = {
-        "shape": _name(shape, workload),
-        "held_out_errors": errors,
-        "model": model.to_json(),
-        "table": table,
-        "rewards": {n: {m: [o.reward for o in r.methods[m]] for m in r.methods} for n, r in found.items()},
-        "priced": {name: result.priced for name, result in found.items()},
-    }
-    return rows, extra
+    return rows
 
 
 def _policies(
@@ -128,22 +135,21 @@ def _policies(
     model: Meter,
     roofline: Meter,
     effort: Effort,
-) -> dict[str, SearchResult]:
+) -> Iterator[tuple[str, SearchResult]]:
     """Searches that see the same statistics and differ in who prices the hardware: the card, or a formula."""
     settings = SearchSettings(
         weight_bits=widths, budget_bits=effort.budget_bits, seeds=effort.seeds, iterations=effort.iterations
     )
-    found = {"calibrated model": search(stats, model, workload, settings)}
-    found["roofline"] = search(stats, roofline, workload, settings)
+    yield "calibrated model", search(stats, model, workload, settings)
+    yield "roofline", search(stats, roofline, workload, settings)
     meter.energy_s = 0.0
-    found["measured latency"] = search(stats, meter, workload, settings)
-    if meter.counter:
+    yield "measured latency", search(stats, meter, workload, settings)
+    if meter.counter and effort.energy_iterations:
         meter.energy_s = 0.1
         with_energy = replace(
             settings, seeds=effort.seeds[:1], iterations=effort.energy_iterations, energy_nats=settings.latency_nats
         )
-        found["measured latency and energy"] = search(stats, meter, workload, with_energy)
-    return found
+        yield "measured latency and energy", search(stats, meter, workload, with_energy)
 
 
 def study_part(
@@ -240,7 +246,7 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
         raise WattbitError("there is nothing to measure; give --studies FILE or --stats FILE")
     retrained = _retrained(studies) if studies else {}
     find_card()
-    effort = Effort(10, 4, 2, 1, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
+    effort = Effort(10, 4, 2, 0, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
     rate = bandwidth(3, ()).sum_bytes_s
     extra: dict[str, Any] = {
         "card": torch.cuda.get_device_name(),
@@ -250,22 +256,28 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
     }
     rows: list[Row] = []
 
+    def note() -> None:
+        if path:
+            write_json(path.with_suffix(".chosen.json"), extra)
+
     def keep(found: list[Row]) -> None:
         for case in dict.fromkeys(one.case for one in found):
             show([one for one in found if one.case == case])
         rows.extend(found)
         if path:
             write(rows, path)
-            write_json(path.with_suffix(".chosen.json"), extra)
+        note()
+
+    def know(about: Mapping[str, Any]) -> None:
+        extra["layers"][about["shape"]] = dict(about)
+        note()
 
     for name, seeds in retrained.items():
         found, extra["studies"][name] = study_part(name, seeds, effort, click.echo)
         keep(found)
         torch.cuda.empty_cache()
     for run in runs:
-        found, about = layer_part(_statistics(run), effort, rate, click.echo)
-        extra["layers"][about["shape"]] = about
-        keep(found)
+        keep(layer_part(_statistics(run), effort, rate, click.echo, know))
 
 
 def _retrained(path: Path) -> dict[str, list[dict[str, Any]]]:
