@@ -165,7 +165,7 @@ def table(result: dict[str, Any]) -> str:
         if latency[name]:
             figures = f"{quantiles(latency[name])} us a launch ({latency['launches']}; {latency['provenance']})"
             lines.append((words, figures))
-    lines.append(("throughput", f"{throughput['tokens_per_s']:.0f} tokens/s ({throughput['provenance']})"))
+    lines.append(("throughput", f"{throughput['tokens_per_s']:,.0f} tokens/s ({throughput['provenance']})"))
     if energy["reason"]:
         lines.append(("energy", f"none: {energy['reason']}"))
     else:
@@ -180,7 +180,6 @@ def table(result: dict[str, Any]) -> str:
                 f"{energy['pairs']} pairs, ended by {energy['stopped']}",
             )
         )
-    lines.append(
-        ("memory", f"{memory['expert_weight_bytes']} bytes of expert weights, bundle {memory['bundle_bytes']}")
-    )
+    weights, bundle = memory["expert_weight_bytes"], memory["bundle_bytes"]
+    lines.append(("memory", f"{weights:,} bytes of expert weights, {bundle:,} of the bundle"))
     return "\n".join(f"  {name:<18}{text}" for name, text in lines)
