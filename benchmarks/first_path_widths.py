@@ -8,6 +8,9 @@ of static 8 bit to the allocation, above 1 where the allocation is better. The r
 
 `best engines`: what no planner could beat with up to four engines of one width, by trying all that fit by the same
 resource model, each as busy as it is fast in every launch, and the shell's port.
+
+`any batch, even routing`: the planner's cycles for models with more experts a layer, whose weights no longer fit on the
+chip at 8 bits; nothing was trained for them.
 """
 
 from dataclasses import replace
@@ -32,6 +35,7 @@ WIDTHS = (8, 4, 3, 2)
 HASTY_NATS = 1.2  # the price of the whole latency at which the policy takes 2 bits for half of the experts
 ENGINES = 4  # at most, of the best engines
 SLOWEST = 256  # cycles a vector of an engine that is worth its shell
+EXPERTS = (16, 24, 32)  # a layer, of the models that are planned alone
 ROUNDS = 2  # the rate falls to zero in each, as in co-training
 METRICS: tuple[tuple[str, Provenance, float], ...] = (
     ("perplexity", "measured", 1 / 1.01),
@@ -74,6 +78,23 @@ def bounds(case: str, run: Run) -> list[Row]:
     for bits in WIDTHS[1:]:
         label, peer, ours = f"{case}, uniform {bits} bit", f"uniform {WIDTHS[0]} bit", best_engines(run, bits)
         rows.append(Row(label, metric, ours, 0.0, static, 0.0, peer, static / ours, 2.0, "modelled", ()))
+    return rows
+
+
+def growth(run: Run) -> list[Row]:
+    """Rows of each width against the first for more experts a layer, all of them equally often wanted."""
+    model, load, rows = model_config(run), workload(run), []
+    for experts in EXPERTS:
+        ids = replace(model, experts=experts).expert_ids
+        even = replace(load, frequency=tuple((expert, model.top_k / experts) for expert in ids))
+        costs = {bits: meter(run).cost(Allocation.of(dict.fromkeys(ids, bits)), even) for bits in WIDTHS}
+        clock_hz = target(run).clock_mhz * 1e6
+        cycles = {bits: cost.latency_s * clock_hz / load.tokens for bits, cost in costs.items()}
+        peer = cycles[WIDTHS[0]]
+        for bits in WIDTHS[1:]:
+            label, metric = f"{experts} experts a layer, uniform {bits} bit", "cycles a token, any batch, even routing"
+            name, ratio = f"uniform {WIDTHS[0]} bit", peer / cycles[bits]
+            rows.append(Row(label, metric, cycles[bits], 0.0, peer, 0.0, name, ratio, 2.0, "modelled", ()))
     return rows
 
 
@@ -126,7 +147,7 @@ def main(quick: bool, steps: tuple[int, ...], path: Path | None) -> None:
                 figures[name] = (perplexity, cost.memory_bytes, cycles)
                 click.echo(f"seed {seed}, {number} steps, {name}: {perplexity:.3f}, {cycles:.1f} cycles", err=True)
             of_seed.append(figures)
-    rows = bounds(f"{preset} preset", run)
+    rows = bounds(f"{preset} preset", run) + growth(run)
     for number, tables in found.items():
         rows += compare(f"{preset} preset, {number} steps", seeds, tables)
     for row in rows:
