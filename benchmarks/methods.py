@@ -25,9 +25,10 @@ from study_records import Records, statistics
 
 from wattbit.board.targets import load
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.files import read_json, write_json, write_text
+from wattbit.files import digest_json, read_json, write_json, write_text
 from wattbit.metering import virtual_meter
 from wattbit.models.config import ModelConfig
+from wattbit.models.corpus import read_corpus
 from wattbit.models.data import prepare
 from wattbit.plan import Allocation, Workload
 from wattbit.plots import memory_front
@@ -36,6 +37,7 @@ from wattbit.run import cache_folder
 from wattbit.tvm_schedules.host_meter import host_meter
 
 SEEDS = (0, 1, 2)
+DEFAULT = ("wt2-e16", "wt2-e64")  # presets
 STATIC = "uniform8"
 OURS = ("dmpq", "dmpq-gptq", "dmpq-cotrained")
 GLUE_DROP = 0.005
@@ -289,11 +291,9 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
     "presets",
     multiple=True,
     type=click.Choice(sorted(STUDIED)),
-    default=("wt2-e16", "wt2-e64"),
-    show_default=True,
-    help="Models; repeatable.",
+    help=f"Models; repeatable. By default {' and '.join(DEFAULT)}, or none where --also is given.",
 )
-@click.option("--also", multiple=True, help="Studies NAME-SEED.json in --studies that are not run here; repeatable.")
+@click.option("--also", multiple=True, help="Studies NAME-SEED.json in --studies, as they are; repeatable.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--untuned", is_flag=True, help="Without retraining.")
 @click.option("--judged", type=click.IntRange(2), help="Tokens of the test text that judge; by default all.")
@@ -319,19 +319,17 @@ def main(
     studies: Path | None,
     path: Path | None,
 ) -> None:
-    presets, seeds = (("tiny",), (0, 1)) if quick else (presets, SEEDS)
+    presets, seeds = (("tiny",), (0, 1)) if quick else (presets or (() if also else DEFAULT), SEEDS)
     out = studies or cache_folder() / ("methods-quick" if quick else "methods")
     more: Record = {"judged": judged, "iterations": iterations, "retrained": not untuned} | (QUICK if quick else {})
     wanted = []
     for preset in presets:
-        vocabulary = STUDIED[preset].model.vocab_size
-        prepared = out / f"data-{vocabulary}"
-        one = Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
-        kept = Records(one)
-        finished = all("end" in kept[seed]["seconds"] for seed in seeds)
-        if not finished and not (prepared / "data.json").exists():
+        vocabulary, corpus = STUDIED[preset].model.vocab_size, read_corpus(data)
+        prepared = out / f"data-{vocabulary}-{digest_json([corpus.train, corpus.valid])}"
+        if not (prepared / "data.json").exists():
             prepare(data, prepared, vocabulary)
-        wanted += [] if finished else [one]
+        one = Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
+        wanted += [] if Records(one).finished else [one]
     studied(wanted, at_once)
     names = sorted({*presets, *also})
     found = {name: [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds] for name in names}

@@ -61,7 +61,7 @@ class Study:
         self.recipes.all_searched()
         self.recipes.slow()
         self.recipes.with_gptq()
-        self.records.say("stopped" if self.records.late() else "end")
+        self.records.end()
 
     def adopt_scales(self) -> None:
         """Wait for the scales that the deployed arithmetic is fine-tuned with."""
@@ -212,6 +212,8 @@ def run(settings: Settings) -> None:
     pool = ProcessPoolExecutor(settings.workers, mp_context=spawn)
     slow_pool = ProcessPoolExecutor(settings.workers, mp_context=spawn, initializer=os.nice, initargs=(15,))
     records = Records(settings)
+    for seed in settings.seeds:
+        records.save(seed)  # before the weights, which do not say what they were trained for
     try:
         models = trained(settings)
         describe(records, models)

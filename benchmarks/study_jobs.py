@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from wattbit.board.targets import load
+from wattbit.files import digest_json, read_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.models.config import ModelConfig, TrainConfig
+from wattbit.models.corpus import read_test
 from wattbit.models.divergence import MEASURE
 from wattbit.models.learner import MoELearner
 from wattbit.models.own import OwnModel
 from wattbit.models.packed import save_experts
 from wattbit.models.scales import ExpertScales
 from wattbit.models.subject import ModelSubject
+from wattbit.models.tasks import read_task
 from wattbit.plan import ExpertId, ExpertShape, ExpertStats, Precision, Workload
 from wattbit.policy.cotrain import CotrainSettings
 from wattbit.policy.methods.dmpq import DMPQ
@@ -37,6 +40,19 @@ QUANTIZER: Quantizer = "hqq"  # of every method that does not name its own, so t
 
 Record = dict[str, Any]
 Scales = dict[tuple[ExpertId, Precision], ExpertScales]
+
+
+@cache
+def corpus_digest(data: Path, text: str | None) -> str:
+    """Of the prepared tokens and of the text that judges."""
+    return digest_json([read_json(data / "data.json")["digest"], read_test(text)])
+
+
+@cache
+def task_digest(source: str) -> tuple[str, str]:
+    """A task's name and the digest of its sentences."""
+    task = read_task(source)
+    return task.name, digest_json([asdict(split) for split in (task.train, task.dev, task.held) if split])
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class Settings:
     def made_with(self) -> Record:
         """What a record's figures depend on beside its seed; records that differ in it do not mix."""
         return {
+            "corpus": corpus_digest(self.data, self.text),
             "damage": MEASURE,
             "quantizer": QUANTIZER,
             "widths": list(WIDTHS),
@@ -76,6 +93,16 @@ class Settings:
             "iterations": self.iterations,
             "judged": self.judged,
         }
+
+    @property
+    def made_with_tasks(self) -> dict[str, str]:
+        """Digests of the tasks, by name: a record may get more tasks, but not others of the same name."""
+        return dict(map(task_digest, self.tasks))
+
+    @property
+    def asked(self) -> Record:
+        """What a study shall find: one that was asked for less, and found it, goes on."""
+        return {"budgets": list(self.budgets), "tasks": list(self.made_with_tasks), "retrained": [self.retrained]}
 
     @property
     def above(self) -> list[float]:

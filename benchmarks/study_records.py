@@ -14,7 +14,7 @@ def statistics(record: Record) -> tuple[ExpertStats, ...]:
 
 
 class Records:
-    """Records by seed, as an earlier run left them. WattbitError where that was made with other settings."""
+    """Records by seed, as an earlier run left them. WattbitError where that was made with other settings or texts."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -26,15 +26,34 @@ class Records:
         return self._found[seed]
 
     def _open(self, seed: int) -> Record:
-        path, made_with = self.settings.file(seed), self.settings.made_with
+        path, made_with, tasks = self.settings.file(seed), self.settings.made_with, self.settings.made_with_tasks
         found: Record = read_json(path) if path.exists() else {"made_with": made_with}
-        for name, wanted in made_with.items():
-            had = found.get("made_with", {}).get(name, "not said")
-            if had != wanted:
-                raise WattbitError(f"{path} was made with {name} {had}, not {wanted}; give another --studies folder")
-        for part in ("recipes", "tuned", "glue", "seconds"):
+        for part in ("recipes", "tuned", "glue", "seconds", "made_with_tasks"):
             found.setdefault(part, {})
+        found.setdefault("finished", [])
+        had = dict.fromkeys(made_with, "not said") | found.get("made_with", {}) | tasks | found["made_with_tasks"]
+        for name, wanted in (made_with | tasks).items():
+            if had[name] != wanted:
+                what = f"{path} was made with {name} {had[name]}, not {wanted}"
+                raise WattbitError(f"{what}; give another --studies folder")
+        found["made_with_tasks"] |= tasks
         return found | {"preset": self.settings.preset, "seed": seed}
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier run ended that was asked for all of this."""
+        asked = self.settings.asked
+        return all(
+            any(all(set(asked[name]) <= set(before[name]) for name in asked) for before in record["finished"])
+            for record in self._found.values()
+        )
+
+    def end(self) -> None:
+        """The study is over: all is found, or its time has passed."""
+        late = self.late()
+        for record in self._found.values():
+            record["finished"] += [] if late else [self.settings.asked]
+        self.say("stopped" if late else "end")
 
     def late(self, share: float = 1.0) -> bool:
         """Whether so much of the study's time is over."""
