@@ -116,7 +116,12 @@ def compare_together(timer: Timer, case: str, peer: Case, repeats: int, ggml: Pa
 @click.command(cls=Benchmark, help=__doc__)
 @click.option("--quick", is_flag=True, help="The smallest shape and few repeats: a look at what runs here.")
 @click.option("--threads", multiple=True, type=int, help="Numbers of threads; one and all cores if not given.")
-@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to this file.")
+@click.option(
+    "--json",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the rows here when all are there; until then they are in arm_kernels.part.json of the peers' cache.",
+)
 def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     core = host_core()
     ggml = build_ggml(CACHE)
@@ -128,14 +133,14 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
     library_of_ggml = ggml if isinstance(ggml, Path) else None
     counts, repeats = threads or (1, os.cpu_count() or 1), 2 if quick else 4
     rows: list[Row] = []
-    part = path and path.with_suffix(".part.json")  # what is interrupted leaves its rows here, and `path` as it was
+    part = CACHE / "arm_kernels.part.json"  # what is interrupted leaves its rows here, and `path` as it was
 
     def add(found: list[Row]) -> None:
         if not found:  # no peers
             return
         show(found)
         rows.extend(found)
-        if part:
+        if path:
             write_json(part, [asdict(each) for each in rows])
 
     with tempfile.TemporaryDirectory() as name:
@@ -157,9 +162,9 @@ def main(quick: bool, threads: tuple[int, ...], path: Path | None) -> None:
         with peerlike(counts[-1]) as timer:
             for tokens, bits in product(TOGETHER, TOGETHER_WIDTHS):
                 add(compare_together(timer, case, Case(bits, *shape, counts[-1], tokens), repeats, library_of_ggml))
-    if path and part:
+    if path:
         write(rows, path)
-        part.unlink()
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,13 +123,17 @@ class Timer:
             raise WattbitError(f"{mix} did not run; depths must be 1 to 32768, in whole groups of a multiple of 32")
         return [sum(seconds[i * len(mix) : (i + 1) * len(mix)]) for i in range(calls)]
 
-    def readings(self, size: int, calls: int, streams: int = 1, rounds: bool = True) -> list[float]:
-        """Seconds of each of so many readings of `size` bytes, in one of WAYS: their best bounds any kernel's."""
+    def readings(self, size: int, calls: int, streams: int = 1, as_kernels: bool = True) -> list[float]:
+        """Seconds of each of so many readings of `size` bytes, in one of WAYS: their best bounds any kernel's.
+
+        streams: places that a thread reads at once. as_kernels: cut among the threads as a kernel's work is, in rounds
+        of ever shorter parts; else one part a thread.
+        """
         size_read = padded(size, PAGE)
         seconds = (ctypes.c_double * calls)()
         start = self._block.ctypes.data
         places = (ctypes.c_void_p * calls)(*(start + self._further(size_read) for _ in range(calls)))
-        parts = 0 if rounds else self._threads
+        parts = 0 if as_kernels else self._threads
         self._library.wb_time_read(self._pool, places, ctypes.c_size_t(size_read), streams, parts, calls, seconds)
         return [each * size / size_read for each in seconds]
 
@@ -150,25 +155,30 @@ class Timer:
 
 def gives_large_pages() -> bool:
     """Whether memory that asks for pages of 2 MB gets them; see /sys/kernel/mm/transparent_hugepage/enabled."""
-    before, block = _large_bytes(), _large(8 * LARGE_PAGE)
+    block = _large(8 * LARGE_PAGE)
     block[:] = 1
-    return _large_bytes() >= before + len(block)
+    return large_bytes(block) > 0
 
 
 def _large(size: int) -> Any:
     """Memory of `size` bytes that begins with a large page and asks for more of them."""
     block = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    block.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(AttributeError, OSError):  # of another system, or of a kernel without them
+        block.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(block, np.uint8)
     begin = -whole.ctypes.data % LARGE_PAGE
     return whole[begin : begin + size]
 
 
-def _large_bytes() -> int:
-    """Of this process, in large pages."""
-    table = Path("/proc/self/smaps_rollup")
-    found = re.search(r"^AnonHugePages: +(\d+) kB", table.read_text() if table.exists() else "", re.MULTILINE)
-    return int(found.group(1)) << 10 if found else 0
+def large_bytes(block: Any) -> int:
+    """How much of the mapping in which an array begins lies in large pages; 0 where the system does not say."""
+    table, inside = Path("/proc/self/smaps"), False
+    for line in table.read_text().splitlines() if table.exists() else ():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= block.ctypes.data < int(span[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def _address(array: Any) -> ctypes.c_void_p:

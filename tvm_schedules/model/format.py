@@ -151,7 +151,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as stream:
             yield stream
     except OSError as error:
-        raise WattbitError(f"{path} cannot be read ({error.strerror}); build or deploy the model again") from None
+        raise WattbitError(
+            f"{path} cannot be read ({error.strerror or error}); build or deploy the model again"
+        ) from None
 
 
 def read_table(stream: BinaryIO) -> tuple[DecoderConfig, tuple[Entry, ...], str]:
