@@ -12,6 +12,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +269,8 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
             write(rows, path)
         note()
 
-    def know(about: Mapping[str, Any]) -> None:
-        extra["layers"][about["shape"]] = dict(about)
+    def know(run: Path, about: Mapping[str, Any]) -> None:
+        extra["layers"][f"{run.resolve().parent.name}/{run.name}"] = dict(about)
         note()
 
     for name, seeds in retrained.items():
@@ -277,7 +278,7 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
         keep(found)
         torch.cuda.empty_cache()
     for run in runs:
-        keep(layer_part(_statistics(run), effort, rate, click.echo, know))
+        keep(layer_part(_statistics(run), effort, rate, click.echo, partial(know, run)))
 
 
 def _retrained(path: Path) -> dict[str, list[dict[str, Any]]]:
