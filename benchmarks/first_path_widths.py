@@ -88,7 +88,7 @@ def growth(run: Run) -> list[Row]:
         ids = replace(model, experts=experts).expert_ids
         even = replace(load, frequency=tuple((expert, model.top_k / experts) for expert in ids))
         costs = {bits: meter(run).cost(Allocation.of(dict.fromkeys(ids, bits)), even) for bits in WIDTHS}
-        clock_hz = target(run).clock_mhz * 1e6
+        clock_hz = run.config.settings["target"]["clock_mhz"] * 1e6
         cycles = {bits: cost.latency_s * clock_hz / load.tokens for bits, cost in costs.items()}
         peer = cycles[WIDTHS[0]]
         for bits in WIDTHS[1:]:

@@ -30,7 +30,7 @@ from policy_vs_controls import SEEDS, Free, run_of
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
-from wattbit.files import read_json, write_json
+from wattbit.files import read_json, sha256_file, write_json
 from wattbit.perform import RUNS
 from wattbit.pipeline import expert_stats, learner, workload
 from wattbit.policy.agent import AgentSettings, train
@@ -50,7 +50,8 @@ def read(preset: str, seed: int, short: int, steps: int, iterations: int, root: 
     """One training seed: perplexities after the whole fine-tuning, seconds, repair; kept in the runs folder."""
     run = run_of(preset, seed, root)
     stats = smoothed(expert_stats(run))
-    given = [preset, seed, short, steps, iterations, [one.to_json() for one in stats]]
+    weights = sha256_file(run.path("model", "float.safetensors"))
+    given = [seed, short, steps, iterations, weights, [one.to_json() for one in stats]]
     kept = cells.cell(root, __file__, given, "policy", "models")
     if kept.exists():
         return dict(read_json(kept))

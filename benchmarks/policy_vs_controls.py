@@ -35,7 +35,7 @@ from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.board.targets import load as load_board
-from wattbit.errors import WattbitError
+from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import read_json, write_json
 from wattbit.hls.meter import ModelledMeter
 from wattbit.perform import RUNS, perform
@@ -48,7 +48,7 @@ from wattbit.policy.controls import greedy, linear_in_frequency, random_allocati
 from wattbit.policy.environment import AllocationEnv
 from wattbit.policy.exact import solve, solve_shared
 from wattbit.policy.ppo import PPO
-from wattbit.policy.pricing import Price, only, price
+from wattbit.policy.pricing import Price, price
 from wattbit.policy.problem import Choice, Problem
 from wattbit.policy.smoothing import smoothed
 from wattbit.presets import PRESETS, run_config
@@ -113,12 +113,16 @@ class Remembered:
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self.known: dict[Allocation, Price] = {}
+        self.known: dict[tuple[Allocation, Workload], Price] = {}
 
     def cost(self, allocation: Allocation, workload: Workload) -> Cost:
-        if allocation not in self.known:
-            self.known[allocation] = price(self.meter, allocation, workload)
-        return only([self.known[allocation]])
+        key = allocation, workload
+        if key not in self.known:
+            self.known[key] = price(self.meter, allocation, workload)
+        found = self.known[key]
+        if isinstance(found, InfeasibleError):
+            raise InfeasibleError(str(found))  # a new one, for a traceback of its own
+        return found
 
 
 def solvers(cell: Cell, widths: Sequence[int]) -> dict[str, Solver]:

@@ -21,11 +21,11 @@ from statistics import fmean, stdev
 import cells
 import click
 import numpy as np
-from policy_vs_controls import SEEDS, run_of
+from policy_vs_controls import SEEDS, inputs, run_of
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
 
-from wattbit.files import read_json, write_json
+from wattbit.files import read_json, sha256_file, write_json
 from wattbit.perform import RUNS
 from wattbit.pipeline import expert_stats, learner, meter, workload
 from wattbit.plan import Allocation
@@ -52,7 +52,8 @@ def read(preset: str, seed: int, steps: int, iterations: int, root: Path) -> Fou
     """One training seed's perplexities; kept in a file of the runs folder."""
     run = run_of(preset, seed, root)
     stats = smoothed(expert_stats(run))
-    given = [preset, seed, steps, iterations, [one.to_json() for one in stats], run.config.settings["target"]]
+    weights = sha256_file(run.path("model", "float.safetensors"))
+    given = [seed, steps, iterations, weights, inputs(stats, meter(run))]
     kept = cells.cell(root, __file__, given, "policy", "models", "hls")
     if kept.exists():
         return dict(read_json(kept))
