@@ -12,7 +12,8 @@ For each training seed (one run each in the runs folder, kept) and at BUDGET bit
 - `uniform`: the widest within the budget, and `random`: one allocation of the budget.
 
 All of them are then fine-tuned alike from the float weights, and a ratio is a peer's perplexity over that of `learned`,
-on validation text; the short fine-tunings are judged on the text that the statistics are of.
+on validation text; the short fine-tunings are judged on the text that the statistics are of. Whether retraining turns
+the table's order is a row of its own: `table` over `uniform`.
 The seconds of each form are what it takes beside the table: fitting the repair, or fine-tuning the candidates.
 """
 
@@ -119,6 +120,7 @@ def main(quick: bool, path: Path | None, root: Path, short: int, steps: int) -> 
     after = {name: [one["perplexity"][name] for one in found] for name in (OURS, *PEERS)}
     times = {name: [one["seconds"][name] for one in found] for name in (OURS, "short")}
     rows = [compare(case, "perplexity after fine-tuning", after[OURS], peer, after[peer]) for peer in PEERS]
+    rows.append(compare(case, "perplexity after fine-tuning, uniform", after["uniform"], "table", after["table"]))
     rows.append(compare(case, "seconds beside the table's", times[OURS], "short", times["short"]))
     for bits in found[0]["left"]:
         left = [one["left"][bits] for one in found]
