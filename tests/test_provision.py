@@ -30,6 +30,40 @@ def test_a_full_disk_is_refused_before_anything_is_written(bare: Path, monkeypat
     assert list(bare.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["WATTBIT_CACHE", "XDG_CACHE_HOME", "HOME"])
+@pytest.mark.parametrize(
+    ("disks", "free_gb", "refused"),
+    [
+        ((1, 2), (5, 1), None),
+        ((1, 2), (5, 0.5), r"0\.5 GB are free in .*small, and set-up fills 1; make room"),
+        ((1, 1), (6, 6), None),
+        ((1, 1), (5.5, 5.5), r"5\.5 GB are free in .*small, and set-up fills 6; make room"),
+    ],
+)
+def test_the_caches_disk_counts_too(
+    bare: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    disks: tuple[int, int],
+    free_gb: tuple[float, float],
+    refused: str | None,
+) -> None:
+    """Even where its folder is not there yet: a disk of its own needs its part, that of the checkout both."""
+    cache = bare / "small"
+    cache.mkdir()
+    for other in ("WATTBIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(cache / "new"))
+    free = dict(zip((bare, cache), free_gb, strict=True))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, free[path] * 10**9))
+    monkeypatch.setattr(provision, "disk_of", dict(zip((bare, cache), disks, strict=True)).__getitem__)
+    if refused is None:
+        provision.check_room()
+    else:
+        with pytest.raises(SystemExit, match=refused):
+            provision.check_room()
+
+
 def test_an_environment_of_these_pins_is_left_alone(bare: Path) -> None:
     provision.STAMP.parent.mkdir()
     provision.STAMP.write_text("state")

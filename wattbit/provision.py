@@ -16,8 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 STAMP = ENVIRONMENT / "wattbit-setup"
-ROOM_GB = 6
-"""Disk that a first set-up fills: 3 GB of environment (with a CPU build of torch), caches, what pip unpacks."""
+ROOM_GB = 5
+"""Disk that a first set-up fills here: 3 GB of environment (with a CPU build of torch), and what pip unpacks."""
+CACHE_GB = 1
+"""And in the cache: the virtual board's root folder, yosys' compiled cache."""
 CONSTRAINTS = ROOT / "constraints.txt"
 
 
@@ -70,6 +72,24 @@ def install_debian(packages: list[str]) -> None:
             policy.unlink()
 
 
+def check_room() -> None:
+    """Stop where checkout or cache, which may lie on two disks, have less room than a first set-up fills."""
+    named = os.environ.get("WATTBIT_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    cache = Path(named).absolute() if named else Path.home() / ".cache"
+    fills: dict[int, int] = {}  # GB, by disk
+    for folder, more_gb in ((ROOT, ROOM_GB), (cache, CACHE_GB)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        disk = disk_of(there)
+        fills[disk] = fills.get(disk, 0) + more_gb
+        free_gb = shutil.disk_usage(there).free / 1e9
+        if free_gb < fills[disk]:
+            stop(f"{free_gb:.1f} GB are free in {there}, and set-up fills {fills[disk]}; make room and run again")
+
+
+def disk_of(path: Path) -> int:
+    return path.stat().st_dev
+
+
 def install_python(no_deps: list[str], state: str) -> None:
     if STAMP.is_file() and STAMP.read_text() == state:
         return
@@ -77,9 +97,7 @@ def install_python(no_deps: list[str], state: str) -> None:
         stop(f"Python 3.11 or newer is needed, not {sys.version.split()[0]}")
     say(f"Python environment in {ENVIRONMENT.name}/, some 3 GB; this happens once")
     if not (ENVIRONMENT / "bin" / "python").exists():
-        free_gb = shutil.disk_usage(ROOT).free / 1e9
-        if free_gb < ROOM_GB:
-            stop(f"{free_gb:.1f} GB are free in {ROOT}, and set-up fills {ROOM_GB}; make room and run again")
+        check_room()
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-qq", "install"]
     run([*pip, "pip>=25", "setuptools>=77,<81"])
