@@ -35,6 +35,7 @@ from wattbit.errors import WattbitError
 from wattbit.plan import PowerSample
 
 BAUD = 115200
+LAST_PORT = 65535
 BROKEN_LINES = 20
 CONNECT_S = 5.0
 SILENT_S = 5.0
@@ -209,6 +210,8 @@ def open_meter(name: str) -> Meter:
         return LineMeter(name, lambda: _serial(path, int(baud or BAUD)))
     host, separator, port = rest.rpartition(":")
     if kind == "tcp" and separator and port.isdigit():
+        if not 0 < int(port) <= LAST_PORT:
+            raise WattbitError(f"{port} is no port; the meter {name!r} needs one from 1 to {LAST_PORT}")
         return LineMeter(name, lambda: _socket(host, int(port)))
     raise WattbitError(f"a meter is named serial:DEVICE, serial:DEVICE@BAUD, tcp:HOST:PORT or csv:FILE, not {name!r}")
 

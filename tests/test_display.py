@@ -37,3 +37,10 @@ def test_without_a_terminal_a_long_stage_says_how_far_it_is(
         "  cotrain  uniform4: step, 60 of 100",
         "  cotrain  uniform4: step, 90 of 100",
     ]
+
+
+def test_what_has_just_begun_is_not_long(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("wattbit.display.time.monotonic", lambda: 1e6)  # of a machine that has long been on
+    with Display() as display:
+        display("sparing fine-tuning", 1, 2)
+    assert capsys.readouterr().err == ""

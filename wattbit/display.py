@@ -33,7 +33,7 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self.task: TaskID | None = None
-        self.stage, self.said_s = "", 0.0
+        self.stage, self.said_s = "", time.monotonic()
         self.interrupted = False
 
     def __enter__(self) -> Self:
