@@ -65,8 +65,10 @@ def anneal(problem: Problem, start: Choice, evaluations: int, seed: int, move: M
     before = problem.asked
     here = problem.shrink(start)
     value = problem.reward(here)
-    best, best_value = here, value
-    first = [abs(value - problem.reward(move(problem, here, random))) for _ in range(min(WARM_UP, evaluations // 4))]
+    tried = [move(problem, here, random) for _ in range(min(WARM_UP, evaluations // 4))]
+    rewards = [problem.reward(candidate) for candidate in tried]
+    best, best_value = max([(here, value), *zip(tried, rewards, strict=True)], key=lambda pair: pair[1])
+    first = [abs(value - reward) for reward in rewards]
     heat = float(np.std(first)) or float(np.mean(first)) or 1.0
     for moves in range(PATIENCE * evaluations):
         done = max((problem.asked - before) / evaluations, moves / (PATIENCE * evaluations))

@@ -122,6 +122,13 @@ def test_evaluations_are_new_prices() -> None:
         search(tiny, solve(tiny), 500, 0)  # of 25 choices: it ends
 
 
+def test_annealing_keeps_what_its_first_moves_found() -> None:
+    problem = make_problem(make_stats(32), AdditiveMeter(), budget_bits=3.0)
+    worse, better = problem.uniform(2), solve(problem)
+    tries = iter([better])  # which the first temperature is set by
+    assert (anneal(problem, worse, 4, 0, lambda *_: next(tries, worse)) == better).all()
+
+
 def test_a_critic_learns_what_is_each_experts() -> None:
     problem = make_problem(make_stats(16), AdditiveMeter(), latency_nats=0.1)
     critic, random = Critic(problem), np.random.default_rng(0)
