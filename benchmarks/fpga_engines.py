@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+from cells import cell
 from rows import Benchmark, Row, show, write
 
 from wattbit.files import read_json, write_json
@@ -213,7 +214,7 @@ def speeds(
             for own, spec in zip(ints, planned.classes, strict=True)
         ]
         design = build_shell(engines, shape.d_model, planned.digest, out / "shell")
-        kept = out / f"cycles-{planned.digest}-{design.digest}.json"
+        kept = cell(out, __file__, [planned.digest, design.digest, [one.tolist() for one in launches]], "hls")
         if not kept.is_file():
             library = verilate(design, out / "acc", "x86_64")
             with Accelerator(library, images=images_of(engines)) as accelerator:

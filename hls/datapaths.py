@@ -36,7 +36,11 @@ class Option:
 
 
 class Chip:
-    """Datapaths and their price on one target; it remembers the chains, for a plan is made thousands of times."""
+    """Datapaths and their price on one target; it remembers the chains, for a plan is made thousands of times.
+
+    limits: LUTs, flip-flops, DSPs and BRAM18 of the target. frame: what of them a shell takes that has no lanes. room
+    [4]: what it leaves for engines and their lanes. streams: engines that may stream, each through a port of its own.
+    """
 
     def __init__(self, shape: ExpertShape, target: Target) -> None:
         self.shape = shape
@@ -49,6 +53,7 @@ class Chip:
         self.tables: dict[tuple[Precision, int, float], Table] = {}
         self.taken: dict[tuple[Precision, Home, int], NDArray[np.int64]] = {}
         self.frame = frame(shape, self.version).counts
+        self.room = np.array(self.limits, np.int64) - np.array(self.frame, np.int64)
 
     def holds(self, engines: Sequence[Counts], streams: int) -> bool:
         """Whether the target holds the engines, so many of which stream, and their shell."""
@@ -98,6 +103,7 @@ class Chip:
         simd: int,
         products: Products,
     ) -> tuple[float, Option]:
+        """A datapath for these experts, and the share of the target that it takes with its lane."""
         spec = EngineClass(precision, pe, simd, simd, pe, experts, 0, home, products)
         scales = Scales.expected(precision, self.shape)
         timing = Timing.of(spec, self.shape, scales.lane_bits)
@@ -115,4 +121,5 @@ class Chip:
 
 @lru_cache(maxsize=16)
 def chip_of(shape: ExpertShape, target: Target) -> Chip:
+    """The chip, with what it remembers, that every plan for this shape and target shares."""
     return Chip(shape, target)

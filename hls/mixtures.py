@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from operator import mul
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wattbit.hls.datapaths import Chip, Option
 from wattbit.hls.engine_class import Home
 from wattbit.hls.shares import ways
+from wattbit.hls.teams import smallest
 from wattbit.hls.traffic import Traffic
 from wattbit.plan import Precision
 
 CHIP_SHARE = 0.97  # of the block RAM that experts and datapaths may take at first: more of either rounds up
 BRAM18_BITS = 18432
+ROUNDS = 4  # of streaming more until a choice fits; one that takes more rounds streams far more than it promised
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Pool:
     """Experts of the widths that may stream, the least wasteful first. bits: of them and those before."""
 
     chosen: tuple[Precision, ...]
-    ids: Any
-    width: Any  # index into `chosen`
-    bits: Any
-    busy: Any  # cycles a batch
+    ids: NDArray[np.int64]
+    width: NDArray[np.int64]  # index into `chosen`
+    bits: NDArray[np.int64]
+    busy: NDArray[np.float64]  # cycles a batch
     total: int  # bits of all experts, streamed or not
     slots: tuple[int, ...]  # BRAM18 of a stream of each chosen width
 
@@ -84,7 +86,15 @@ class Mixtures:
             tried += list(islice((parts for parts in fitting if parts), 1))
         return tried
 
-    def rates(self, option: Option, experts: Sequence[int]) -> tuple[Any, Any]:
+    def whole(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[list[Group]]:
+        """Groups, whether they fit or not, for each choice of widths all of whose experts one engine streams."""
+        choices = (some for n in range(1, self.chip.streams + 1) for some in combinations(classes, n))
+        return [
+            [Group(p, "stream", ids, 1) if p in some else Group(p, "chip", ids) for p, ids in classes.items()]
+            for some in choices
+        ]
+
+    def rates(self, option: Option, experts: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Cycles a batch that streaming wastes, and all that it takes, for each expert, on a datapath."""
         busy = self.traffic.times(option.cycles, option.load)[1][list(experts)]
         return busy - self.traffic.times(option.cycles, 0)[1][list(experts)], busy
@@ -106,7 +116,7 @@ class Mixtures:
         levels: of the datapaths whose block RAM is to fit.
         """
         more = 0
-        for _ in range(4):
+        for _ in range(ROUNDS):
             count = self.streamed(pool, streams, more)
             away = dict(zip(pool.chosen, np.bincount(pool.width[:count], minlength=len(streams)).tolist(), strict=True))
             engines = dict(zip(pool.chosen, streams, strict=True))
@@ -119,8 +129,7 @@ class Mixtures:
             chains = [self.chip.chain(*size) for size in sizes]
             larger = [chain[levels[size[0]]].counts for chain, size in zip(chains, sizes, strict=True)]
             short = self.chip.need(larger)[3] - self.chip.limits[3]
-            number = sum(home == "stream" for _, home, _ in sizes)
-            if short <= 0 and self.chip.holds([chain[0].counts for chain in chains], number):
+            if short <= 0 and smallest([self.chip.counts(*size) for size in sizes], self.chip.room):
                 return self.split(classes, pool, streams, count)
             if count > len(pool.ids):
                 break

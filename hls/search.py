@@ -6,23 +6,22 @@ priced on sampled batches, and the best of those improved: a width for which lau
 they fit, and free block RAM takes more experts from the streams.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import log2
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wattbit.hls.cycles import RESULT_GAP, overhead
 from wattbit.hls.datapaths import Chip, Option
 from wattbit.hls.engine_class import SETS_MAX, Home
 from wattbit.hls.mixtures import BRAM18_BITS, Group, Mixtures
 from wattbit.hls.shares import Shares, divide
-from wattbit.hls.teams import MOST, Pace, Table, choices, members, streaming
-from wattbit.hls.traffic import Traffic
+from wattbit.hls.teams import MOST, Pace, Table, choices, members, smallest, streaming
+from wattbit.hls.traffic import Floats, Traffic
 from wattbit.plan import Precision
 
 ROOM_FOR = (16, 64, 256)  # products a cycle of a layer, of datapaths for which the choice of streams leaves room
@@ -52,7 +51,7 @@ class Part:
     experts: tuple[int, ...]
     level: int
     option: Option
-    busy: Any
+    busy: Floats
     cycles: float
 
 
@@ -67,11 +66,6 @@ class Search:
     chosen: dict[tuple[Group, ...], dict[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     shared: dict[tuple[Group, tuple[int, ...]], Shares] = field(default_factory=dict)
 
-    @property
-    def room(self) -> NDArray[np.int64]:
-        """LUTs, flip-flops, DSPs and BRAM18 for engines and their lanes."""
-        return np.array(self.chip.limits, np.int64) - np.array(self.chip.frame, np.int64)
-
     def best(self, classes: Mapping[Precision, tuple[int, ...]]) -> list[Part]:
         """The fastest engines found; they do not fit if none does."""
         everything = [Group(precision, "chip", experts) for precision, experts in classes.items()]
@@ -81,6 +75,8 @@ class Search:
         mixtures = Mixtures(self.chip, self.traffic)
         proposed = {tuple(groups): groups for products in ROOM_FOR for groups in mixtures.proposed(classes, products)}
         streamed = self.fastest(list(proposed.values()))
+        if found is None and streamed is None:
+            streamed = self.fastest(mixtures.whole(classes))
         if found is None and streamed is None:
             return [self.part(group.precision, "chip", group.experts, 0) for group in everything]
         return min((parts for parts in (found, streamed) if parts), key=self.rank)
@@ -96,6 +92,10 @@ class Search:
             if priced[id(groups)] < ALIKE and self.holds(parts := self.parts(groups, team)):
                 priced[id(groups)] += 1
                 tried.append((self.rank(parts), parts, groups, team))
+        for groups in () if tried else mixtures:
+            if plain := self.plainest(groups):
+                parts = self.parts(groups, plain)
+                tried.append((self.rank(parts), parts, groups, plain))
         tried.sort(key=lambda one: one[0])
         distinct: dict[int, tuple[list[Part], Sequence[Group], tuple[int, ...]]] = {}
         for _, parts, groups, team in tried:
@@ -118,8 +118,26 @@ class Search:
         key = tuple(groups)
         if key not in self.chosen:
             tables, scales = zip(*map(self.table, groups), strict=True)
-            self.chosen[key] = choices(tables, scales, self.room)
+            self.chosen[key] = choices(tables, scales, self.chip.room)
         return self.chosen[key]
+
+    def plainest(self, groups: Sequence[Group]) -> tuple[int, ...] | None:
+        """The fastest teams of one engine a group, or of as many as stream, that fit together; None if none do."""
+        tables, scales = zip(*map(self.table, groups), strict=True)
+        plain = [
+            np.flatnonzero((table.teams >= 0).sum(axis=1) == (group.engines or 1))
+            for table, group in zip(tables, groups, strict=True)
+        ]
+        times = [table.time[rows] * scale for table, rows, scale in zip(tables, plain, scales, strict=True)]
+
+        def within(most: float) -> tuple[int, ...] | None:
+            """Teams that take at most so many cycles, or those of their group that take fewest."""
+            some = [rows[time <= max(most, time.min())] for rows, time in zip(plain, times, strict=True)]
+            found = smallest([table.counts[rows] for table, rows in zip(tables, some, strict=True)], self.chip.room)
+            return found and tuple(int(rows[at]) for rows, at in zip(some, found, strict=True))
+
+        grid = np.unique(np.concatenate(times)).tolist()
+        return within(grid[min(bisect_left(grid, True, key=lambda most: within(most) is not None), len(grid) - 1)])
 
     def lean(self, groups: Sequence[Group]) -> list[Part] | None:
         """Engines that leave much block RAM, as fast as the slowest asks for; None if none fits."""
@@ -161,7 +179,7 @@ class Search:
         """Engines that are faster than these, and their teams, with one group's exchanged."""
         least, tables = self.slowest(parts), [self.table(group)[0] for group in groups]
         counts = np.array([table.counts[at] for table, at in zip(tables, team, strict=True)])
-        spare = self.room - counts.sum(axis=0)
+        spare = self.chip.room - counts.sum(axis=0)
         for i in self.waiting(parts, groups):
             time = tables[i].time
             fits = (tables[i].counts <= counts[i] + spare).all(axis=1) & (time < time[team[i]])
@@ -221,8 +239,9 @@ class Search:
         counts, grain = np.zeros((len(teams), 4), np.int64), -(-experts // GRAINS)
         share = np.array([1.0 / one.cycles for one in chain])[teams] * (teams >= 0)
         sets = np.ceil(np.rint(experts * share / share.sum(axis=1, keepdims=True)) / grain).clip(1) * grain
+        sets = np.minimum(sets, experts).astype(np.int64)
         for number in np.unique(sets[teams >= 0]).tolist():
-            taken = self.chip.counts(precision, "chip", int(number))
+            taken = self.chip.counts(precision, "chip", number)
             rows, columns = np.nonzero((sets == number) & (teams >= 0))
             np.add.at(counts, rows, taken[teams[rows, columns]])
         return Table(teams, counts, pace.time(vectors), self.chip.limits, pace)
@@ -282,6 +301,7 @@ class Search:
         return self.chip.holds([part.option.counts for part in parts], sum(part.home == "stream" for part in parts))
 
     def part(self, precision: Precision, home: Home, experts: tuple[int, ...], level: int) -> Part:
+        """An engine at a level of its chain, and how busy the first sampled batches keep it."""
         key = (precision, home, experts, level)
         if key not in self.made:
             option = self.chip.chain(precision, home, len(experts))[level]
@@ -290,7 +310,11 @@ class Search:
         return self.made[key]
 
     def fill(self, parts: list[Part]) -> list[Part]:
-        """Move experts from streams to the chip, the most wasteful first, while they fit and make no plan slower."""
+        """Move experts from streams to the chip while they fit there.
+
+        From the busiest stream to that of its width's engines which is busy least, their busiest experts first; that
+        engine's mean cycles stay within those of the busiest of all.
+        """
         weights = self.chip.shape.weights
         for _ in range(FILLS):
             before = parts

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations_with_replacement, product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ MOST = 8  # engines of a team
 PRICES = tuple((lut, 0.1 * lut, 1 - lut, ram) for lut, ram in product((0.03, 0.25, 0.5, 0.75, 0.97), (0.05, 1.0)))
 
 Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
@@ -86,9 +86,10 @@ class Pace:
         )
 
     def time(self, vectors: float) -> Floats:
+        """Cycles [teams] of a launch of so many vectors."""
         return vectors * self.each + vectors**0.5 * self.spread + self.start
 
-    def expected(self, team: int, vectors: Any) -> Any:
+    def expected(self, team: int, vectors: Vectors | Floats) -> Floats:
         """Cycles of one team in launches of so many vectors."""
         return vectors * self.each[team] + np.sqrt(vectors) * self.spread[team] + (vectors > 0) * self.start[team]
 
@@ -107,6 +108,7 @@ class Table:
     pace: Pace
 
     def levels(self, team: int) -> tuple[int, ...]:
+        """Of a team's engines, the slowest first."""
         return tuple(level for level in self.teams[team].tolist() if level >= 0)
 
     @cached_property
@@ -148,3 +150,32 @@ def choices(tables: Sequence[Table], scales: Sequence[float], room: Ints) -> dic
         key, value = (tuple(int(one[step]) for one, step in zip(teams, some, strict=True)) for some in (lean, full))
         found[key] = value
     return found
+
+
+def smallest(counts: Sequence[Ints], room: Ints) -> tuple[int, ...] | None:
+    """A row of each table [J, 4] that fit the room [4] together; None only where no such rows are.
+
+    The first of each if those fit. Else, table by table, of the sums that leave room for the others those are kept than
+    which none is less in everything.
+    """
+    if (sum(one[0] for one in counts) <= room).all():
+        return (0,) * len(counts)
+    sums, rows = np.zeros((1, 4), np.int64), np.zeros((1, 0), np.int64)
+    left = room - sum(one.min(axis=0) for one in counts)
+    for one in counts:
+        left = left + one.min(axis=0)
+        every = (sums[:, None] + one).reshape(-1, 4)
+        fitting = np.flatnonzero((every <= left).all(axis=1))
+        kept = fitting[_least(every[fitting])]
+        sums, rows = every[kept], np.column_stack((rows[kept // len(one)], kept % len(one)))
+    return tuple(rows[0].tolist()) if len(rows) else None
+
+
+def _least(points: Ints) -> Ints:
+    """Which of the points [N, 4] are kept, if each goes that is nowhere less than one of these."""
+    left = np.unique(points, axis=0, return_index=True)[1]  # in order, so that none is less than one before it
+    found = []
+    while left.size:
+        found.append(left[0])
+        left = left[(points[left] < points[left[0]]).any(axis=1)]
+    return np.array(found, np.int64)

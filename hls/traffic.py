@@ -114,7 +114,7 @@ class Traffic:
 
 @lru_cache(maxsize=128)  # a model's layers may be spread over dozens of boards, each with a workload of its own
 def traffic(workload: Workload) -> Traffic:
-    """Sampled batches of a workload. Raises WattbitError if its frequencies are no shares."""
+    """Sampled batches of a workload. Raises WattbitError if its frequencies are no shares or leave too few experts."""
     shares = dict(sorted(workload.frequency))
     if not shares:
         raise WattbitError("the workload has no frequency of any expert; run `wattbit stats` again")
@@ -129,6 +129,11 @@ def traffic(workload: Workload) -> Traffic:
         share = np.array([shares[experts[i]] for i in mine])
         if not share.sum() > 0 or share.min() < 0:
             raise WattbitError(f"the frequencies of layer {numbers[one]} are no shares; run `wattbit stats` again")
+        if (wanted := int((share > 0).sum())) < min(workload.top_k, len(share)):
+            raise WattbitError(
+                f"a token takes {workload.top_k} experts, but only {wanted} of layer {numbers[one]} has a frequency; "
+                "run `wattbit stats` again"
+            )
         counts[:, mine] = _draw(share / share.sum(), workload.top_k, batches, workload.batch, rng)
     return Traffic(experts, layer, counts)
 

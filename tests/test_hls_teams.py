@@ -1,10 +1,12 @@
 """Teams of engines: what they are expected to take is what draws take, choices fit, experts are shared by layer."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from wattbit.hls.shares import divide
-from wattbit.hls.teams import LARGEST, MOST, Pace, Table, choices, members, streaming
+from wattbit.hls.teams import LARGEST, MOST, Pace, Table, choices, members, smallest, streaming
 
 PACES = 5
 CYCLES = np.repeat(1024.0 / 2 ** np.arange(PACES), 2)  # of each level: two a pace, the fastest last
@@ -60,6 +62,17 @@ def test_choices_fit_and_what_is_left_makes_them_no_slower(seed: int) -> None:
             assert (sum(one.counts[at] for one, at in zip(tables, some, strict=True)) <= room).all()
         assert all(one.time[b] <= one.time[a] for one, a, b in zip(tables, lean, full, strict=True))
     assert not choices(tables, scales, np.array([1, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_of_each_table_a_row_is_found_where_any_fit_together(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables = [rng.integers(1, 20, (rng.integers(1, 9), 4)) for _ in range(rng.integers(1, 4))]
+    room = rng.integers(8, 40, 4)
+    every = [sum(rows) for rows in product(*tables)]
+    found = smallest(tables, room)
+    assert (found is not None) == any((one <= room).all() for one in every)
+    assert found is None or (sum(one[at] for one, at in zip(tables, found, strict=True)) <= room).all()
 
 
 def test_experts_are_shared_by_layer() -> None:
