@@ -53,8 +53,8 @@ def width_rows(reading: Reading, repeats: int) -> list[Row]:
                 case = f"{name}, {bits} bit, {part}, {size / 1e6:.1f} MB a launch"
                 goal = 0.85 if size >= BIG_LAUNCH else None
                 most, floor = reading.sum_bytes_s, size / reading.launch_us(size) * 1e6
-                rows.append(row(case, "bytes/s", rate, spread, most, 0, BANDWIDTH, rate / most, goal))
-                rows.append(row(case, "bytes/s", rate, spread, floor, 0, "reading as much", rate / floor, None))
+                rows.append(row(case, "bytes/s", rate, spread, most, None, BANDWIDTH, rate / most, goal))
+                rows.append(row(case, "bytes/s", rate, spread, floor, None, "reading as much", rate / floor, None))
             torch.cuda.empty_cache()
     return rows
 

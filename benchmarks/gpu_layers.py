@@ -121,10 +121,12 @@ def layer_part(
     for name, entry in table.items():
         case, bits = f"{experts} experts, one token, {name}", entry["mean_bits"]
         ours, theirs = entry["us"], base["us"]
-        rows.append(row(case, f"us a layer at {bits:.2f} bit", ours, 0, theirs, 0, "static 8 bit", theirs / ours, None))
+        metric = f"us a layer at {bits:.2f} bit"
+        rows.append(row(case, metric, ours, None, theirs, None, "static 8 bit", theirs / ours, None))
         if entry["mj"] is not None:
             ours, theirs = entry["mj"], base["mj"]
-            rows.append(row(case, "mJ a layer above idle", ours, 0, theirs, 0, "static 8 bit", theirs / ours, None))
+            metric = "mJ a layer above idle"
+            rows.append(row(case, metric, ours, None, theirs, None, "static 8 bit", theirs / ours, None))
     return rows
 
 
@@ -187,8 +189,8 @@ def study_part(
             ours = [entry[key] for entry in entries]
             for bits, wanted in ((8, goal if recipe.startswith("dmpq") else None), (4, None)):
                 theirs = static[bits][key]
-                mean, std = statistics.fmean(ours), statistics.stdev(ours) if len(ours) > 1 else 0.0
-                made = row(case, metric, mean, std, theirs, 0, f"static {bits} bit", theirs / mean, wanted)
+                mean, std = statistics.fmean(ours), statistics.stdev(ours) if len(ours) > 1 else None
+                made = row(case, metric, mean, std, theirs, None, f"static {bits} bit", theirs / mean, wanted)
                 rows.append(replace(made, seeds=seeds))
     return rows, {"static": static, "recipes": found, "layer": _name(shape, workload)}
 

@@ -95,6 +95,14 @@ def routed(bank: Bank, top_k: int, tokens: int = 1, first: int = 0) -> tuple[Lay
 
 
 def row(
-    case: str, metric: str, ours: float, std: float, peer: float, peer_std: float, name: str, ratio: float, goal: Any
+    case: str,
+    metric: str,
+    ours: float,
+    std: float | None,
+    peer: float,
+    peer_std: float | None,
+    name: str,
+    ratio: float,
+    goal: Any,
 ) -> Row:
     return Row(case, metric, ours, std, peer, peer_std, name, ratio, goal, "measured", ())

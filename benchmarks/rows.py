@@ -33,15 +33,16 @@ class Benchmark(click.Command):
 class Row:
     """One comparison. `ours` and `peer` are means over `seeds`; `goal` is the ratio asked for, None where none is.
 
+    ours_std, peer_std: None of a single reading.
     p: of a paired t-test between the two over the seeds, two-sided; None where none was made.
     """
 
     case: str
     metric: str
     ours: float
-    ours_std: float
+    ours_std: float | None
     peer: float
-    peer_std: float
+    peer_std: float | None
     peer_name: str
     ratio: float
     goal: float | None
@@ -62,8 +63,12 @@ def show(rows: Sequence[Row]) -> None:
         goal = "" if row.goal is None else f", goal {row.goal:.3f}: {row.verdict}"
         if row.p is not None:
             goal = f", p {row.p:.2g}{goal}"
-        ours, peer = f"{row.ours:.5g} ± {row.ours_std:.2g}", f"{row.peer:.5g} ± {row.peer_std:.2g}"
+        ours, peer = _figure(row.ours, row.ours_std), _figure(row.peer, row.peer_std)
         click.echo(f"{row.ratio:6.3f}x  {row.metric} ({row.provenance}): {ours} against {row.peer_name} {peer}{goal}")
+
+
+def _figure(mean: float, std: float | None) -> str:
+    return f"{mean:.5g}" + ("" if std is None else f" ± {std:.2g}")
 
 
 def write(rows: Sequence[Row], path: Path) -> None:

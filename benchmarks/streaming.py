@@ -148,7 +148,7 @@ def measure(quantizer: Quantizer, layers: int, experts: int) -> Row:
         ours=fmean(peaks),
         ours_std=stdev(peaks),
         peer=total / 1e6,
-        peer_std=0.0,
+        peer_std=None,
         peer_name="the weights' size",
         ratio=total / 1e6 / fmean(peaks),
         goal=None,

@@ -52,6 +52,7 @@ def test_compare_writes_a_table_of_real_bytes_and_resumes(compared: Path, monkey
     assert float(by["rtn", "2.5"]["mean_bits_mean"]) == 2
     assert float(by["rtn", "2.5"]["expert_MB_mean"]) < float(by["rtn", "3.0"]["expert_MB_mean"])
     assert "<svg" in (compared / "out" / "front.svg").read_text()
+    assert {row["perplexity_std"] for row in rows} == {""}, "of one seed there is no deviation"
     cells = {path: path.stat().st_mtime_ns for path in (compared / "out" / "cells").iterdir()}
     assert len(cells) == 6
     next(iter(cells)).unlink()

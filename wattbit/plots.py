@@ -83,15 +83,16 @@ def front(
     return save(figure, path)
 
 
-def memory_front(points: Mapping[str, Sequence[tuple[float, float, float]]], path: Path) -> Path:
-    """Perplexity and its standard deviation over the experts' megabytes: {method: [(MB, mean, std)]}, MB ascending."""
+def memory_front(points: Mapping[str, Sequence[tuple[float, float, float | None]]], path: Path) -> Path:
+    """Perplexity and its standard deviation, None of one reading, over the experts' megabytes: {method: [(MB, mean,
+    std)]}."""
     figure, panel = plt.subplots(figsize=(7.2, 4.6))
     for place, (name, line) in enumerate(points.items()):
-        megabytes, mean, std = zip(*sorted(line), strict=True)
+        megabytes, mean, std = zip(*sorted(line, key=lambda point: point[0]), strict=True)
         panel.errorbar(
             megabytes,
             mean,
-            yerr=std,
+            yerr=[np.nan if one is None else one for one in std],
             label=name,
             color=plt.get_cmap("tab20")(place % 20),
             marker=MARKERS[place % len(MARKERS)],

@@ -61,7 +61,7 @@ class Line:
     method: str
     bits: float
     seeds: int
-    values: Mapping[str, tuple[float, float] | None]
+    values: Mapping[str, tuple[float, float | None] | None]
     p: float | None
 
 
@@ -79,12 +79,12 @@ def lines(cells: Mapping[tuple[str, float, int], Cell], reference: str) -> list[
     return made
 
 
-def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and standard deviation; None where a value is missing."""
+def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and standard deviation, which one reading does not have; None where a value is missing."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    return fmean(known), stdev(known) if len(known) > 1 else 0.0
+    return fmean(known), stdev(known) if len(known) > 1 else None
 
 
 def paired(ours: Mapping[int, dict[str, Any]], theirs: Mapping[int, dict[str, Any]]) -> float | None:
@@ -114,7 +114,7 @@ def _cells(line: Line, names: Sequence[str]) -> list[str]:
         elif digits is None:
             shown.append(significant(value[0]))
         else:
-            shown.append(figure(value[0], digits) + (f" ± {figure(value[1], digits)}" if line.seeds > 1 else ""))
+            shown.append(figure(value[0], digits) + ("" if value[1] is None else f" ± {figure(value[1], digits)}"))
     return [line.method, f"{line.bits:g}", *shown, "-" if line.p is None else f"{line.p:.2g}", str(line.seeds)]
 
 
@@ -206,15 +206,12 @@ def command(
         raise WattbitError(f"every method refuses the budgets {budgets}; give larger ones")
     write_text(out / "table.csv", as_csv(found))
     write_text(out / "table.md", markdown(found, reference) + "\n")
-    points = {
-        m: [
-            (*(line.values["expert_MB"] or (0, 0))[:1], *(line.values["perplexity"] or (0, 0)))
-            for line in found
-            if line.method == m
-        ]
-        for m in chosen
-    }
-    plots.memory_front({m: p for m, p in points.items() if p}, out / "front.svg")
+    points: dict[str, list[tuple[float, float, float | None]]] = {}
+    for line in found:
+        size, perplexity = line.values["expert_MB"], line.values["perplexity"]
+        if size and perplexity:
+            points.setdefault(line.method, []).append((size[0], *perplexity))
+    plots.memory_front(points, out / "front.svg")
     click.echo(markdown(found, reference))
     for (method, bits, each), found_cell in cells.items():
         if "refused" in found_cell:
