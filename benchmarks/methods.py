@@ -1,12 +1,13 @@
 """Every precision method on the same models: perplexity, GLUE, bytes, time, with and without retraining.
 
     python benchmarks/methods.py --data FOLDER [--task FOLDER ...] [--quick] [--json FILE] [--studies FOLDER]
+    python benchmarks/methods.py --kept results/methods.studies.json --json FILE
 
 Models: the presets wt2-e16 and wt2-e64, three training seeds each, a study (`benchmarks/study.py`) for each preset in
 a process of its own; what a study has found stays in --studies and is not redone, so that a GPU machine may take the
-studies and another machine the table. Time and energy on the FPGA are modelled, the planner's for a virtual-z2 and its
-made-up power, and taken here from the allocations. A ratio is of perplexities, or of scores turned round, above 1 where
-DMPQ is better; p is of a paired t-test over the seeds.
+studies and another machine the table, which follows from --kept too. Time and energy on the FPGA are modelled, the
+planner's for a virtual-z2 and its made-up power, and taken here from the allocations. A ratio is of perplexities, or
+of scores turned round, above 1 where DMPQ is better; p is of a paired t-test over the seeds.
 """
 
 import multiprocessing
@@ -20,7 +21,7 @@ import numpy as np
 import study
 from rows import Benchmark, Row, show, write
 from scipy.stats import ttest_rel
-from study_jobs import BOARD, STUDIED, TOKENS, WIDTHS, Record, Settings, workload
+from study_jobs import BOARD, STUDIED, TOKENS, WIDTHS, Record, Settings
 from study_records import Records, statistics
 
 from wattbit.board.targets import load
@@ -44,32 +45,38 @@ GLUE_DROP = 0.005
 QUICK: dict[str, Any] = {"budgets": (2.5,), "steps": 2, "glue_steps": 4, "iterations": 5, "judged": 4000, "workers": 1}
 
 
-def price(record: Record, allocation: Allocation) -> dict[str, float | None]:
-    """Modelled milliseconds and millijoules a token of the experts on the FPGA; None where it cannot hold them."""
-    model, target = ModelConfig.from_json(record["train"]["model"]), load(BOARD).target
-    try:
-        cost = virtual_meter(model.shape, target).cost(allocation, workload(statistics(record), model.top_k))
-    except InfeasibleError:
-        return {"ms_per_token": None, "mj_per_token": None}
-    joules = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
-    return {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": joules}
+def price(study: Record) -> None:
+    """Add modelled milliseconds and millijoules a token of the experts on the FPGA to a short study's allocations; None
+    where it cannot hold them."""
+    model, target = ModelConfig.from_json(study["train"]["model"]), load(BOARD).target
+    meter = virtual_meter(model.shape, target)
+    load_of = Workload(TOKENS, model.top_k, tuple(zip(model.expert_ids, study["frequencies"], strict=True)))
+    prices: dict[str, dict[str, float | None]] = {}
+    for one in [*study["recipes"].values(), *study["tuned"].values()]:
+        if "refused" in one:
+            continue
+        bits = one["bits"]
+        if bits not in prices:
+            try:
+                cost = meter.cost(Allocation.of(dict(zip(model.expert_ids, map(int, bits), strict=True))), load_of)
+            except InfeasibleError:
+                prices[bits] = {"ms_per_token": None, "mj_per_token": None}
+            else:
+                joules = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
+                prices[bits] = {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": joules}
+        one.update(prices[bits])
 
 
 def shortened(record: Record) -> Record:
-    """A study for the results: allocations as widths in the experts' order, no training record, with modelled times."""
-    names = ("preset", "seed", "made_with", "float", "glue", "seconds", "stats_s")
+    """A study for the results: allocations as widths in the experts' order, no training record, frequencies alone of
+    the statistics."""
+    names = ("preset", "seed", "made_with", "made_with_tasks", "float", "glue", "seconds", "stats_s")
     found: Record = {name: record[name] for name in names if name in record}
     train = record["train"]
     found["train"] = {
         name: train[name] for name in ("data", "model", "train", "valid_perplexity", "sha256", "device", "loss")
     }
-    prices: dict[str, dict[str, float | None]] = {}
-
-    def priced(allocation: Allocation) -> dict[str, float | None]:
-        if allocation.digest not in prices:
-            prices[allocation.digest] = price(record, allocation)
-        return prices[allocation.digest]
-
+    found["frequencies"] = [one.frequency for one in statistics(record)]
     for part, key in (("recipes", "recipe"), ("tuned", "allocations")):
         found[part] = {}
         for name, one in sorted(record[part].items()):
@@ -80,12 +87,20 @@ def shortened(record: Record) -> Record:
             allocation = Allocation.from_json(last)
             kept = {k: v for k, v in one.items() if k != key}
             bits = "".join(str(p.precision.weight_bits) for p in allocation.placements)
-            found[part][name] = kept | {
-                "bits": bits,
-                "mean_bits": allocation.mean_bits,
-                **priced(allocation),
-            }
+            found[part][name] = kept | {"bits": bits, "mean_bits": allocation.mean_bits}
     return found
+
+
+def kept_studies(path: Path) -> dict[str, list[Record]]:
+    """Short studies by name, as `write_tables` left them."""
+    found = read_json(path)
+    try:
+        known = all("frequencies" in one for records in found.values() for one in records)
+    except (AttributeError, TypeError):
+        known = False
+    if not known:
+        raise WattbitError(f"{path} holds no studies; give results/methods.studies.json")
+    return dict(found)
 
 
 def on_host(record: Record) -> None:
@@ -104,8 +119,9 @@ def on_host(record: Record) -> None:
             one["host_ms_per_token"] = times[one["bits"]]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation, which one reading does not have."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def pm(values: Sequence[float | None], digits: int = 2, scale: float = 1.0) -> str:
@@ -113,7 +129,7 @@ def pm(values: Sequence[float | None], digits: int = 2, scale: float = 1.0) -> s
     if not known:
         return "-"
     mean, std = spread(known)
-    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if len(known) > 1 else "")
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def rise(records: Sequence[Record], part: str, key: str, against: str | None) -> list[float]:
@@ -245,7 +261,7 @@ def rows(study_name: str, records: Sequence[Record]) -> list[Row]:
 
 
 def front(records: Sequence[Record], path: Path) -> None:
-    points: dict[str, list[tuple[float, float, float]]] = {}
+    points: dict[str, list[tuple[float, float, float | None]]] = {}
     for key in listed(records, "recipes"):
         cells = [r["recipes"][key] for r in records]
         ppl = spread([c["perplexity"]["token"] for c in cells])
@@ -291,13 +307,19 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
     "presets",
     multiple=True,
     type=click.Choice(sorted(STUDIED)),
-    help=f"Models; repeatable. By default {' and '.join(DEFAULT)}, or none where --also is given.",
+    help=f"Models; repeatable. By default {' and '.join(DEFAULT)}, or none where --also or --kept is given.",
 )
 @click.option("--also", multiple=True, help="Studies NAME-SEED.json in --studies, as they are; repeatable.")
+@click.option(
+    "--kept",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A table's NAME.studies.json: its studies as they are, at today's prices.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--untuned", is_flag=True, help="Without retraining.")
 @click.option("--judged", type=click.IntRange(2), help="Tokens of the test text that judge; by default all.")
 @click.option("--iterations", default=150, show_default=True, help="Of DMPQ's policy.")
+@click.option("--steps", default=150, show_default=True, help="Of a round of fine-tuning; there are two.")
 @click.option("--at-once", default=1, show_default=True, help="Studies at a time.")
 @click.option("--seconds", default=float("inf"), help="When a study stops; started again, it goes on.")
 @click.option("--host", is_flag=True, help="Measure the first seed's allocations on this machine; keep it quiet.")
@@ -309,19 +331,22 @@ def main(
     quick: bool,
     presets: tuple[str, ...],
     also: tuple[str, ...],
+    kept: Path | None,
     device: str,
     untuned: bool,
     judged: int | None,
     iterations: int,
+    steps: int,
     at_once: int,
     seconds: float,
     host: bool,
     studies: Path | None,
     path: Path | None,
 ) -> None:
-    presets, seeds = (("tiny",), (0, 1)) if quick else (presets or (() if also else DEFAULT), SEEDS)
+    presets, seeds = (("tiny",), (0, 1)) if quick else (presets or (() if also or kept else DEFAULT), SEEDS)
     out = studies or cache_folder() / ("methods-quick" if quick else "methods")
-    more: Record = {"judged": judged, "iterations": iterations, "retrained": not untuned} | (QUICK if quick else {})
+    more: Record = {"judged": judged, "iterations": iterations, "steps": steps, "retrained": not untuned}
+    more |= QUICK if quick else {}
     wanted = []
     for preset in presets:
         vocabulary, corpus = STUDIED[preset].model.vocab_size, read_corpus(data)
@@ -332,7 +357,11 @@ def main(
         wanted += [] if Records(one).finished else [one]
     studied(wanted, at_once)
     names = sorted({*presets, *also})
-    found = {name: [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds] for name in names}
+    found = kept_studies(kept) if kept else {}
+    found |= {name: [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds] for name in names}
+    for records in found.values():
+        for record in records:
+            price(record)
     if host:
         for records in found.values():
             on_host(records[0])

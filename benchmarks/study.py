@@ -207,14 +207,17 @@ def describe(records: Records, models: Models) -> None:
 
 
 def run(settings: Settings) -> None:
-    """The whole study, in this process and others."""
+    """The whole study, in this process and others; where it fails it ends with one line."""
+    try:
+        records = Records(settings)
+    except (WattbitError, OSError) as error:
+        raise SystemExit(f"{settings.preset}: {' '.join(str(error).split())}") from None
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(settings.workers, mp_context=spawn)
     slow_pool = ProcessPoolExecutor(settings.workers, mp_context=spawn, initializer=os.nice, initargs=(15,))
-    records = Records(settings)
-    for seed in settings.seeds:
-        records.save(seed)  # before the weights, which do not say what they were trained for
     try:
+        for seed in settings.seeds:
+            records.save(seed)  # before the weights, which do not say what they were trained for
         models = trained(settings)
         describe(records, models)
         layers = range(models.config.layers if settings.retrained else 0)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from wattbit.errors import WattbitError
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -39,3 +41,21 @@ def test_a_rise_is_against_the_same_seeds_reference(benchmark):
     records = json.loads((ROOT / "results" / "methods.studies.json").read_text())["wt2-e16"]
     assert benchmark.rise(records, "tuned", "uniform8", "uniform8") == [0, 0, 0]
     assert all(0 < rise < 1 for rise in benchmark.rise(records, "tuned", "dmpq@2.75", "uniform8"))
+
+
+def test_kept_studies_are_priced_anew(benchmark):
+    study = json.loads((ROOT / "results" / "methods.studies.json").read_text())["small-e16"][0]
+    study = study | {"recipes": {key: study["recipes"][key] for key in ("rtn@4.0", "dmpq@2.5")}, "tuned": {}}
+    for one in study["recipes"].values():
+        one["ms_per_token"] = 0.0
+    benchmark.price(study)
+    wide, narrow = study["recipes"].values()
+    assert 0 < narrow["ms_per_token"] < wide["ms_per_token"] and 0 < narrow["mj_per_token"] < wide["mj_per_token"]
+
+
+@pytest.mark.parametrize("value", [[], 3, {"a": [{}]}, {"a": {"b": 1}}])
+def test_a_file_without_studies_is_refused(benchmark, tmp_path: Path, value: object):
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(WattbitError, match=r"some\.json holds no studies; give results/methods\.studies\.json"):
+        benchmark.kept_studies(path)

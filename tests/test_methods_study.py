@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import study
+from methods import spread
+from rows import Row, show
 from study_jobs import Settings, corpus_digest, task_digest
 from study_records import Records
 
@@ -101,3 +104,17 @@ def test_a_study_whose_time_passed_is_not_finished(tmp_path: Path) -> None:
     one = settings(tmp_path, seconds=-1.0)
     Records(one).end()
     assert not Records(one).finished
+
+
+def test_a_study_that_cannot_begin_ends_with_one_line(tmp_path: Path) -> None:
+    one = settings(tmp_path)
+    Records(one).say("float")
+    with pytest.raises(SystemExit, match=r"^tiny: .* was made with steps 150, not 7; give another --studies folder$"):
+        study.run(replace(one, steps=7))
+
+
+def test_a_single_reading_has_no_deviation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spread([2.0]) == (2.0, None)
+    assert spread([1.0, 3.0])[1] == pytest.approx(2**0.5)
+    show([Row("case", "us", *spread([2.0]), *spread([1.0, 3.0]), "peer", 1.0, None, "measured", ())])
+    assert "2 against peer 2 ± 1.4" in capsys.readouterr().out
