@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from wattbit.board.targets import load
-from wattbit.cli import main
+from wattbit.cli import SECTIONS, main
 from wattbit.errors import WattbitError
 from wattbit.hls.vivado.toolchain import NEWEST, OLDEST
 from wattbit.presets import run_config
@@ -42,6 +42,13 @@ def test_every_command_and_option_has_help(name: str) -> None:
     shown = run(name, "--help")
     assert shown.exit_code == 0
     assert command.help.split(".")[0].split()[0] in shown.output
+
+
+def test_the_list_of_commands_has_each_once_and_its_first_sentence_whole() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+    shown = "".join(run("--help").output.split())  # without blanks: lines are broken at hyphens too
+    for name, command in main.commands.items():
+        assert "".join([name, *command.get_short_help_str(10**6).split()]) in shown
 
 
 def test_doctor_says_what_follows() -> None:

@@ -20,6 +20,7 @@ from wattbit.perform import RUNS, json_option, model_options, perform, run_optio
 from wattbit.presets import run_config
 from wattbit.run import Run, cache_folder
 
+WHOLE = 200  # characters: first sentences are not cut off
 FULL = ("the disk is full", "free some space and run again")
 FORBIDDEN = ("access is refused", "run in a folder that you may write to, or change its rights")
 REFUSED = {
@@ -27,9 +28,23 @@ REFUSED = {
     **{errno.EACCES: FORBIDDEN, errno.EPERM: FORBIDDEN, errno.EROFS: FORBIDDEN},
 }
 
+SECTIONS = {
+    "Everything": ("demo",),
+    "Its stages": ("train", "stats", "search", "cotrain", "export", "build", "deploy", "bench", "controls", "report"),
+    "Boards": ("board", "rollback", "generate", "meter", "calibrate", "tune", "virtual-board"),
+    "Models": ("quantize", "compile", "eval", "compare", "explain"),
+    "This machine": ("doctor", "setup"),
+}
+"""The commands as `wattbit --help` lists them."""
 
-class OneLineErrors(click.Group):
-    """Commands whose expected failures are one line on stderr and a non-zero exit status."""
+
+class Commands(click.Group):
+    """Commands whose expected failures are one line on stderr and a non-zero exit status; listed by SECTIONS."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(WHOLE)) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -49,7 +64,7 @@ class OneLineErrors(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wattbit")
 def main() -> None:
     """Mixed-precision Mixture-of-Experts, from PyTorch to FPGA and ARM boards.

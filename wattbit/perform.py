@@ -41,7 +41,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(sorted(PRESETS)),
             default="demo",
             show_default=True,
-            help="Sizes.",
+            help="Sizes of model and training: tiny for a try, wt2-* for a GPU.",
         ),
     ):
         command = option(command)

@@ -28,8 +28,8 @@ WT2_TRAIN = TrainConfig(
     steps=2000, batch=16, learning_rate=2e-3, warmup_steps=100, weight_decay=0.1, device="auto", bf16=True
 )
 
-# Fewer bits than 4 ask for longer fine-tuning. About a third of the table's damage is left after these 150 steps, so
-# 0.1 nats of it for the whole latency are some 0.03 of the loss in the end (results/first_path.md).
+# Fewer bits than 4 ask for longer fine-tuning, and it repairs most of the table's damage: in the end 0.1 nats of the
+# table for the whole latency are a few hundredths of the loss.
 DEMO_COTRAIN = CotrainSettings(search=SearchSettings(budget_bits=3.5, latency_nats=0.1), steps=75)
 
 PRESETS = {
