@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.temporary import left_in
+
 # Models are tiny and tests run side by side: more threads, and those that spin while they wait, take others' time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -34,11 +36,6 @@ def keep_sigterm() -> Iterator[None]:
 
 LINGER_S = 10
 """How long what a process that was killed leaves to its watchers may stay in the temporary folder."""
-
-
-def left_in(folder: Path) -> list[str]:
-    """What is in a temporary folder, less an empty folder that PyTorch makes there when it is imported."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("torchinductor_"))
 
 
 @pytest.fixture(scope="session", autouse=True)

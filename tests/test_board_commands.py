@@ -18,7 +18,6 @@ from wattbit.board.connect import board
 from wattbit.board.deploy import deploy
 from wattbit.cli import main
 from wattbit.commands.meter import Rail
-from wattbit.files import write_json
 from wattbit.presets import run_config
 from wattbit.run import Run
 
@@ -71,14 +70,6 @@ def test_an_external_meter_is_shown() -> None:
     result = run("meter", "--meter", f"serial:{os.ttyname(slave)}")
     assert result.exit_code == 0, result.output
     assert "watts, measured" in result.output and "2.5000" in result.output
-
-
-def test_deploy_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0))
-    write_json(made.path("stages", "deploy.json"), {"result": {"place": "wattbit/4a82"}})
-    monkeypatch.setattr("wattbit.commands.deploy.perform", lambda *_, **__: None)
-    assert run("deploy", "--run", str(made.folder)).stdout == "virtual-z2: wattbit/4a82\n"
-    assert run("deploy", "--run", str(made.folder), "--json").stdout == "", "a stage's JSON says it"
 
 
 def test_no_virtual_board_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

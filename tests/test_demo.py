@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.board_support import cache_or_skip
+from tests.temporary import left_in
+from wattbit.cli import main
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
 from wattbit.pipeline import PIPELINE
@@ -45,10 +48,6 @@ class Place:
     def run(self) -> Path:
         (found,) = (self.folder / "runs").iterdir()
         return found
-
-    def left(self) -> list[str]:
-        """What is in the temporary folder, less an empty folder that PyTorch makes there when it is imported."""
-        return [path.name for path in self.temporary.iterdir() if not path.name.startswith("torchinductor_")]
 
     def start(self, *options: str) -> "subprocess.Popen[str]":
         self.temporary.mkdir(exist_ok=True)
@@ -127,18 +126,27 @@ def test_numbers_say_where_they_come_from(finished: Place) -> None:
 
 def test_what_is_done_is_not_redone(finished: Place) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.run.rglob("*") if path.is_file()}
-    begin = time.monotonic()
     answer = json.loads(finished.demo("--json"))
-    assert time.monotonic() - begin < 10
     assert answer["stage"] == "report" and len(answer["result"]["rows"]) == len(METHODS)
     assert {path: path.stat().st_mtime_ns for path in before if path.name != ".lock"} == {
         path: at for path, at in before.items() if path.name != ".lock"
     }
 
 
+def test_deploy_says_where_the_bundle_is(finished: Place) -> None:
+    said = CliRunner().invoke(main, ["deploy", "--run", str(finished.run)])
+    board, place = said.stdout.rstrip("\n").split(": ")
+    assert board == "virtual-z2", said.output
+    assert (finished.run / "board" / place / "manifest.json").read_bytes() == (
+        finished.run / "bundle/manifest.json"
+    ).read_bytes()
+    told = json.loads(CliRunner().invoke(main, ["deploy", "--run", str(finished.run), "--json"]).stdout)
+    assert (told["stage"], told["result"]["place"]) == ("deploy", place)
+
+
 def test_nothing_is_left_behind(finished: Place) -> None:
     assert hidden(finished.run) == []
-    assert finished.left() == []
+    assert left_in(finished.temporary) == []
     assert finished.processes() == []
 
 
@@ -202,7 +210,7 @@ def interrupt(place: Place, stage: str, terminal: bool) -> bool:
         time.sleep(0.1)
     assert place.processes() == [], stage
     assert hidden(place.run) == [], stage
-    assert place.left() == [], stage
+    assert left_in(place.temporary) == [], stage
     for path in place.run.rglob("*.json"):
         json.loads(path.read_text())
     return hit
