@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -13,11 +14,14 @@ from click.testing import CliRunner
 from tests.models_support import write_text_corpus
 from wattbit.cli import main
 from wattbit.commands.compare import Line, lines, markdown
+from wattbit.commands.eval import Judge, summary
 from wattbit.commands.explain import read_allocation
-from wattbit.errors import WattbitError
+from wattbit.commands.quantize import read_recipe
+from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import write_json
-from wattbit.plan import Allocation, ExpertId
+from wattbit.plan import Allocation, Cost, ExpertId, Workload
 from wattbit.presets import run_config
+from wattbit.recipe import Recipe
 from wattbit.run import Run
 
 
@@ -61,6 +65,8 @@ def test_compare_writes_a_table_of_real_bytes_and_resumes(compared: Path, monkey
     assert sum(path.stat().st_mtime_ns == old for path, old in cells.items()) == 5
     header, *_ = before.splitlines()
     assert header in shown
+    assert "| ms/token (modelled) | mJ/token above idle (modelled) | decide, s (measured) |" in header
+    assert {row["priced"] for row in rows} == {"modelled"}
 
 
 def test_eval_agrees_with_compare(compared: Path, monkeypatch: pytest.MonkeyPatch):
@@ -69,6 +75,9 @@ def test_eval_agrees_with_compare(compared: Path, monkeypatch: pytest.MonkeyPatc
     cell = json.loads(path.read_text())
     (compared / "recipe.json").write_text(json.dumps(cell["recipe"]))
     found = json.loads(invoke("eval", "--recipe", "recipe.json", "--json"))
+    assert read_recipe(path) == read_recipe(compared / "recipe.json"), "a cell is taken as it is"
+    (compared / "evaluated.json").write_text(json.dumps(found))
+    assert read_allocation(compared / "evaluated.json") == read_recipe(path).allocation
     assert found["perplexity"] == cell["perplexity"]
     assert found["expert_bytes"] == cell["expert_bytes"]
     assert found["cost"]["provenance"] == "modelled"
@@ -137,6 +146,33 @@ def test_a_run_without_a_model_is_told_how_to_get_one(tmp_path: Path, monkeypatc
     result = CliRunner().invoke(main, ["eval"])
     assert result.exit_code == 1
     assert "make one with `wattbit train`" in result.stderr
+
+
+def test_explain_says_what_the_run_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(Path("runs"), run_config("tiny", None, "virtual-z2", 0))
+    for stage, lacks in (("stats", "statistics"), ("cotrain", "allocation of its own")):
+        result = CliRunner().invoke(main, ["explain"])
+        assert result.exit_code == 1
+        assert f"has no {lacks}; run `wattbit {stage}` with its options" in result.stderr
+        write_json(run.path("stages", f"{stage}.json"), {})
+
+
+def test_eval_says_why_a_meter_refuses():
+    class Small:
+        def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+            raise InfeasibleError("it does not fit the chip; take fewer bits")
+
+    subject = SimpleNamespace(stats=lambda _: (), top_k=1)
+    words = {"context": 4, "stride": 2, "token": 3.0, "word": 9.0}
+    judge = Judge(None, subject, "test", None, 1, 4, 2, weighed=Small())
+    recipe = Recipe("rtn", Allocation.of({ExpertId(0, 0): 4}), "rtn")
+    cost = judge._cost(recipe)
+    assert cost == {"refused": "it does not fit the chip; take fewer bits"}
+    found = {"method": "rtn", "mean_bits": 4.0, "expert_bytes": 10, "perplexity": words | {"text": "test"}, "glue": {}}
+    shown = summary(found | {"cost": cost, "tokens": {"L0E0": 3}, "rounded_to_nearest": []})
+    assert "no time or energy: it does not fit the chip; take fewer bits" in shown
+    assert "ms/token" not in shown
 
 
 def test_explain_says_where_it_cannot_write(compared: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,16 @@ from wattbit.report import figure, significant, table
 from wattbit.run import Run
 
 DIGITS = {"mean_bits": 2, "perplexity": 3, "word_perplexity": 2}
+HEADS = {
+    "mean_bits": "mean bits",
+    "expert_MB": "expert MB (packed)",
+    "perplexity": "perplexity a token (measured)",
+    "word_perplexity": "perplexity a word (measured)",
+    "ms_per_token": "ms/token",
+    "mj_per_token": "mJ/token above idle",
+    "decide_s": "decide, s (measured)",
+}
+COSTS = ("ms_per_token", "mj_per_token")
 
 Cell = dict[str, Any]
 
@@ -47,8 +57,7 @@ def metrics(found: Cell) -> dict[str, float | None]:
         "perplexity": found["perplexity"]["token"],
         "word_perplexity": found["perplexity"]["word"],
         **found["glue"],
-        "ms_per_token": cost.get("ms_per_token"),
-        "mj_per_token": cost.get("mj_per_token"),
+        **{name: cost.get(name) for name in COSTS},
         "decide_s": found["decide_s"],
     }
 
@@ -63,6 +72,8 @@ class Line:
     seeds: int
     values: Mapping[str, tuple[float, float | None] | None]
     p: float | None
+    priced: str | None
+    """How its time and energy are known: measured or modelled; None where nothing priced it."""
 
 
 def lines(cells: Mapping[tuple[str, float, int], Cell], reference: str) -> list[Line]:
@@ -75,7 +86,10 @@ def lines(cells: Mapping[tuple[str, float, int], Cell], reference: str) -> list[
     for (bits, method), by_seed in sorted(grouped.items(), key=lambda item: item[0][0]):
         names = next(iter(by_seed.values()))
         values = {name: spread([each[name] for each in by_seed.values()]) for name in names}
-        made.append(Line(method, bits, len(by_seed), values, paired(by_seed, grouped.get((bits, reference), {}))))
+        p = paired(by_seed, grouped.get((bits, reference), {}))
+        costs = [cells[method, bits, seed]["cost"] or {} for seed in by_seed]
+        priced = next((cost["provenance"] for cost in costs if "provenance" in cost), None)
+        made.append(Line(method, bits, len(by_seed), values, p, priced))
     return made
 
 
@@ -100,7 +114,9 @@ def paired(ours: Mapping[int, dict[str, Any]], theirs: Mapping[int, dict[str, An
 
 def markdown(found: Sequence[Line], reference: str) -> str:
     names = [name for name in found[0].values if any(line.values[name] for line in found)]
-    header = ["method", "budget, bits", *names, f"p against {reference}", "seeds"]
+    priced = next((f" ({line.priced})" for line in found if line.priced), "")
+    heads = [HEADS.get(name, f"GLUE {name} (measured)") + priced * (name in COSTS) for name in names]
+    header = ["method", "budget, bits", *heads, f"p against {reference}", "seeds"]
     return table(header, [_cells(line, names) for line in found])
 
 
@@ -123,12 +139,13 @@ def as_csv(found: Sequence[Line]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     names = list(found[0].values)
     writer.writerow(
-        ["method", "budget_bits", "seeds", *(f"{n}_{part}" for n in names for part in ("mean", "std")), "p"]
+        ["method", "budget_bits", "seeds", *(f"{n}_{part}" for n in names for part in ("mean", "std")), "p", "priced"]
     )
     for line in found:
         pairs = [line.values[name] or ("", "") for name in names]
         values = [value for pair in pairs for value in pair]
-        writer.writerow([line.method, line.bits, line.seeds, *values, "" if line.p is None else line.p])
+        p = "" if line.p is None else line.p
+        writer.writerow([line.method, line.bits, line.seeds, *values, p, line.priced or ""])
     return stream.getvalue()
 
 
@@ -214,8 +231,9 @@ def command(
     plots.memory_front(points, out / "front.svg")
     click.echo(markdown(found, reference))
     for (method, bits, each), found_cell in cells.items():
-        if "refused" in found_cell:
-            click.echo(f"{method} at {bits:g} bits, seed {each}: {found_cell['refused']}")
+        refused = found_cell.get("refused") or (found_cell["cost"] or {}).get("refused")
+        if refused:
+            click.echo(f"{method} at {bits:g} bits, seed {each}: {refused}")
 
 
 def _fill(run: Run, paths: Mapping[tuple[str, float], Path], seed: int, tasks: Sequence[str]) -> None:

@@ -120,13 +120,13 @@ class Judge:
         return self.model
 
     def _cost(self, recipe: Recipe | None) -> dict[str, Any] | None:
-        """Milliseconds and millijoules a token, as the meter has them; None where it has none."""
+        """Milliseconds and millijoules a token, as the meter has them, or why it refuses; None where there is none."""
         if recipe is None or self.weighed is None:
             return None
         try:
             cost = self.weighed.cost(recipe.allocation, self.workload())
-        except InfeasibleError:
-            return None
+        except InfeasibleError as error:
+            return {"refused": str(error)}
         energy = None if cost.energy_j is None else 1e3 * cost.energy_j / TOKENS
         return {"ms_per_token": 1e3 * cost.latency_s / TOKENS, "mj_per_token": energy, "provenance": cost.provenance}
 
@@ -218,7 +218,7 @@ def summary(found: dict[str, Any]) -> str:
         ["perplexity a word (measured)", figure(ppl["word"], 2)],
         *([f"GLUE {task} (measured)", figure(value, 4)] for task, value in found["glue"].items()),
     ]
-    if cost:
+    if cost and "refused" not in cost:
         lines.append([f"ms/token ({cost['provenance']})", significant(cost["ms_per_token"])])
         lines.append([f"mJ/token above idle ({cost['provenance']})", significant(cost["mj_per_token"])])
     seen = sorted(found["tokens"].values())
@@ -226,6 +226,8 @@ def summary(found: dict[str, Any]) -> str:
         ["calibration tokens an expert, least / median / most", f"{seen[0]} / {seen[len(seen) // 2]} / {seen[-1]}"]
     )
     said = [table([found["method"], ""], lines), f"window of {ppl['context']} tokens, stride {ppl['stride']}"]
+    if cost and "refused" in cost:
+        said.append(f"no time or energy: {cost['refused']}")
     if found["rounded_to_nearest"]:
         said.append(f"rounded to nearest, for too few calibration tokens: {', '.join(found['rounded_to_nearest'])}")
     return "\n".join(said)
@@ -238,7 +240,9 @@ def summary(found: dict[str, Any]) -> str:
 @click.option("--context", default=512, show_default=True, type=click.IntRange(2), help="Window of --model, tokens.")
 @click.option("--device", default="cpu", show_default=True, help="Where --model is computed: cpu, cuda.")
 @click.option(
-    "--recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON file of a recipe to evaluate."
+    "--recipe",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON file of a recipe to evaluate, or of `wattbit compare` (OUT/cells) or `wattbit eval --json`.",
 )
 @click.option("--method", help="Method that decides a recipe, for instance gptq, mcmoe, dmpq; without one: float.")
 @click.option("--bits", default=4.0, show_default=True, help="Budget of --method: mean weight bits of an expert.")

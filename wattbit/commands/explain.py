@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from wattbit.commands.quantize import recipe_record
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json, write_text
 from wattbit.perform import RUNS, json_option, run_option, writable
@@ -16,8 +17,8 @@ from wattbit.run import Run
 
 
 def read_allocation(path: Path) -> Allocation:
-    """Of a recipe's or an allocation's JSON file."""
-    record = read_json(path)
+    """Of a recipe's or an allocation's JSON file, or of what `wattbit compare` or `wattbit eval --json` gave."""
+    record = recipe_record(path)
     recipe = isinstance(record, dict) and "allocation" in record
     try:
         return Recipe.from_json(record).allocation if recipe else Allocation.from_json(record)
@@ -64,7 +65,8 @@ def text(found: dict[str, Any], sentences: list[str]) -> str:
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSON file of a recipe or an allocation; by default what the run's policy found.",
+    help="JSON file of a recipe or an allocation, or of `wattbit compare` (OUT/cells) or `wattbit eval --json`; by "
+    "default what the run's policy found.",
 )
 @click.option(
     "--out",
@@ -79,6 +81,9 @@ def command(folder: Path | None, recipe: Path | None, out: Path | None, as_json:
     from wattbit.policy.smoothing import smoothed
 
     run = Run.open(folder) if folder else Run.latest(RUNS)
+    for stage, lacks in (("stats", "statistics"), *([] if recipe else [("cotrain", "allocation of its own")])):
+        if run.record(stage) is None:
+            raise WattbitError(f"{run.folder} has no {lacks}; run `wattbit {stage}` with its options")
     stats = [ExpertStats.from_json(record) for record in read_json(run.path("stats", "stats.json"))["experts"]]
     allocation = read_allocation(recipe or run.path("cotrain", "allocation.json"))
     explained = explain(stats, allocation)

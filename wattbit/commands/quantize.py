@@ -27,7 +27,7 @@ def width_options(command: Callable[..., None]) -> Callable[..., None]:
             "--recipe",
             "recipe_file",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="JSON file of a recipe, as `wattbit compare` and `wattbit eval --json` give them.",
+            help="JSON file of a recipe, or of `wattbit compare` (OUT/cells) or `wattbit eval --json`.",
         ),
         click.argument("model"),
     ):
@@ -59,7 +59,9 @@ def one_source(recipe_file: Path | None, bits: int | None) -> None:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the quantized model."
 )
-@click.option("--data", help="GPTQ's calibration text: a folder, wikitext-103, c4; by default Python's sources.")
+@click.option(
+    "--data", help="GPTQ's calibration text: a folder, wikitext-2, wikitext-103, c4; by default Python's sources."
+)
 @click.option("--contexts", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration contexts.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(min=2), help="Tokens of each of them.")
 @click.option(
@@ -111,10 +113,15 @@ def command(
         click.echo(summary(out, result))
 
 
-def read_recipe(path: Path) -> Recipe:
+def recipe_record(path: Path) -> Any:
+    """What a file holds, or the recipe in it where it is a result of `wattbit compare` or `wattbit eval --json`."""
     record = read_json(path)
+    return record["recipe"] if isinstance(record, dict) and record.get("recipe") else record
+
+
+def read_recipe(path: Path) -> Recipe:
     try:
-        return Recipe.from_json(record)
+        return Recipe.from_json(recipe_record(path))
     except WattbitError as error:
         raise WattbitError(f"{path}: {error}") from None
 
