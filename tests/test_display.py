@@ -44,3 +44,10 @@ def test_what_has_just_begun_is_not_long(monkeypatch: pytest.MonkeyPatch, capsys
     with Display() as display:
         display("sparing fine-tuning", 1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_long_line_is_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "not vivado: it is not on PATH; " * 10
+    with Display() as display:
+        display.say(text)
+    assert capsys.readouterr().err == text + "\n"

@@ -52,7 +52,7 @@ class Display:
         raise KeyboardInterrupt
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)  # a line stays one where output goes to a file
 
     def begin(self, stage: str, title: str) -> None:
         self.heed()
