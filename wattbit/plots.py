@@ -46,19 +46,20 @@ def widths(stats: Sequence[ExpertStats], allocations: Mapping[str, Allocation], 
         panel.set_title(f"{name} (mean {allocation.mean_bits:.2f} bit)")
         panel.set_xlabel("activation frequency within the layer, %")
         panel.set_yticks(range(2, 9))
+        panel.set_ylim(1.5, 8.5)
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("weight width, bit")
     panels[0][0].legend(frameon=False)
     return save(figure, path)
 
 
-def rewards(curves: Mapping[str, Sequence[float]], path: Path) -> Path:
+def rewards(curves: Sequence[Sequence[float]], path: Path) -> Path:
     """Reward over policy updates, one line a seed and their mean."""
     figure, panel = plt.subplots(figsize=(5.4, 3.4))
-    for name, curve in curves.items():
-        panel.plot(curve, color=COLOURS[0], alpha=0.35, linewidth=1, label=name)
-    shortest = min(len(curve) for curve in curves.values())
-    mean = np.mean([list(curve)[:shortest] for curve in curves.values()], axis=0)
+    for place, curve in enumerate(curves):
+        panel.plot(curve, color=COLOURS[0], alpha=0.35, linewidth=1, label="_" * (place > 0) + "one seed")
+    shortest = min(len(curve) for curve in curves)
+    mean = np.mean([list(curve)[:shortest] for curve in curves], axis=0)
     panel.plot(mean, color=COLOURS[1], linewidth=2, label="mean")
     panel.set_xlabel("policy update")
     panel.set_ylabel("reward (modelled)")
@@ -70,13 +71,13 @@ def rewards(curves: Mapping[str, Sequence[float]], path: Path) -> Path:
 def front(
     points: Mapping[str, tuple[float, float, float]], float_perplexity: float, provenance: str, path: Path
 ) -> Path:
-    """Perplexity and its standard deviation over latency in us a token: {method: (us, mean, std)}."""
+    """Perplexity and its standard deviation over latency in µs a token: {method: (µs, mean, std)}."""
     figure, panel = plt.subplots(figsize=(5.8, 3.8))
     for place, (name, (latency_us, mean, std)) in enumerate(points.items()):
         colour = COLOURS[place % len(COLOURS)]
         panel.errorbar([latency_us], [mean], yerr=[std], fmt="o", color=colour, capsize=3, label=name)
     panel.axhline(float_perplexity, color="black", linewidth=0.8, linestyle="--", label="float")
-    panel.set_xlabel(f"accelerator time a token, us ({provenance})")
+    panel.set_xlabel(f"accelerator time a token, µs ({provenance})")
     panel.set_ylabel("validation perplexity")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8)

@@ -222,9 +222,14 @@ One training seed: differences of perplexity below about 1 % mean nothing here, 
 
 ![weight width over activation frequency](widths.png)
 
+`wattbit explain` says for each expert why.
+
 ## How the policy learned
 
 ![reward over policy updates](reward.png)
+
+Mean reward of each update's draws. In the first half the widths that get engines are drawn at random, and experts learn
+to use whichever there are; from the middle on that choice is learned too.
 
 ## Accuracy against latency
 
@@ -270,10 +275,11 @@ def write(run: Run) -> dict[str, Any]:
     bench, controls = read_json(run.path("bench", "bench.json")), read_json(run.path("controls", "controls.json"))
     found = rows(cotrain, controls, bench, read_json(run.path("build", "hls", "build.json")))
     methods = cotrain["methods"]
-    chosen = {name: Allocation.from_json(methods[name]["allocation"]) for name in ("exact", "dmpq")}
+    titles = {name: title.strip("*") for name, title in METHODS.items()}
+    chosen = {titles[name]: Allocation.from_json(methods[name]["allocation"]) for name in ("exact", "dmpq")}
     plots.widths(stats, chosen, folder / "widths.png")
-    plots.rewards({f"seed {seed}": curve for seed, curve in search["curves"].items()}, folder / "reward.png")
-    points = {r.method: (1e3 * r.ms_per_token, r.perplexity, r.perplexity_std or 0.0) for r in found}
+    plots.rewards(list(search["curves"].values()), folder / "reward.png")
+    points = {titles[r.method]: (1e3 * r.ms_per_token, r.perplexity, r.perplexity_std or 0.0) for r in found}
     provenance = cycles_provenance(bench["fpga"]["provenance"])
     plots.front(points, cotrain["float_perplexity"], provenance, folder / "front.png")
     markdown = text(run, found)
