@@ -111,15 +111,17 @@ def test_explain_names_every_expert_and_draws(compared: Path, monkeypatch: pytes
         (["compare", "--budgets", "3;4", "--out", "x"], "a list of numbers is written like 2.5,3,4, not '3;4'"),
         (["compare", "--methods", "rtn", "--reference", "best", "--out", "x"], "not 'best'"),
         (["compare", "--budgets", "1", "--out", "x"], "a budget of 1.0 bits is below the narrowest width"),
+        (["compare", "--data", "nowhere", "--out", "x"], "'nowhere' is neither a folder nor a known corpus"),
     ],
 )
 def test_bad_input_is_one_line(compared: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(compared)
+    runs = sorted(Path("runs").iterdir())
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.output
-    assert not Path("x").exists()
+    assert not Path("x").exists() and sorted(Path("runs").iterdir()) == runs
 
 
 @pytest.mark.parametrize("family", ["mixtral", "olmoe"])

@@ -15,7 +15,7 @@ from wattbit.commands.eval import Judge, judge_run
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, write_json, write_text
-from wattbit.perform import RUNS, model_options, perform, writable
+from wattbit.perform import RUNS, model_options, start, writable
 from wattbit.presets import run_config
 from wattbit.progress import Progress
 from wattbit.recipe import Budget
@@ -212,11 +212,11 @@ def command(
     writable(out)
     cells: dict[tuple[str, float, int], Cell] = {}
     for each in range(seed, seed + seeds):
-        run = Run.create(RUNS, run_config(preset, data, board, each))
-        paths = {(m, b): out / "cells" / f"{run.config.digest}{judged}-{m}-{b:g}.json" for m in chosen for b in wanted}
+        config = run_config(preset, data, board, each)
+        paths = {(m, b): out / "cells" / f"{config.digest}{judged}-{m}-{b:g}.json" for m in chosen for b in wanted}
         if not all(path.exists() for path in paths.values()):
-            perform(run, "train", as_json=False)
-            _fill(run, paths, each, tasks)
+            start(config, "train", as_json=False)
+            _fill(Run.create(RUNS, config), paths, each, tasks)
         cells |= {(m, b, each): read_json(path) for (m, b), path in paths.items()}
     found = lines(cells, reference)
     if not found:
