@@ -108,6 +108,14 @@ def _since(before: "dict[str, tuple[float, float]]", after: "dict[str, tuple[flo
     return sum((after[name][0] - joules) % limit for name, (joules, limit) in before.items())
 
 
+def _opened(library: bytes, core: str, threads: int, memory: int) -> Passes:
+    """Of a library's bytes; its file is gone once it is loaded, so that a program that is killed leaves none behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        path.write_bytes(library)
+        return Passes(path, core, threads, memory)
+
+
 def main(arguments: Iterable[str]) -> int:
     """A pass a line, from standard input; the first line brings the library and where it runs.
 
@@ -116,16 +124,13 @@ def main(arguments: Iterable[str]) -> int:
     """
     out = sys.stdout
     first: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.so"
-        path.write_bytes(base64.b64decode(first["library"]))
-        try:
-            with Passes(path, first["core"], first["threads"], first["memory"]) as passes:
-                print(json.dumps({"ready": first["core"]}), file=out, flush=True)
-                for line in sys.stdin.buffer:
-                    request = json.loads(line)
-                    seconds, joules = passes.times(**request)
-                    print(json.dumps({"seconds": seconds, "joules": joules}), file=out, flush=True)
-        except WattbitError as error:
-            print(json.dumps({"error": str(error)}), file=out, flush=True)
+    try:
+        with _opened(base64.b64decode(first["library"]), first["core"], first["threads"], first["memory"]) as passes:
+            print(json.dumps({"ready": first["core"]}), file=out, flush=True)
+            for line in sys.stdin.buffer:
+                request = json.loads(line)
+                seconds, joules = passes.times(**request)
+                print(json.dumps({"seconds": seconds, "joules": joules}), file=out, flush=True)
+    except WattbitError as error:
+        print(json.dumps({"error": str(error)}), file=out, flush=True)
     return 0
