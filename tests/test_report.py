@@ -1,10 +1,14 @@
 """The report's rows: what is simulated, what is modelled, and how figures are printed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from wattbit import pipeline
+from wattbit.presets import run_config
 from wattbit.report import METHODS, cycles_provenance, headline, main_table, rows, significant, weighed
+from wattbit.run import Run
 
 SPREAD = {"mean": 30.0, "std": None, "values": [30.0]}
 COTRAIN = {
@@ -91,3 +95,14 @@ def test_no_energy_is_said_with_its_reason() -> None:
     assert weighed({"reason": "the board has no sensor"}) == "none: the board has no sensor."
     some = {"reason": None, "net_mj_per_token": 0.25, "net_mj_per_token_half": 0.01, "absolute_mj_per_token": 0.5}
     assert weighed(some | {"provenance": "measured", "rail": "12V", "pairs": 6}).startswith("0.250 ± 0.0100 mJ a token")
+
+
+@pytest.mark.parametrize("name", ["report.py", "plots.py"])
+def test_a_report_of_other_code_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    made = Run.create(tmp_path, run_config("tiny", None, "virtual-z2", 0))
+    for file in ("report.py", "plots.py"):
+        (tmp_path / file).write_text("")
+    monkeypatch.setattr(pipeline, "PACKAGE", tmp_path)
+    before = pipeline.PIPELINE.key("report", made)
+    (tmp_path / name).write_text("x = 1")
+    assert pipeline.PIPELINE.key("report", made) != before

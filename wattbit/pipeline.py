@@ -15,7 +15,7 @@ from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Precision, Target, Workload
 from wattbit.processes import workers
 from wattbit.progress import Progress
-from wattbit.run import Pipeline, Run, Stage, cache_folder, tilings_file
+from wattbit.run import PACKAGE, Pipeline, Run, Stage, cache_folder, tilings_file
 
 if TYPE_CHECKING:
     from wattbit.hls.meter import ModelledMeter
@@ -298,7 +298,16 @@ PIPELINE = Pipeline(
             ("controls",),
             controls,
         ),
-        Stage("report", "report.md and report.html", ("bench", "controls"), (), (), ("report",), write_report),
+        Stage(
+            "report",
+            "report.md and report.html",
+            ("bench", "controls"),
+            (),
+            (),
+            ("report",),
+            write_report,
+            lambda run: (PACKAGE / "report.py", PACKAGE / "plots.py"),
+        ),
     )
 )
 
