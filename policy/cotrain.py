@@ -96,7 +96,8 @@ def cotrain(
     - methods by name: runs (one a random seed, else one: allocation, mean_bits, cost, perplexity_before and _after,
       weights: the file of its fine-tuned weights, relative to `out`), and over the runs allocation (the first's),
       mean_bits, memory_bytes and cost (means), perplexity_before and _after {mean, std, values}, fine_tuning_steps.
-      Here before is at the float weights, after is after all rounds.
+      Here before is at the float weights, after is after all rounds;
+    - left_out: controls that the hardware cannot hold, by name, with the reason.
 
     Raises WattbitError if `out` holds steps of other settings or other weights.
     """
@@ -104,13 +105,14 @@ def cotrain(
     chains = 4 + len(settings.search.random_seeds)
     total = 4 * settings.rounds + chains * (settings.rounds + 1) + 1
     loop = _Loop(Steps(learner, out / "steps", inputs, progress, total), meter, workload, settings, out)
-    rounds, allocations = loop.rounds(stats, searched)
+    rounds, allocations, left_out = loop.rounds(stats, searched)
     final = allocations[POLICY][0]
     result = {
         "float_perplexity": loop.steps.float_perplexity,
         "settings": settings.to_json(),
         "rounds": rounds,
         "methods": {name: loop.method(name, of_method) for name, of_method in allocations.items()},
+        "left_out": left_out,
     }
     loop.steps.at(loop.steps.weights(_chain(POLICY), settings.rounds)).save(out / "model.safetensors")
     write_json(out / "allocation.json", final.to_json())
@@ -135,14 +137,16 @@ class _Loop:
 
     def rounds(
         self, given: Sequence[ExpertStats] | None, searched: SearchResult | None
-    ) -> tuple[list[Record], dict[str, list[Allocation]]]:
-        """A record of each round, and the allocations of each method: the policy's of the last round, the controls' of
-        the first search, whose statistics are of the weights that they start from."""
+    ) -> tuple[list[Record], dict[str, list[Allocation]], dict[str, str]]:
+        """A record of each round, the allocations of each method, and why the hardware cannot hold other controls: the
+        policy's allocation is the last round's, the controls' are of the first search, whose statistics are of the
+        weights that they start from."""
         if searched is not None and searched.settings != self.settings.search:
             raise WattbitError("the search was made with other settings than co-training's; search again")
         allocations: dict[str, list[Allocation]] = {}
         tables = [self._stats(0, given)]
         found = self._search(0, tables, searched)
+        left_out = dict(found.left_out)
         for name, outcomes in found.methods.items():
             allocations[name] = [outcome.allocation for outcome in outcomes]
         records = [self._round(0, found)]
@@ -151,7 +155,7 @@ class _Loop:
             found = self._search(turn, tables, None)
             records.append(self._round(turn, found))
         allocations[POLICY] = [self._taken(found).allocation]
-        return records, allocations
+        return records, allocations, left_out
 
     def method(self, name: str, allocations: Sequence[Allocation]) -> Record:
         """One row of the table: fine-tune each allocation as long as the policy was, and take its perplexity."""

@@ -6,7 +6,7 @@ an allocation really does is `cotrain`'s to see.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
@@ -95,7 +95,8 @@ class SearchResult:
     curves: mean reward of each iteration's draws, for every seed. front: the allocations within the budget, among all
     that were priced, that no other beats in both damage and latency, fastest first. priced: how many there were.
     expected: the expectation of the policy of the best seed, rounded to widths within the budget (its best choice where
-    the hardware cannot hold that). draws: allocations drawn from it, within the budget.
+    the hardware cannot hold that). draws: allocations drawn from it, within the budget. left_out: why the hardware
+    cannot hold a control, by name; of random, the draws that it can hold are in `methods`.
     """
 
     settings: SearchSettings
@@ -105,6 +106,7 @@ class SearchResult:
     priced: int
     expected: Outcome
     draws: tuple[Allocation, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> Outcome:
@@ -121,6 +123,7 @@ class SearchResult:
             "priced": self.priced,
             "expected": self.expected.to_json(),
             "draws": [allocation.to_json() for allocation in self.draws],
+            "left_out": dict(self.left_out),
         }
 
     @classmethod
@@ -133,6 +136,7 @@ class SearchResult:
             record["priced"],
             Outcome.from_json(record["expected"]),
             tuple(Allocation.from_json(allocation) for allocation in record["draws"]),
+            record["left_out"],
         )
 
 
@@ -171,7 +175,7 @@ def search(
         energy_nats=settings.energy_nats,
         history=[smoothed(one) for one in history],
     )
-    choices = {
+    controls = {
         "uniform8": [problem.uniform(8)],
         "uniform4": [problem.uniform(4)],
         "linear": [linear_in_frequency(problem)],
@@ -180,20 +184,41 @@ def search(
     }
     agent = AgentSettings(iterations=settings.iterations)
     trained = {seed: learn(problem, seed, agent, progress) for seed in settings.seeds}
-    choices[POLICY] = [policy.choice for policy in trained.values()]
+    outcomes, left_out = _outcomes(problem, controls)
+    outcomes[POLICY] = tuple(Outcome.of(problem, policy.choice) for policy in trained.values())
     ahead = max(trained.values(), key=lambda policy: policy.reward)
     if save is not None:
         ahead.policy.save(save)
     drawn = ahead.policy.sample(problem, settings.draws, settings.seeds[0])
     return SearchResult(
         settings,
-        {name: tuple(Outcome.of(problem, choice) for choice in found) for name, found in choices.items()},
+        outcomes,
         {seed: policy.curve for seed, policy in trained.items()},
         tuple(Outcome.of(problem, choice) for choice in _front(problem)),
         len(problem.priced),
         _held(problem, ahead.policy.expected(problem), ahead.choice),
         tuple(problem.allocation(choice) for choice in drawn),
+        left_out,
     )
+
+
+def _outcomes(
+    problem: Problem, controls: Mapping[str, Sequence[Choice]]
+) -> tuple[dict[str, tuple[Outcome, ...]], dict[str, str]]:
+    """Outcomes of the choices that the hardware can hold, by name; for the names that have none, why."""
+    found: dict[str, tuple[Outcome, ...]] = {}
+    left_out: dict[str, str] = {}
+    for name, choices in controls.items():
+        held = []
+        for choice in choices:
+            try:
+                held.append(Outcome.of(problem, choice))
+            except InfeasibleError as error:
+                left_out[name] = str(error)
+        if held:
+            left_out.pop(name, None)
+            found[name] = tuple(held)
+    return found, left_out
 
 
 def _held(problem: Problem, choice: Choice, instead: Choice) -> Outcome:

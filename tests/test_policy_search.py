@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.policy_fakes import WIDTHS, AdditiveMeter, SharedChipMeter, make_stats, make_workload
-from wattbit.errors import WattbitError
-from wattbit.plan import ExpertStats
+from wattbit.errors import InfeasibleError, WattbitError
+from wattbit.plan import Allocation, Cost, ExpertStats, Workload
 from wattbit.policy.search import SearchResult, SearchSettings, search, spread
 from wattbit.policy.smoothing import smoothed
 
@@ -95,3 +95,21 @@ def test_smoothing_needs_one_set_of_widths() -> None:
     odd = replace(STATS[0], damage=STATS[0].damage[1:])
     with pytest.raises(WattbitError, match="damage at the same widths"):
         smoothed((odd, *STATS[1:]))
+
+
+class OneClassMeter(AdditiveMeter):
+    """A chip with room for a single engine."""
+
+    def cost(self, allocation: Allocation, workload: Workload) -> Cost:
+        if len(allocation.classes) > 1:
+            raise InfeasibleError("the chip cannot hold the allocation (lut: 2 of 1)")
+        return super().cost(allocation, workload)
+
+
+def test_a_control_that_the_chip_cannot_hold_is_left_out_and_why() -> None:
+    settings = replace(SETTINGS, iterations=4, seeds=(0,), budget_bits=4.5)
+    found = search(STATS, OneClassMeter(), make_workload(STATS), settings)
+    assert set(found.methods) == {"uniform8", "uniform4", "dmpq"}
+    assert set(found.left_out) == {"linear", "random", "exact"}
+    assert found.left_out["exact"] == "the chip cannot hold the allocation (lut: 2 of 1)"
+    assert SearchResult.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -7,7 +7,7 @@ import pytest
 
 from wattbit import pipeline
 from wattbit.presets import run_config
-from wattbit.report import METHODS, cycles_provenance, headline, main_table, rows, significant, weighed
+from wattbit.report import METHODS, cycles_provenance, headline, left_out, main_table, rows, significant, weighed
 from wattbit.run import Run
 
 SPREAD = {"mean": 30.0, "std": None, "values": [30.0]}
@@ -20,7 +20,8 @@ COTRAIN = {
             "perplexity_after": SPREAD | ({"std": 0.7, "values": [29.0, 30.0, 31.0]} if name == "random" else {}),
         }
         for name in METHODS
-    }
+    },
+    "left_out": {},
 }
 CONTROLS = {
     name: {
@@ -67,6 +68,20 @@ def test_the_table_prints_tiny_figures_and_says_where_cycles_are_from() -> None:
     assert lines[0].endswith("| 120.0 | 239.0 | 240.0 | 0.00240 | - |")
     assert lines[-1].endswith("| 200.0 | 249.0 | 250.0 | 0.00250 | 0.000531 |")
     assert cycles_provenance("measured") == "simulated; DMPQ measured"
+
+
+def test_a_control_that_the_chip_cannot_hold_has_no_row_but_a_reason() -> None:
+    fits = {name: method for name, method in COTRAIN["methods"].items() if name not in ("uniform8", "random")}
+    why = {"uniform8": "lut: 3342 of 2400", "random": "lut: 3000 of 2400"}
+    some = {"methods": fits, "left_out": why}
+    found = rows(some, CONTROLS, BENCH, BUILD)
+    assert [row.method for row in found] == ["uniform4", "linear", "exact", "dmpq"]
+    assert headline(found, "simulated").startswith("DMPQ against uniform 4 bit: 0 % less")
+    assert (
+        left_out(some)
+        == " No row for uniform 8 bit: lut: 3342 of 2400. No row for random, same budget: lut: 3000 of 2400."
+    )
+    assert headline(found[-1:], "simulated") == "DMPQ: the chip can hold none of the controls."
 
 
 def test_the_headline_is_the_policy_against_static_8_bit() -> None:

@@ -69,13 +69,13 @@ class Row:
 
 
 def rows(cotrain: dict[str, Any], controls: dict[str, Any], bench: dict[str, Any], hls: dict[str, Any]) -> list[Row]:
-    """The table's rows, in the order of METHODS; `hls` is the policy's build."""
+    """The table's rows, in the order of METHODS, of those that the chip can hold; `hls` is the policy's build."""
     plan, simulation = hls["plan"], hls["simulation"]
     planned = plan["batch_cycles"] / plan["batch"]
     modelled = simulation["modelled_cycles"] * bench["packets_per_token"] / simulation["vectors"]
     board = bench["fpga"] | {"planned_cycles_per_token": planned, "modelled_cycles_per_token": modelled}
     found = []
-    for name in METHODS:
+    for name in (name for name in METHODS if name in cotrain["methods"]):
         method = cotrain["methods"][name]
         on_board = name == "dmpq"
         run = board if on_board else controls[name]
@@ -155,16 +155,18 @@ def main_table(found: list[Row], board_provenance: str) -> str:
 
 
 def headline(found: list[Row], board_provenance: str) -> str:
-    """The policy against static 8 bit, in a sentence."""
-    uniform8, dmpq = found[0], found[-1]
-    saved = 1 - dmpq.memory_bytes / uniform8.memory_bytes
-    faster = uniform8.ms_per_token / dmpq.ms_per_token
-    planned = uniform8.planned_cycles_per_token / dmpq.planned_cycles_per_token
-    worse = dmpq.perplexity / uniform8.perplexity - 1
+    """The policy against static 8 bit, or against the first control that the chip can hold; a sentence."""
+    static, dmpq = found[0], found[-1]
+    if static is dmpq:
+        return "DMPQ: the chip can hold none of the controls."
+    saved = 1 - dmpq.memory_bytes / static.memory_bytes
+    faster = static.ms_per_token / dmpq.ms_per_token
+    planned = static.planned_cycles_per_token / dmpq.planned_cycles_per_token
+    worse = dmpq.perplexity / static.perplexity - 1
     return (
-        f"DMPQ against uniform 8 bit: {100 * saved:.0f} % less expert memory (modelled), {faster:.2f}x the speed "
-        f"({cycles_provenance(board_provenance)}, one batch; {planned:.2f}x modelled over many), "
-        f"perplexity {100 * worse:+.2f} % (measured after equal fine-tuning)."
+        f"DMPQ against {METHODS[static.method]}: {100 * saved:.0f} % less expert memory (modelled), "
+        f"{faster:.2f}x the speed ({cycles_provenance(board_provenance)}, one batch; {planned:.2f}x modelled over "
+        f"many), perplexity {100 * worse:+.2f} % (measured after equal fine-tuning)."
     )
 
 
@@ -208,8 +210,8 @@ top-{model["top_k"]}, on {corpus["tokens"]["train"]:,} tokens of {corpus["corpus
 
 *Measured*: taken on this machine, the validation perplexity. *Simulated*: taken in a simulation, the accelerator's
 cycles in its Verilated RTL and the power of the virtual board's rail. *Modelled*: computed by a formula, the planner's.
-Every method's engines were simulated with its own fine-tuned weights and routed vectors, bit-exact against PyTorch;
-`random` is the mean over {len(cotrain["methods"]["random"]["runs"])} allocations, its cycles are of the first.
+Every method's engines were simulated with its own fine-tuned weights and routed vectors, bit-exact against
+PyTorch{drawn(cotrain)}.{left_out(cotrain)}
 *This batch*: {tokens:,.0f} tokens spread over validation text. On the very packets that were simulated the cycle model
 is off by {100 * max(abs(row.model_error) for row in found):.2f} % at most. *Any batch*: what the search priced, the
 planner's expectation over batches drawn from the routing frequencies; this one batch is up to
@@ -256,6 +258,19 @@ LUT, FF, DSP and BRAM of each engine out of context, counted by {hls["engines"][
 """
 
 
+def drawn(cotrain: dict[str, Any]) -> str:
+    """How many allocations the random control is of."""
+    if "random" not in cotrain["methods"]:
+        return ""
+    runs = cotrain["methods"]["random"]["runs"]
+    return f";\n`random` is the mean over {len(runs)} allocations, its cycles are of the first"
+
+
+def left_out(cotrain: dict[str, Any]) -> str:
+    """A line for each control that has no row, with the reason."""
+    return "".join(f" No row for {METHODS[name]}: {why}." for name, why in cotrain["left_out"].items())
+
+
 def weighed(energy: dict[str, Any]) -> str:
     """The energy's lines of the report: a figure with its interval, or why there is none."""
     if energy["reason"]:
@@ -276,7 +291,9 @@ def write(run: Run) -> dict[str, Any]:
     found = rows(cotrain, controls, bench, read_json(run.path("build", "hls", "build.json")))
     methods = cotrain["methods"]
     titles = {name: title.strip("*") for name, title in METHODS.items()}
-    chosen = {titles[name]: Allocation.from_json(methods[name]["allocation"]) for name in ("exact", "dmpq")}
+    chosen = {
+        titles[name]: Allocation.from_json(methods[name]["allocation"]) for name in ("exact", "dmpq") if name in methods
+    }
     plots.widths(stats, chosen, folder / "widths.png")
     plots.rewards(list(search["curves"].values()), folder / "reward.png")
     points = {titles[r.method]: (1e3 * r.ms_per_token, r.perplexity, r.perplexity_std or 0.0) for r in found}

@@ -45,8 +45,10 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
         if missing:
             raise WattbitError(f"{', '.join(missing)} must be done before torchrun's processes; run `wattbit search`")
         if os.environ["RANK"] != "0":
-            with team_learner(run).together():
-                return
+            if asked or PIPELINE.pending("cotrain", run):
+                with team_learner(run).together():
+                    pass
+            return
     if not asked:
         perform(run, "cotrain", as_json)
         return
@@ -55,7 +57,8 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     if asked.get("widths") == "sampled" and not settings.search.draws:
         settings = replace(settings, search=replace(settings.search, draws=DRAWS))
     settings = replace(settings, **asked)
-    place = run.path("cotrainings", digest_json(settings.to_json()))
+    made_by = PIPELINE.key("cotrain", run)  # other statistics or other code begin another co-training
+    place = run.path("cotrainings", digest_json([settings.to_json(), made_by]))
     with run.lock(), Display() as display:
         display.begin("cotrain", "co-training with options")
         result = cotrain_at(run, settings, place, display)
@@ -66,3 +69,5 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     for name, method in result["methods"].items():
         before, after = (method[f"perplexity_{when}"]["mean"] for when in ("before", "after"))
         click.echo(f"  {name:<9} {method['mean_bits']:.2f} bits, perplexity {before:.2f}, fine-tuned {after:.2f}")
+    for name, why in result["left_out"].items():
+        click.echo(f"  {name:<9} left out: {why}")
