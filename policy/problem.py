@@ -189,8 +189,9 @@ class Problem:
         if set(found) != set(self.experts):
             raise WattbitError("the allocation is of another model than the statistics; take that model's")
         if not set(found.values()) <= set(index):
-            used, known = (sorted({bits for bits, _ in of}) for of in (found.values(), index))
-            raise WattbitError(f"the allocation uses widths {used}, the search {known}; add them")
+            used = ", ".join(f"{bits} bits on {engine}" for bits, engine in sorted(set(found.values()) - set(index)))
+            known = ", ".join(f"{bits} on {engine}" for bits, engine in sorted(index))
+            raise WattbitError(f"the allocation has {used}, the search {known}; take one of the search's")
         return np.array([index[found[e]] for e in self.experts])
 
     def uniform(self, bits: int) -> Choice:

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,12 @@ def test_missing_and_broken_json(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"a": ')
     with pytest.raises(WattbitError, match="is not JSON"):
         read_json(tmp_path / "bad.json")
+
+
+def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_json(tmp_path / "secret.json", 1)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "secret.json").stat().st_mode & 0o777 == 0o600

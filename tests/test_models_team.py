@@ -91,3 +91,6 @@ def test_co_training_by_two_processes_is_that_of_one(tmp_path: Path):
         assert method["allocation"] == methods[name]["allocation"]
         after = methods[name]["perplexity_after"]["mean"]
         assert method["perplexity_after"]["mean"] == pytest.approx(after, rel=0.02)
+    perform(run, "cotrain", as_json=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "cotrain: done already" in done.stdout + done.stderr

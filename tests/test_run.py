@@ -1,12 +1,16 @@
 """Run folders: done stages are not redone, changed ones are, interrupted ones leave no record."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wattbit import perform
+from wattbit import run as runs
 from wattbit.errors import WattbitError
+from wattbit.presets import run_config
 from wattbit.progress import Progress, silent
 from wattbit.run import Pipeline, Run, RunConfig, Stage
 
@@ -72,6 +76,42 @@ def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
     run = Run.create(tmp_path, config(a=1))
     with run.lock(), pytest.raises(WattbitError, match="in use by another command"), run.lock():
         pass
+
+
+def test_a_second_start_leaves_the_firsts_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perform, "RUNS", tmp_path)
+    given = run_config("tiny", None, "virtual-z2", 0)
+    create, held = Run.create, ExitStack()
+
+    def create_and_lose(root: Path, config: RunConfig) -> Run:
+        run = create(root, config)
+        held.enter_context(run.lock())
+        return run
+
+    monkeypatch.setattr(Run, "create", create_and_lose)
+    with held, pytest.raises(WattbitError, match="in use by another command"):
+        perform.start(given, "data", as_json=False)
+    assert (tmp_path / given.digest / "config.json").is_file()
+
+
+def test_a_start_that_fails_at_once_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perform, "RUNS", tmp_path)
+    with pytest.raises(WattbitError, match="nowhere"):
+        perform.start(run_config("tiny", str(tmp_path / "nowhere"), "virtual-z2", 0), "data", as_json=False)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["shell.py", "recipe.py", "part/own.py"])
+def test_code_that_folders_share_counts_as_each_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "part").mkdir()
+    for file in (*runs.SHARED, "part/own.py"):
+        (tmp_path / file).write_text("")
+    monkeypatch.setattr(runs, "PACKAGE", tmp_path)
+    before = runs.code_digest.__wrapped__("part")
+    (tmp_path / name).write_text("x = 1")
+    assert runs.code_digest.__wrapped__("part") != before
 
 
 def test_latest_of_none(tmp_path: Path) -> None:

@@ -67,8 +67,28 @@ def writable(out: Path) -> Path:
 
 def perform(run: Run, last: str, as_json: bool) -> None:
     """Run what is missing up to the stage `last`, showing progress; then say what it found."""
+    with run.lock():
+        _perform(run, last)
+    _say(run, last, as_json)
+
+
+def start(config: RunConfig, last: str, as_json: bool) -> None:
+    """Perform on the run of a configuration; a new run whose first stage fails leaves no folder."""
+    new = not (RUNS / config.digest).exists()
+    run = Run.create(RUNS, config)
+    with run.lock():  # whose holder alone may remove the folder
+        try:
+            _perform(run, last)
+        except WattbitError:
+            if new and not any(run.path("stages").glob("*.json")):
+                shutil.rmtree(run.folder)
+            raise
+    _say(run, last, as_json)
+
+
+def _perform(run: Run, last: str) -> None:
     check(run)
-    with run.lock(), Display() as display:
+    with Display() as display:
         pending = PIPELINE.pending(last, run)
         display.say(f"run {run.folder}")
         for stage in pending:
@@ -78,20 +98,11 @@ def perform(run: Run, last: str, as_json: bool) -> None:
             display.say(f"  {stage.name:<8} {stage.title}: {record['seconds']:.1f} s")
         if not pending:
             display.say(f"  {last}: done already, nothing has changed")
+
+
+def _say(run: Run, last: str, as_json: bool) -> None:
     result = (run.record(last) or {})["result"]
     if as_json:
         click.echo(json.dumps({"run": str(run.folder), "stage": last, "result": result}, indent=1))
     elif "summary" in result:
         click.echo(result["summary"])
-
-
-def start(config: RunConfig, last: str, as_json: bool) -> None:
-    """Perform on the run of a configuration; a new run whose first stage fails leaves no folder."""
-    new = not (RUNS / config.digest).exists()
-    run = Run.create(RUNS, config)
-    try:
-        perform(run, last, as_json)
-    except WattbitError:
-        if new and not any(run.path("stages").glob("*.json")):
-            shutil.rmtree(run.folder)
-        raise

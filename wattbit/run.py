@@ -23,6 +23,7 @@ from wattbit.files import digest_json, read_json, sha256_file, write_json, write
 from wattbit.progress import Progress
 
 PACKAGE = Path(__file__).resolve().parent
+SHARED = ("plan.py", "arith.py", "shell.py", "recipe.py")  # what folders share
 CODE_SUFFIXES = (".py", ".sv", ".v", ".c", ".h", ".cpp", ".cu", ".toml", ".sh")
 
 
@@ -40,10 +41,10 @@ def tilings_file(board: str) -> Path:
 
 @cache
 def code_digest(part: str) -> str:
-    """Digest of one folder's source files and of the shared types and arithmetic."""
+    """Digest of one folder's source files and of what the folders share: types, arithmetic, registers and packets."""
     files = [path for path in (PACKAGE / part).resolve().rglob("*") if path.suffix in CODE_SUFFIXES]
     total = hashlib.sha256()
-    for path in [PACKAGE / "plan.py", PACKAGE / "arith.py", *sorted(files)]:
+    for path in [*(PACKAGE / name for name in SHARED), *sorted(files)]:
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:16]
 

@@ -12,7 +12,7 @@ import click
 
 from wattbit.display import Display
 from wattbit.errors import WattbitError
-from wattbit.files import digest_json, read_json, write_json
+from wattbit.files import digest_json, read_json, sha256_file, write_json
 from wattbit.metering import both, search_meter
 from wattbit.perform import RUNS, SEED, json_option, perform, run_option
 from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
@@ -50,6 +50,12 @@ class Asked:
     measure: int | None = None
     hosts: tuple[str, ...] = ()
     seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Of what was asked; another calibration or policy at the same path is another question."""
+        files = [*self.calibrations, *([self.policy] if self.policy else [])]
+        return digest_json([asdict(self), [sha256_file(Path(path)) for path in files if Path(path).is_file()]])
 
 
 class Share(click.ParamType[float]):
@@ -123,7 +129,7 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     perform(run, "stats", as_json=False)
     with run.lock(), Display() as display:
         display.begin("search", "policy with options")
-        place = run.path("searches", digest_json(asdict(asked)))
+        place = run.path("searches", asked.digest)
         with priced(run, asked, place, display) as (price, engines):
             result = look(run, asked, place, price, engines, display)
     if as_json:
