@@ -261,12 +261,14 @@ def rows(study_name: str, records: Sequence[Record]) -> list[Row]:
 
 
 def front(records: Sequence[Record], path: Path) -> None:
+    """Draw perplexity over bytes, not retrained, where there are methods to compare."""
     points: dict[str, list[tuple[float, float, float | None]]] = {}
     for key in listed(records, "recipes"):
         cells = [r["recipes"][key] for r in records]
         ppl = spread([c["perplexity"]["token"] for c in cells])
         points.setdefault(key.partition("@")[0], []).append((cells[0]["bytes"] / 1e6, *ppl))
-    memory_front({name: sorted(set(line)) for name, line in points.items()}, path)
+    if len(points) > 1:
+        memory_front({name: sorted(set(line)) for name, line in points.items()}, path)
 
 
 def studied(settings: Sequence[Settings], at_once: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from wattbit.errors import WattbitError
+from wattbit.plots import memory_front
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,3 +60,10 @@ def test_a_file_without_studies_is_refused(benchmark, tmp_path: Path, value: obj
     path.write_text(json.dumps(value))
     with pytest.raises(WattbitError, match=r"some\.json holds no studies; give results/methods\.studies\.json"):
         benchmark.kept_studies(path)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_same_points_are_the_same_picture(tmp_path: Path, suffix: str):
+    points = {"dmpq": [(2.0, 20.0, 0.5), (1.0, 21.0, None)], "random": [(1.0, 23.0, 0.1)]}
+    first, again = (memory_front(points, tmp_path / f"{name}.{suffix}").read_bytes() for name in ("first", "again"))
+    assert first == again

@@ -18,8 +18,10 @@ MARKERS = "osD^vP*X"
 
 
 def save(figure: Figure, path: Path) -> Path:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    """The figure in a file, which the same data makes the same to the byte."""
+    dated = {"Date": None} if path.suffix == ".svg" else None
+    with atomic(path) as temporary, plt.rc_context({"svg.hashsalt": "wattbit"}):  # elements' names, else drawn anew
+        figure.savefig(temporary, dpi=110, bbox_inches="tight", metadata=dated)
     plt.close(figure)
     return path
 
