@@ -6,14 +6,14 @@ A meter is named in one word:
 |---|---|
 | `serial:/dev/ttyUSB0` or `serial:/dev/ttyUSB0@9600` | lines from a serial or USB port, 115200 baud if not said |
 | `tcp:HOST:PORT` | the same lines from a network socket |
-| `csv:FILE` | a file that the meter's own software writes, during the measurement or before this one ends |
+| `csv:FILE` | a file that the meter's own software writes during the measurement |
 
 A line is one reading: watts (`2.093`, `2.093 W`), or fields in any order, `w=2.093` or `v=5.081 a=0.412`, with blanks
-or commas between. Its time is that of its arrival. A CSV file has a header: `time_s` (seconds since 1970, UTC) and
-`power_w`, or `voltage_v` and `current_a`.
+or commas between. Its time is that of its arrival; lines that arrive together are spread over the time since those
+before. A CSV file has a header: `time_s` (seconds since 1970, UTC) and `power_w`, or `voltage_v` and `current_a`.
 
-The board's clock is tied to this machine's by asking for its time around every window; half the fastest answer's way
-bounds the error, which is far below a window's margin.
+The board's clock is tied to this machine's by asking for its time after every pair of windows; half the fastest
+answer's way bounds the error, which is far below a window's margin.
 """
 
 import csv
@@ -25,7 +25,7 @@ import socket
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ BROKEN_LINES = 20
 CONNECT_S = 5.0
 SILENT_S = 5.0
 POLL_S = 0.1
+READ_BYTES = 1 << 16  # more than a port holds: readings that came together are read together
 CLOCK_JUMP_S = 0.5
 ASKS = 5
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -115,31 +116,39 @@ class LineMeter:
         return taken
 
     def _listen(self) -> None:
-        broken, rest, lines = 0, b"", [b""]
+        broken, rest, read_s = 0, b"", self._last_s
         try:
             while not self._ended.is_set() and broken < BROKEN_LINES:
                 if not select.select([self._port], [], [], POLL_S)[0]:
                     continue
-                now_s = time.monotonic()
-                data = os.read(self._port, 4096)
+                before_s, read_s = read_s, time.monotonic()
+                data = os.read(self._port, READ_BYTES)
                 if not data:
                     self._failure = "it has closed the connection"
                     return
                 *lines, rest = (rest + data).split(b"\n")
+                powers_w = []
                 for line in lines:
-                    broken = 0 if self._take(now_s, line.decode(errors="replace")) else broken + 1
+                    try:
+                        powers_w.append(parse_line(line.decode(errors="replace")))
+                        broken = 0
+                    except WattbitError:
+                        broken += 1
+                self._take(before_s, read_s, powers_w)
         except OSError as error:
             self._failure = str(error)
         if broken >= BROKEN_LINES:
             self._failure = f"{broken} lines in a row are no reading, the last one {lines[-1][:60]!r}"
 
-    def _take(self, now_s: float, line: str) -> bool:
-        try:
-            self._samples.append(PowerSample(now_s, parse_line(line)))
-        except WattbitError:
-            return False
-        self._last_s = now_s
-        return True
+    def _take(self, before_s: float, now_s: float, powers_w: Sequence[float]) -> None:
+        """Keep readings that came together: the last one at this read's time, the others evenly back to the one before.
+
+        Of one time, they would have no integral.
+        """
+        if powers_w:
+            times_s = [now_s - (now_s - before_s) * k / len(powers_w) for k in reversed(range(len(powers_w)))]
+            self._samples.extend([PowerSample(*each) for each in zip(times_s, powers_w, strict=True)])
+            self._last_s = now_s
 
 
 class CsvMeter:

@@ -4,7 +4,7 @@ The interval is looked at after 5, 7, 10, 14, ... pairs, not after each: who sto
 states too narrow an interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, Literal, Protocol
@@ -109,7 +109,7 @@ class Weighing:
                     allocation_digest=self._manifest["allocation_digest"],
                     rail=entries[0]["rail"],
                     provenance=entries[0]["provenance"],
-                    samples=tuple(PowerSample(*sample) for entry in entries for sample in entry["samples"]),
+                    samples=_in_order(PowerSample(*sample) for entry in entries for sample in entry["samples"]),
                     windows=tuple(Window(*window) for entry in entries for window in entry["windows"]),
                     tokens=sum(entry["packets"] for entry in entries) // per_token,
                     cycles=None if None in cycles else sum(cycles),
@@ -190,6 +190,16 @@ class _Segment:
         tie = ClockTie.of(lambda: float(self._agent.request("clock")["time_s"]))
         readings = tie.on_board(self._meter.samples())
         return [(sample.time_s, sample.power_w) for sample in readings], self._meter.rail, "measured"
+
+
+def _in_order(samples: Iterable[PowerSample]) -> tuple[PowerSample, ...]:
+    """The samples less those that are not later than all before: each pair ties the clocks anew, so that the readings
+    of two may overlap by the ties' error."""
+    kept: list[PowerSample] = []
+    for sample in samples:
+        if not kept or sample.time_s > kept[-1].time_s:
+            kept.append(sample)
+    return tuple(kept)
 
 
 def _require_movement(windows: list[Window], samples: list[tuple[float, float]], rail: str) -> None:

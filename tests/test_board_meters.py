@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,21 @@ def test_a_serial_meter_is_read_as_its_lines_arrive(port: tuple[int, str]) -> No
         found = wait_for(meter, 2)
     assert [sample.power_w for sample in found] == [1.5, 2.0]
     assert before_s <= found[0].time_s <= found[1].time_s <= time.monotonic()
+
+
+def test_lines_that_come_together_are_spread_over_the_time_since_those_before(port: tuple[int, str]) -> None:
+    master, name = port
+    with open_meter(f"serial:{name}") as meter:
+        for burst in range(3):
+            time.sleep(0.1)
+            os.write(master, b"".join(b"%d.%d\n" % (burst, k) for k in range(4)))
+        found = wait_for(meter, 12)
+    times_s = [sample.time_s for sample in found]
+    assert [sample.power_w for sample in found] == [burst + k / 10 for burst in range(3) for k in range(4)]
+    gaps_s = [b - a for a, b in pairwise(times_s)]
+    assert min(gaps_s) > 0, "none has another's time, as integrals need"
+    for burst in range(1, 3):
+        assert gaps_s[4 * burst - 1 : 4 * burst + 3] == pytest.approx([gaps_s[4 * burst]] * 4, abs=1e-6)
 
 
 def test_a_meter_that_talks_nonsense_is_lost(port: tuple[int, str]) -> None:

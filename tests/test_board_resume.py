@@ -16,6 +16,7 @@ from wattbit.board.bench import Settings, bench
 from wattbit.board.bundle import pack
 from wattbit.board.client import AgentClient
 from wattbit.board.journal import Journal
+from wattbit.board.meters import ClockTie
 from wattbit.board.weigh import Weighing
 from wattbit.errors import ToolError, WattbitError
 from wattbit.plan import PowerSample
@@ -214,6 +215,26 @@ def test_an_external_meters_readings_are_put_on_the_boards_clock(
     weighed.run(lambda pair: None)
     assert weighed.energy is not None and weighed.energy.net_j == pytest.approx(0.5 * 12, abs=0.1)
     assert weighed.energy.rail == "csv:meter" and weighed.energy.provenance == "measured"
+
+
+def test_readings_that_overlap_where_two_pairs_tie_the_clocks_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The offset of every other pair is 0.15 s more: the first reading of the next one is before the last of it."""
+    agent, asked = FakeAgent(wobble), [0]
+
+    def tie(board_time: Callable[[], float]) -> ClockTie:
+        asked[0] += 1
+        return ClockTie(500.0 - 0.15 * (asked[0] % 2), 0.15)
+
+    monkeypatch.setattr(weigh, "open_meter", lambda name: FakeMeter(agent))
+    monkeypatch.setattr(ClockTie, "of", tie)
+    weighed = weighing(tmp_path, agent, Settings(meter="csv:meter"))
+    weighed.run(lambda pair: None)
+    (measurement,) = weighed.measurements()
+    times_s = [sample.time_s for sample in measurement.samples]
+    assert times_s == sorted(set(times_s)) and len(times_s) < sum(len(pair["samples"]) for pair in weighed.pairs)
+    assert weighed.energy is not None and weighed.energy.net_j == pytest.approx(0.5 * 12, abs=0.15)
 
 
 def test_a_meter_is_not_put_to_a_virtual_board(tmp_path: Path) -> None:
