@@ -46,10 +46,10 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def compare(case: str, tables: dict[int, Methods]) -> list[Row]:
-    """Rows of DMPQ against each control; `tables` by seed."""
+    """Rows of DMPQ against each control that the chip holds in every seed; `tables` by seed."""
     seeds, methods = tuple(tables), list(tables.values())
     rows = []
-    for peer in [name for name in methods[0] if name != OURS]:
+    for peer in [name for name in methods[0] if name != OURS and all(name in table for table in methods)]:
         pairs = [(readings(table[OURS]), readings(table[peer])) for table in methods]
         for metric, provenance in pairs[0][0]:
             ours, ours_std = spread([mine[metric, provenance] for mine, _ in pairs])
