@@ -1,6 +1,6 @@
 """Prices routings on a design that is on a board: launches of chosen packets through the agent, in clock cycles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from wattbit.errors import WattbitError
 from wattbit.plan import Allocation, Cost, ExpertId, Provenance, Workload
 
 WINDOW_S = 3.0  # of a batch that is weighed
+SEED = 1
 
 
 class Agent(Protocol):
@@ -53,13 +54,14 @@ class LaunchMeter:
             raise WattbitError("the board has the design of another allocation; build and deploy this one first")
         routed = self._route(workload)
         cycles, joules = 0, 0.0
+        random = np.random.default_rng(SEED)
         for batch in routed.counts:
             names = [str(e) for e, vectors in zip(routed.experts, batch, strict=True) for _ in range(int(vectors))]
-            x = np.zeros((len(names), self._manifest["model"]["d_model"]), np.int8)
-            taken = self._agent.request("run", engine="fpga", experts=names, x=encode_array(x))["cycles"]
+            x = encode_array(self._vectors(names, random))
+            taken = self._agent.request("run", engine="fpga", experts=names, x=x)["cycles"]
             cycles += taken
             if self._weighed:
-                joules += self._power_w(names, encode_array(x)) * taken / self._hertz
+                joules += self._power_w(names, x) * taken / self._hertz
         share = workload.tokens / workload.batch / len(routed.counts)
         provenance: Provenance = "simulated" if self._manifest["toolchain"] == "virtual" else "measured"
         weights = sum(record["bits"][0] for record in self._manifest["experts"].values())
@@ -67,6 +69,12 @@ class LaunchMeter:
         memory = weights * 2 * shape["d_model"] * shape["d_hidden"] // 8
         energy = joules * share if self._weighed else None
         return Cost(cycles / self._hertz * share, energy, memory, provenance)
+
+    def _vectors(self, names: Sequence[str], random: np.random.Generator) -> NDArray[np.int8]:
+        """Inputs [N, D] for these experts."""
+        act_bits = np.array([self._manifest["experts"][name]["bits"][1] for name in names])
+        half = 1 << (act_bits[:, None] - 1)
+        return random.integers(-half, half, (len(names), self._manifest["model"]["d_model"])).astype(np.int8)
 
     def _power_w(self, experts: list[str], x: str) -> float:
         """Mean power of the board's rail while these packets are launched again and again."""
