@@ -121,6 +121,12 @@ def test_unknown_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: in
     assert not list(folder.glob("stages/*.json")), "found before anything is trained"
 
 
+def test_a_file_in_the_place_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    fails_in_one_line(run("train", "--preset", "tiny"), "a file lies in the place of a folder at runs", "move it")
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 @pytest.mark.parametrize("name", [None, "here"])
 def test_a_host_that_refuses_to_write(

@@ -26,6 +26,7 @@ FORBIDDEN = ("access is refused", "run in a folder that you may write to, or cha
 REFUSED = {
     **{errno.ENOSPC: FULL, errno.EDQUOT: FULL},
     **{errno.EACCES: FORBIDDEN, errno.EPERM: FORBIDDEN, errno.EROFS: FORBIDDEN},
+    errno.ENOTDIR: ("a file lies in the place of a folder", "move it or run elsewhere"),
 }
 
 SECTIONS = {
