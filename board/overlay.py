@@ -5,7 +5,6 @@ memory ports and memory map, and the shell as one IP with named registers, so th
 `overlay.wattbit_0.register_map.CTRL` works.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from wattbit.board.agent import bitstream
+from wattbit.clock import ZYNQ_PLL_MHZ, ZYNQMP_PLL_MHZ, divisors
 from wattbit.errors import WattbitError
 from wattbit.files import write_bytes, write_text
 from wattbit.plan import Target
@@ -22,7 +22,6 @@ SHELL_BYTES = 0x10000
 INTERFACE = "s_axi_ctrl"
 MASTERS = ("m_axi_mem",)
 PL_CLOCKS = 4
-DIVISOR_MAX = 63
 DDR_HIGH = 0x1FFFFFFF  # of the first 512 MB, which every board has
 CTRL_FIELDS = {"START": 0, "DONE": 1, "IDLE": 2}
 
@@ -64,7 +63,7 @@ ZYNQ = ProcessingSystem(
     divisor="PCW_FCLK{clock}_PERIPHERAL_DIVISOR{stage}",
     source="PCW_FCLK{clock}_PERIPHERAL_CLKSRC",
     frequency="PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ",
-    source_mhz=1000.0,
+    source_mhz=ZYNQ_PLL_MHZ,
 )
 ZYNQMP = ProcessingSystem(
     arch="zynquplus",
@@ -78,7 +77,7 @@ ZYNQMP = ProcessingSystem(
     divisor="PSU__CRL_APB__PL{clock}_REF_CTRL__DIVISOR{stage}",
     source="PSU__CRL_APB__PL{clock}_REF_CTRL__SRCSEL",
     frequency=FREQUENCY,
-    source_mhz=1500.0,
+    source_mhz=ZYNQMP_PLL_MHZ,
 )
 
 
@@ -89,18 +88,6 @@ def processing_system(part: str) -> ProcessingSystem:
     if part.startswith(("xczu", "xck26")):
         return ZYNQMP
     raise WattbitError(f"part {part} is neither Zynq-7000 (xc7z...) nor Zynq UltraScale+ (xczu..., xck26...)")
-
-
-def divisors(source_mhz: float, clock_mhz: float) -> tuple[int, int]:
-    """The two dividers, each up to DIVISOR_MAX, of the highest clock from `source_mhz` that is at most `clock_mhz`."""
-    total = math.ceil(source_mhz / clock_mhz * (1 - 1e-6))
-    while True:
-        second = next((d for d in range(1, DIVISOR_MAX + 1) if total % d == 0 and total // d <= DIVISOR_MAX), None)
-        if second is not None:
-            return total // second, second
-        total += 1
-        if total > DIVISOR_MAX**2:
-            raise WattbitError(f"no divider makes a clock of {clock_mhz:g} MHz from {source_mhz:g} MHz")
 
 
 def write_overlay(design_digest: str, target: Target, folder: Path, masters: Sequence[str] = MASTERS) -> None:

@@ -25,7 +25,7 @@ class Bitstream:
     """What a toolchain made of a design.
 
     bit, hwh: bitstream and hardware handoff; None where the toolchain writes none. libraries: the Verilated design by
-    architecture. clock_mhz: what the board shall clock the design with. fmax_mhz: the highest clock by the tools'
+    architecture. clock_mhz: what the board's dividers deliver to the design. fmax_mhz: the highest clock by the tools'
     timing analysis, None where there was none. utilisation: `lut`, `ff`, `dsp` and `bram18` in use, as far as the tools
     say. tool_versions: by tool. seed: of placement, where one was taken. checks: what was checked and how it came out.
     hardware_tested is False: no board was at hand to try any of them.

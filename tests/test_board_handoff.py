@@ -11,9 +11,10 @@ import pytest
 
 from tests.board_support import cache_or_skip
 from tests.vivado_support import clock_of, vivados_handoff
-from wattbit.board.overlay import FREQUENCY, divisors, handoff, with_clock
+from wattbit.board.overlay import FREQUENCY, handoff, with_clock
 from wattbit.board.ssh import Connection
 from wattbit.board.virtual import VirtualBoard
+from wattbit.clock import divisors
 from wattbit.errors import WattbitError
 from wattbit.shell import Register
 

@@ -4,17 +4,19 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.hls_shell_support import stub, stubs
 from tests.vivado_support import STUB, TIMING, UTILISATION, install, reports
+from wattbit.board.overlay import FREQUENCY, handoff, with_clock
 from wattbit.board.targets import known, load
 from wattbit.errors import WattbitError
 from wattbit.hls.shell import ShellRtl, build_shell
 from wattbit.hls.simulate import verilator
 from wattbit.hls.vivado.processor import processor
-from wattbit.hls.vivado.reports import Timing, last_error, timing, utilisation, version
+from wattbit.hls.vivado.reports import Timing, clock, last_error, timing, utilisation, version
 from wattbit.hls.vivado.script import implementation, quote, synthesis
 from wattbit.hls.vivado.toolchain import VivadoToolchain
 from wattbit.hls.vivado.wrapper import ports, wrapper
@@ -57,7 +59,8 @@ def vivado(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_board_builds(name: str, shell: ShellRtl, vivado: Path, tmp_path: Path) -> None:
     target = load(name).target
     built = VivadoToolchain().build(shell, target, tmp_path / "out")
-    assert (built.toolchain, built.part, built.clock_mhz) == ("vivado", target.part, target.clock_mhz)
+    assert (built.toolchain, built.part) == ("vivado", target.part)
+    assert target.clock_mhz and built.clock_mhz <= target.clock_mhz * (1 + 1e-6)
     assert built.bit and built.bit.is_file() and built.hwh and built.hwh.is_file()
     assert built.utilisation == {"lut": 12345, "ff": 23456, "dsp": 64, "bram18": 29}
     assert built.tool_versions == {"vivado": "2023.2"} and not built.hardware_tested
@@ -135,10 +138,40 @@ def test_missed_setup_lowers_the_clock_and_missed_hold_is_refused(
 ) -> None:
     reports(tmp_path, monkeypatch, setup=-2.5, hold=0.01)
     built = VivadoToolchain().build(shell, Z2, tmp_path / "late")
-    assert (built.fmax_mhz, built.clock_mhz) == (80.0, 80.0)
+    assert (built.fmax_mhz, built.clock_mhz) == (80.0, 1000 / 13)
     reports(tmp_path, monkeypatch, setup=1.0, hold=-0.05)
     with pytest.raises(WattbitError, match=r"hold requirements are missed by 0\.05 ns.*timing\.rpt"):
         VivadoToolchain().build(shell, Z2, tmp_path / "hold")
+
+
+@pytest.mark.parametrize(("setup", "fmax_mhz", "divisor"), [(0.05, 189.3, 8), (0.0, 187.5, 8), (-0.3, 177.5, 9)])
+def test_slack_is_of_the_clock_that_the_ps_delivers(
+    setup: float,
+    fmax_mhz: float,
+    divisor: int,
+    shell: ShellRtl,
+    vivado: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A KV260 that is asked for 200 MHz gives 187.5: a slack of -0.3 ns is of 5.333 ns, and the next clock is 166.7."""
+    reports(tmp_path, monkeypatch, setup=setup, hold=0.05)
+    built = VivadoToolchain().build(shell, replace(KV260, clock_mhz=200.0), tmp_path / "out")
+    assert built.fmax_mhz == fmax_mhz
+    assert built.clock_mhz == pytest.approx(1499.985 / divisor)
+    assert built.hwh
+    values = {
+        p.get("NAME"): p.get("VALUE")
+        for p in ElementTree.fromstring(with_clock(built.hwh.read_text(), built.clock_mhz)).iter("PARAMETER")
+    }
+    assert float(values[FREQUENCY] or "") == pytest.approx(built.clock_mhz), "what is set is what is reported"
+
+
+def test_a_handoff_without_a_clock_is_refused() -> None:
+    for text in ("", "<A/>", handoff("xc7z020clg400-1", 50.0)):
+        with pytest.raises(WattbitError, match="names no PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ with its dividers"):
+            clock(text, processor(str(KV260.part)))
+    assert clock(handoff("xc7z020clg400-1", 66.0), processor("xc7z020clg400-1")) == (62.5, 1000.0)
 
 
 @pytest.mark.parametrize("found", ["2019.1", "2022.1", "2031.1"])

@@ -344,7 +344,27 @@ proc do_launch_runs {options rest} {
     puts $log "INFO: \[Common 17-206\] Exiting Vivado"
   }
   close $log
-  file copy -force $::env(STUB_HANDOFF) project/wattbit.gen/sources_1/bd/wattbit/hw_handoff/wattbit.hwh
+  product project/wattbit.gen/sources_1/bd/wattbit/hw_handoff/wattbit.hwh [handoff]
+}
+
+# PL clock 0 as the PS has it: the PLL, whose oscillator is a little slow, over a whole number.
+proc handoff {} {
+  if {[info exists ::CELL(processing_system7_0)]} {
+    set names {PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ PCW_FCLK0_PERIPHERAL_DIVISOR0 PCW_FCLK0_PERIPHERAL_DIVISOR1}
+    lassign {processing_system7 1000.0} ip pll
+    set asked $::CONFIG(processing_system7_0,PCW_FPGA0_PERIPHERAL_FREQMHZ)
+  } else {
+    set names {PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ PSU__CRL_APB__PL0_REF_CTRL__DIVISOR0
+      PSU__CRL_APB__PL0_REF_CTRL__DIVISOR1}
+    lassign {zynq_ultra_ps_e 1499.985} ip pll
+    set asked $::CONFIG(zynq_ultra_ps_e_0,PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ)
+  }
+  set divisor [expr {int(ceil($pll / $asked - 1e-4))}]
+  set text "<EDKSYSTEM><MODULES><MODULE MODTYPE=\"$ip\"><PARAMETERS>\n"
+  foreach name $names value [list [format %.6f [expr {$pll / $divisor}]] $divisor 1] {
+    append text "<PARAMETER NAME=\"$name\" VALUE=\"$value\"/>\n"
+  }
+  return "$text</PARAMETERS></MODULE></MODULES></EDKSYSTEM>"
 }
 
 proc product {path text} {

@@ -75,8 +75,6 @@ exec "{tclsh}" "{STUB}" "$source" >"$log" 2>&1
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     reports(tmp_path, monkeypatch, setup=2.0, hold=0.02)
-    (tmp_path / "handoff").write_text(vivados_handoff())
-    monkeypatch.setenv("STUB_HANDOFF", str(tmp_path / "handoff"))
     return program
 
 

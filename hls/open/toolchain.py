@@ -3,11 +3,11 @@
 import importlib.metadata
 import importlib.util
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from wattbit.clock import ZYNQ_PLL_MHZ, delivered_mhz
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_bytes, write_json
 from wattbit.hls.accelerator import Arch, verilate
@@ -81,7 +81,7 @@ class OpenToolchain:
             bit=out / "wattbit.bit",
             hwh=None,
             libraries={},
-            clock_mhz=min(clock_mhz, float(math.floor(routed.fmax_mhz))),
+            clock_mhz=delivered_mhz(ZYNQ_PLL_MHZ, min(clock_mhz, routed.fmax_mhz)),
             fmax_mhz=routed.fmax_mhz,
             utilisation=dict(zip(("lut", "ff", "dsp", "bram18"), resources.counts, strict=True)),
             tool_versions=found.versions | {"yosys": netlist.version(), "verilator": _verilator()},

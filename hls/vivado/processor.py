@@ -12,7 +12,8 @@ class Processor:
 
     control, memory: its AXI ports to and from the logic, each with its clock pin. base: where the design's registers
     lie. settings: what every design sets; memory_settings: what a design sets for each memory port that it uses.
-    external: whether its DDR and fixed pins must be made external.
+    frequency: the setting that asks for PL clock 0. delivered, divisors: how its handoff names the clock that there is
+    and the dividers that make it. external: whether its DDR and fixed pins must be made external.
     """
 
     ip: str
@@ -26,6 +27,8 @@ class Processor:
     settings: Mapping[str, str]
     memory_settings: Mapping[str, str]
     frequency: str
+    delivered: str
+    divisors: tuple[str, str]
     external: bool
 
     @property
@@ -60,6 +63,8 @@ ZYNQ = Processor(
     },
     memory_settings={"PCW_USE_S_AXI_HP{n}": "1", "PCW_S_AXI_HP{n}_DATA_WIDTH": "64"},
     frequency="PCW_FPGA0_PERIPHERAL_FREQMHZ",
+    delivered="PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ",
+    divisors=("PCW_FCLK0_PERIPHERAL_DIVISOR0", "PCW_FCLK0_PERIPHERAL_DIVISOR1"),
     external=True,
 )
 ZYNQMP = Processor(
@@ -81,6 +86,8 @@ ZYNQMP = Processor(
     },
     memory_settings={"PSU__USE__S_AXI_GP{gp}": "1", "PSU__SAXIGP{gp}__DATA_WIDTH": "64"},
     frequency="PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ",
+    delivered="PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ",
+    divisors=("PSU__CRL_APB__PL0_REF_CTRL__DIVISOR0", "PSU__CRL_APB__PL0_REF_CTRL__DIVISOR1"),
     external=False,
 )
 

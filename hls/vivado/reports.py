@@ -1,11 +1,13 @@
-"""What Vivado's reports say: slack, resources, its version, and the error that it stopped at."""
+"""What Vivado's reports say: clock, slack, resources, its version, and the error that it stopped at."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from wattbit.errors import WattbitError
+from wattbit.hls.vivado.processor import Processor
 
 # Site types of 7 series and UltraScale+ in `report_utilization`; a block RAM tile is two of 18 Kb.
 SITES = {
@@ -24,8 +26,23 @@ class Timing:
     hold_ns: float
 
     def fmax_mhz(self, clock_mhz: float) -> float:
-        """The highest clock whose setup requirement is met, given that it was `clock_mhz`."""
+        """The highest clock whose setup requirement is met, given that the design was constrained to `clock_mhz`."""
         return 1000.0 / (1000.0 / clock_mhz - self.setup_ns)
+
+
+def clock(handoff: str, ps: Processor) -> tuple[float, float]:
+    """PL clock 0 and the PLL that it is divided from, in MHz, from Vivado's `.hwh`.
+
+    The PS has few frequencies near the one that was asked for; this is the one that Vivado constrained the design to.
+    """
+    try:
+        found = {one.get("NAME"): one.get("VALUE") for one in ElementTree.fromstring(handoff).iter("PARAMETER")}
+        clock_mhz, first, second = (float(found[name] or "") for name in (ps.delivered, *ps.divisors))
+    except (ElementTree.ParseError, KeyError, ValueError):
+        raise WattbitError(
+            f"Vivado's handoff names no {ps.delivered} with its dividers; its format is unknown"
+        ) from None
+    return clock_mhz, clock_mhz * first * second
 
 
 def timing(report: str) -> Timing:

@@ -1,16 +1,16 @@
 """Toolchain `vivado`: project, block design, implementation, reports and bitstream. Untested on hardware."""
 
-import math
 import os
 import shutil
 from pathlib import Path
 
+from wattbit.clock import delivered_mhz
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json, write_text
 from wattbit.hls.shell import ShellRtl
 from wattbit.hls.toolchain import Bitstream, ToolchainName
 from wattbit.hls.vivado.processor import processor
-from wattbit.hls.vivado.reports import last_error, timing, utilisation, version
+from wattbit.hls.vivado.reports import clock, last_error, timing, utilisation, version
 from wattbit.hls.vivado.script import BIT, CHECKPOINT, HANDOFF, TIMING, UTILISATION, implementation, synthesis
 from wattbit.hls.vivado.wrapper import WRAPPER, wrapper
 from wattbit.plan import Target
@@ -54,9 +54,8 @@ class VivadoToolchain:
         files = [(shell.folder / name).absolute() for name in (*shell.sources, *shell.memories)]
         files.append((out / f"{WRAPPER}.v").absolute())
         found = _version()
-        first = synthesis(
-            processor(target.part), target.part, target.clock_mhz, shell.masters, target.memory_ports, files
-        )
+        ps = processor(target.part)
+        first = synthesis(ps, target.part, target.clock_mhz, shell.masters, target.memory_ports, files)
         progress("Vivado: synthesis", 0, 2)
         _step(out, "synthesis", first, [shell.digest, found], [CHECKPOINT, HANDOFF])
         progress("Vivado: implementation", 1, 2)
@@ -69,14 +68,15 @@ class VivadoToolchain:
             raise WattbitError(
                 f"hold requirements are missed by {-slack.hold_ns:g} ns at any clock; see {out / TIMING}"
             )
-        fmax_mhz = slack.fmax_mhz(target.clock_mhz)
+        clock_mhz, pll_mhz = clock((out / HANDOFF).read_text(encoding="utf-8"), ps)
+        fmax_mhz = slack.fmax_mhz(clock_mhz)
         return Bitstream(
             toolchain="vivado",
             part=target.part,
             bit=out / BIT,
             hwh=out / HANDOFF,
             libraries={},
-            clock_mhz=target.clock_mhz if slack.setup_ns >= 0 else float(math.floor(fmax_mhz)),
+            clock_mhz=delivered_mhz(pll_mhz, min(clock_mhz, fmax_mhz)),
             fmax_mhz=round(fmax_mhz, 1),
             utilisation=utilisation((out / UTILISATION).read_text(encoding="utf-8")),
             tool_versions={"vivado": found or ""},
