@@ -3,7 +3,7 @@
 Which experts are streamed, where not all fit on the chip, `hls.mixtures` proposes. For each proposal `hls.teams` says
 how many engines, and which, each width may get, by what they are expected to take. The most promising choices are
 priced on sampled batches, and the best of those improved: a width for which launches wait gets faster engines while
-they fit, and free block RAM takes more experts from the streams.
+they fit, if need be by another's getting slower ones, and free block RAM takes more experts from the streams.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ from wattbit.hls.datapaths import Chip, Option
 from wattbit.hls.engine_class import SETS_MAX, Home
 from wattbit.hls.mixtures import BRAM18_BITS, Group, Mixtures
 from wattbit.hls.shares import Shares, divide
-from wattbit.hls.teams import MOST, Pace, Table, choices, members, smallest, streaming
+from wattbit.hls.teams import MOST, Pace, Table, choices, exchanges, members, smallest, streaming
 from wattbit.hls.traffic import Floats, Traffic
 from wattbit.plan import Precision
 
@@ -32,6 +32,7 @@ IMPROVED = 3  # of what was priced, the fastest, that is improved
 ROUNDS = 6  # of improvement at most
 CANDIDATES = 6  # faster teams that a width tries in each
 STEP_GAIN = 0.995  # a better team must bring the launches' time below this share
+WAITING = 2  # widths, those for which launches wait longest, for which another may take a slower team
 MATTERS = 0.005  # a width for which launches wait less of their time takes no better team
 FILLS = 4  # rounds of filling free block RAM
 SEARCH_BATCHES = 64  # sampled batches that the search looks at; the plan's time is of all
@@ -102,9 +103,10 @@ class Search:
             distinct.setdefault(id(groups), (parts, groups, team))
         found = []
         for parts, groups, team in list(distinct.values())[:IMPROVED]:
-            found.append(self.improve(parts, groups, team))
+            steps = self.improved(parts, groups, team)
+            found.append(steps[-1])
             if any(group.home == "stream" for group in groups):
-                found += self.refilled(self.lean(groups) or found[-1])
+                found += [more for some in (*steps, self.lean(groups)) if some for more in self.refilled(some)]
         best = min(found, key=self.rank, default=None)
         return best and min([best, *self.refilled(best)], key=self.rank)
 
@@ -153,7 +155,7 @@ class Search:
         groups = self.groups(filled)
         for _, _, team in self.hopes(groups):
             if self.holds(made := self.parts(groups, team)):
-                return [filled, self.improve(made, groups, team)]
+                return [filled, self.improved(made, groups, team)[-1]]
         return [filled]
 
     def expected(self, groups: Sequence[Group], team: Sequence[int]) -> float:
@@ -164,30 +166,37 @@ class Search:
         ]
         return float(np.max(busy, axis=0).sum()) / busy[0].shape[1]
 
-    def improve(self, parts: list[Part], groups: Sequence[Group], team: Sequence[int]) -> list[Part]:
-        """Give groups faster teams while those fit, first the group that alone holds up the launches most."""
-        for _ in range(ROUNDS):
-            better = next(self.faster(parts, groups, team), None)
-            if better is None:
-                break
-            parts, team = better
-        return parts
+    def improved(self, parts: list[Part], groups: Sequence[Group], team: Sequence[int]) -> list[list[Part]]:
+        """These engines and ever faster ones, where a group that holds up the launches has got a faster team."""
+        found = [parts]
+        while len(found) <= ROUNDS and (better := next(self.faster(found[-1], groups, team), None)):
+            team = better[1]
+            found.append(better[0])
+        return found
 
     def faster(
         self, parts: Sequence[Part], groups: Sequence[Group], team: Sequence[int]
     ) -> Iterator[tuple[list[Part], Sequence[int]]]:
-        """Engines that are faster than these, and their teams, with one group's exchanged."""
-        least, tables = self.slowest(parts), [self.table(group)[0] for group in groups]
+        """Engines that are faster than these, and their teams: one group's exchanged, or that of another for it."""
+        least = self.slowest(parts)
+        for other in self.others(parts, groups, team):
+            made = self.parts(groups, other)
+            if self.holds(made) and self.slowest(made) < STEP_GAIN * least:
+                yield made, other
+
+    def others(self, parts: Sequence[Part], groups: Sequence[Group], team: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Teams worth trying in place of these, which have a faster one for a group that launches wait for."""
+        tables, scales = zip(*map(self.table, groups), strict=True)
+        waiting = self.waiting(parts, groups)
         counts = np.array([table.counts[at] for table, at in zip(tables, team, strict=True)])
         spare = self.chip.room - counts.sum(axis=0)
-        for i in self.waiting(parts, groups):
+        for i in waiting:
             time = tables[i].time
             fits = (tables[i].counts <= counts[i] + spare).all(axis=1) & (time < time[team[i]])
             for at in sorted(np.flatnonzero(fits).tolist(), key=time.__getitem__)[:CANDIDATES]:
-                other = (*team[:i], at, *team[i + 1 :])
-                made = self.parts(groups, other)
-                if self.holds(made) and self.slowest(made) < STEP_GAIN * least:
-                    yield made, other
+                yield (*team[:i], at, *team[i + 1 :])
+        for i in waiting[:WAITING]:
+            yield from exchanges(tables, scales, team, i, self.chip.room)[:CANDIDATES]
 
     def waiting(self, parts: Sequence[Part], groups: Sequence[Group]) -> list[int]:
         """Groups for which launches wait, first that for which they wait longest."""

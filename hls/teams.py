@@ -22,6 +22,9 @@ LARGEST = (0.0, 0.0, 0.5642, 0.8463, 1.0294, 1.163, 1.2672, 1.3522, 1.4236)
 UNLIKE = 4  # engines of a team that may all differ
 PACES = 4  # the fastest, of which engines of a team may be
 MOST = 8  # engines of a team
+LOOKED_AT = 100  # teams of a table, the fastest, in an exchange
+EXCHANGES = 6  # with each other table that are proposed
+SLOWER = 1.2  # times the slowest team's cycles, which the one that is to be slower may be expected to take
 # What LUTs (and flip-flops), DSPs and block RAM may be worth beside each other.
 PRICES = tuple((lut, 0.1 * lut, 1 - lut, ram) for lut, ram in product((0.03, 0.25, 0.5, 0.75, 0.97), (0.05, 1.0)))
 
@@ -150,6 +153,36 @@ def choices(tables: Sequence[Table], scales: Sequence[float], room: Ints) -> dic
         key, value = (tuple(int(one[step]) for one, step in zip(teams, some, strict=True)) for some in (lean, full))
         found[key] = value
     return found
+
+
+def exchanges(
+    tables: Sequence[Table], scales: Sequence[float], team: Sequence[int], faster: int, room: Ints
+) -> list[tuple[int, ...]]:
+    """`team` with a faster one of table `faster` and a slower one of another, which fit the room [4] together.
+
+    For each other the EXCHANGES that are expected to take least; in all, those first. scales: as for `choices`.
+    """
+    times = [table.time * scale for table, scale in zip(tables, scales, strict=True)]
+    before = [float(time[at]) for time, at in zip(times, team, strict=True)]
+    spare = room - sum(table.counts[at] for table, at in zip(tables, team, strict=True))
+    found = []
+    for slower in (g for g in range(len(tables)) if g != faster):
+        left = spare + tables[faster].counts[team[faster]] + tables[slower].counts[team[slower]]
+        least = max((before[g] for g in range(len(tables)) if g not in (faster, slower)), default=0.0)
+        some = []
+        for g, low, high in ((faster, 0.0, before[faster]), (slower, before[slower], SLOWER * max(before))):
+            fits = (tables[g].counts <= left).all(axis=1) & (times[g] > low) & (times[g] < high)
+            at = np.flatnonzero(fits)
+            some.append(at[np.argsort(times[g][at], kind="stable")[:LOOKED_AT]])
+        one, two = some
+        fits = (tables[faster].counts[one][:, None] + tables[slower].counts[two] <= left).all(axis=2)
+        time = np.where(fits, np.maximum(times[faster][one][:, None], times[slower][two]), np.inf)
+        for at in np.argsort(time, axis=None, kind="stable")[: min(EXCHANGES, int(fits.sum()))].tolist():
+            i, j = divmod(at, two.size)
+            other = list(team)
+            other[faster], other[slower] = int(one[i]), int(two[j])
+            found.append((max(float(time[i, j]), least), tuple(other)))
+    return [other for _, other in sorted(found)]
 
 
 def smallest(counts: Sequence[Ints], room: Ints) -> tuple[int, ...] | None:

@@ -117,6 +117,16 @@ def test_more_of_anything_is_not_slower() -> None:
             assert plan(allocation, SHAPE, replace(small, **more), load).cycles <= 1.1 * slow.cycles
 
 
+@pytest.mark.parametrize("seed", [0, 6, 9, 11])
+def test_three_widths_are_about_as_fast_where_nothing_needs_to_stream(seed: int) -> None:
+    """The same LUTs with ten times the block RAM, in which weights take LUTs, too: some time may be lost."""
+    rng, target = random.Random(seed), replace(Z2, lut=42560, dsp=176, memory_ports=4)
+    odd = rng.sample(EXPERTS, 6)
+    allocation = Allocation.of({e: 2 if e in odd[:3] else 4 if e in odd else 3 for e in EXPERTS})
+    both = [cycles(allocation, ExpertShape(128, 256), replace(target, bram18=n), workload(seed)) for n in (280, 2800)]
+    assert both[0] and both[1] and both[1] <= 1.15 * both[0]
+
+
 def test_where_dsps_are_short_logic_multiplies() -> None:
     """Without a DSP to spare beside requantisation's, an allocation of few bits is as fast in logic."""
     few = replace(Z2, dsp=24)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wattbit.hls.shares import divide
-from wattbit.hls.teams import LARGEST, MOST, Pace, Table, choices, members, smallest, streaming
+from wattbit.hls.teams import LARGEST, MOST, Pace, Table, choices, exchanges, members, smallest, streaming
 
 PACES = 5
 CYCLES = np.repeat(1024.0 / 2 ** np.arange(PACES), 2)  # of each level: two a pace, the fastest last
@@ -62,6 +62,23 @@ def test_choices_fit_and_what_is_left_makes_them_no_slower(seed: int) -> None:
             assert (sum(one.counts[at] for one, at in zip(tables, some, strict=True)) <= room).all()
         assert all(one.time[b] <= one.time[a] for one, a, b in zip(tables, lean, full, strict=True))
     assert not choices(tables, scales, np.array([1, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_exchange_makes_one_team_faster_and_another_slower_and_fits(seed: int) -> None:
+    tables, scales = [table(3 * seed + i) for i in range(3)], (1.0, 0.4, 2.0)
+    room = np.array([9000, 12000, 9000, 15000])
+    (team, *_) = choices(tables, scales, room).values()
+    found = [exchanges(tables, scales, team, i, room) for i in range(3)]
+    assert any(found)
+    for i, others in enumerate(found):
+        times = [[one.time[at] * s for one, s, at in zip(tables, scales, other, strict=True)] for other in others]
+        before = [one.time[at] * s for one, s, at in zip(tables, scales, team, strict=True)]
+        for other, after in zip(others, times, strict=True):
+            assert (sum(one.counts[at] for one, at in zip(tables, other, strict=True)) <= room).all()
+            assert after[i] < before[i] and sum(a > b for a, b in zip(after, before, strict=True)) == 1
+            assert sum(a != b for a, b in zip(other, team, strict=True)) == 2
+        assert [max(after) for after in times] == sorted(max(after) for after in times)
 
 
 @pytest.mark.parametrize("seed", range(40))
