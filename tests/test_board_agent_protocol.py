@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from wattbit.arith import ExpertInts, forward
 from wattbit.board.agent.session import PROTOCOL, Session, decode_array, encode_array
 from wattbit.board.bundle import pack
 from wattbit.errors import WattbitError
+from wattbit.plan import ExpertId
 from wattbit.tvm_schedules.compile import build
 from wattbit.tvm_schedules.cores import host_core
 
@@ -191,6 +193,37 @@ def test_arm_kernels_give_the_deployed_arithmetic(tmp_path: Path) -> None:
             assert (y[rows] == forward(ints, known["x"][rows])).all()
     with pytest.raises(WattbitError, match=f"the kernels are for {target.core}, virtual-z2 has cortex-a53"):
         pack(replace(parts, kernels=tmp_path / "arm"), TARGET, tmp_path / "other")
+
+
+def test_the_time_of_the_cores_is_of_warm_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that the kernels move: 100 s to open them, 10 s an expert at first, then 1 s, and once a minute."""
+    now_s = [0.0]
+    opened: list[Path] = []
+
+    class Kernels:
+        def __init__(self, folder: Path) -> None:
+            now_s[0] += 100
+            opened.append(folder)
+            self.calls = 0
+
+        def forward(self, expert: ExpertId, x: NDArray[np.int8]) -> NDArray[np.int8]:
+            self.calls += 1
+            now_s[0] += 10 if self.calls <= EXPERTS else 60 if self.calls == 2 * EXPERTS else 1
+            return x
+
+    parts = make_parts(tmp_path)
+    (tmp_path / "arm").mkdir()
+    (tmp_path / "arm/kernels.json").write_text(json.dumps({"core": TARGET.core}))
+    pack(replace(parts, kernels=tmp_path / "arm", toolchain="vivado"), TARGET, tmp_path / "bundle")
+    monkeypatch.setattr("wattbit.tvm_schedules.boardside.Kernels", Kernels)
+    monkeypatch.setattr("wattbit.board.agent.session.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setenv("WATTBIT_PART", "xc7z020")
+    session = Session(tmp_path / "bundle", load_stub)
+    session.load()
+    assert len(opened) == 1 and now_s == [100]
+    assert [session.run("arm")["wall_s"] for _ in range(2)] == [EXPERTS, EXPERTS]
+    session.load()
+    assert len(opened) == 1, "what resets an accelerator opens nothing again"
 
 
 def test_an_agent_at_work_ends_when_its_host_goes_away(run: Path) -> None:
