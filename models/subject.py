@@ -89,7 +89,8 @@ class ModelSubject:
     def gate_ratios(self) -> tuple[float, ...]:
         if self.top_k == 1:
             raise WattbitError("a model that sends each token to one expert has no second gate; leave pruning out")
-        return tuple((t.gates[:, 1] / t.gates[:, 0]).median().item() for t in self._trace())
+        largest = (t.gates.topk(2, dim=1).values for t in self._trace())  # DeepSeek routes in no order
+        return tuple((two[:, 1] / two[:, 0]).median().item() for two in largest)
 
     def channel_activity(self) -> Mapping[ExpertId, tuple[float, ...]]:
         """The mean is over the tokens that the expert saw, 0 where there were none; the norm over all matrices that
