@@ -10,7 +10,8 @@ A meter is named in one word:
 
 A line is one reading: watts (`2.093`, `2.093 W`), or fields in any order, `w=2.093` or `v=5.081 a=0.412`, with blanks
 or commas between. Its time is that of its arrival; lines that arrive together are spread over the time since those
-before. A CSV file has a header: `time_s` (seconds since 1970, UTC) and `power_w`, or `voltage_v` and `current_a`.
+before. A CSV file has a header: `time_s` (seconds since 1970, UTC) and `power_w`, or `voltage_v` and `current_a`. What
+it holds may come late, but by less than SILENT_S: a pair of windows is kept once a reading after its end is there.
 
 The board's clock is tied to this machine's by asking for its time after every pair of windows; half the fastest
 answer's way bounds the error, which is far below a window's margin.

@@ -4,6 +4,7 @@ The interval is looked at after 5, 7, 10, 14, ... pairs, not after each: who sto
 states too narrow an interval.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
@@ -13,7 +14,7 @@ from wattbit.board.bundle import engine_of
 from wattbit.board.client import AgentClient
 from wattbit.board.energy import MIN_PAIRS, Energy, evaluate, require_movement
 from wattbit.board.journal import Journal
-from wattbit.board.meters import ClockTie, Meter, open_meter
+from wattbit.board.meters import POLL_S, SILENT_S, ClockTie, Meter, open_meter
 from wattbit.errors import ToolError, WattbitError
 from wattbit.plan import Measurement, PowerSample, Window
 
@@ -164,7 +165,7 @@ class _Segment:
             window("idle")
         active = window("active", engine=self._engine)
         window("idle")
-        samples, rail, provenance = self._samples()
+        samples, rail, provenance = self._samples(windows[-1].end_s)
         _require_movement(windows, samples, rail)
         self._journal.add(
             "pair",
@@ -182,13 +183,25 @@ class _Segment:
         )
         self._begun = True
 
-    def _samples(self) -> tuple[list[tuple[float, float]], str, str]:
-        """Readings since the last call, on the board's clock, with their rail and provenance."""
+    def _samples(self, until_s: float | None = None) -> tuple[list[tuple[float, float]], str, str]:
+        """Readings since the last call, on the board's clock, with their rail and provenance.
+
+        A meter is waited for until it has come to `until_s`, on the board's clock; WattbitError when it does not.
+        """
         if self._meter is None:
             reply = self._agent.request("power")
             return reply["samples"], reply["rail"], reply["provenance"]
         tie = ClockTie.of(lambda: float(self._agent.request("clock")["time_s"]))
         readings = tie.on_board(self._meter.samples())
+        deadline_s = time.monotonic() + SILENT_S
+        while until_s is not None and not (readings and readings[-1].time_s >= until_s):
+            if time.monotonic() > deadline_s:
+                raise WattbitError(
+                    f"the meter {self._meter.rail} has no reading of the window's end after {SILENT_S:g} s; "
+                    "let its software write each reading at once"
+                )
+            time.sleep(POLL_S)
+            readings += tie.on_board(self._meter.samples())
         return [(sample.time_s, sample.power_w) for sample in readings], self._meter.rail, "measured"
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -205,16 +206,58 @@ class FakeMeter:
         return [PowerSample(time_s + 500.0, power_w) for time_s, power_w in taken]
 
 
+class LateMeter(FakeMeter):
+    """Its readings are written every `lag_s`."""
+
+    def __init__(self, agent: FakeAgent, lag_s: float) -> None:
+        super().__init__(agent)
+        self._lag_s = lag_s
+        self._unwritten: list[PowerSample] = []
+
+    def samples(self) -> list[PowerSample]:
+        self._unwritten += super().samples()
+        written_s = 500.0 + self._agent.now_s // self._lag_s * self._lag_s
+        count = sum(sample.time_s <= written_s for sample in self._unwritten)
+        written, self._unwritten = self._unwritten[:count], self._unwritten[count:]
+        return written
+
+
+def metered(monkeypatch: pytest.MonkeyPatch, agent: FakeAgent, meter: FakeMeter) -> None:
+    """The agent's clock is the only one."""
+    monkeypatch.setattr(weigh, "open_meter", lambda name: meter)
+    monkeypatch.setattr(time, "monotonic", lambda: agent.now_s + 500.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: agent.request("idle", seconds=seconds))
+
+
 def test_an_external_meters_readings_are_put_on_the_boards_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = FakeAgent(wobble)
-    monkeypatch.setattr(weigh, "open_meter", lambda name: FakeMeter(agent))
-    monkeypatch.setattr("wattbit.board.meters.time.monotonic", lambda: agent.now_s + 500.0)
+    metered(monkeypatch, agent, FakeMeter(agent))
     weighed = weighing(tmp_path, agent, Settings(meter="csv:meter"))
     weighed.run(lambda pair: None)
     assert weighed.energy is not None and weighed.energy.net_j == pytest.approx(0.5 * 12, abs=0.1)
     assert weighed.energy.rail == "csv:meter" and weighed.energy.provenance == "measured"
+
+
+def test_a_pair_is_kept_once_the_meter_has_come_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = FakeAgent(wobble)
+    metered(monkeypatch, agent, LateMeter(agent, 4.7))
+    weighed = weighing(tmp_path, agent, Settings(meter="csv:meter"))
+    weighed.run(lambda pair: None)
+    assert all(pair["samples"][-1][0] >= pair["windows"][-1][2] for pair in weighed.pairs)
+    assert weighed.energy is not None and weighed.energy.net_j == pytest.approx(0.5 * 12, abs=0.1)
+
+
+def test_a_meter_that_comes_too_late_is_said_and_nothing_of_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = FakeAgent(wobble)
+    metered(monkeypatch, agent, LateMeter(agent, 1e6))
+    weighed = weighing(tmp_path, agent, Settings(meter="csv:meter"))
+    with pytest.raises(WattbitError, match=r"csv:meter has no reading of the window's end after 5 s; let its software"):
+        weighed.run(lambda pair: None)
+    assert not weighed.pairs
 
 
 def test_readings_that_overlap_where_two_pairs_tie_the_clocks_are_dropped(
@@ -227,7 +270,7 @@ def test_readings_that_overlap_where_two_pairs_tie_the_clocks_are_dropped(
         asked[0] += 1
         return ClockTie(500.0 - 0.15 * (asked[0] % 2), 0.15)
 
-    monkeypatch.setattr(weigh, "open_meter", lambda name: FakeMeter(agent))
+    metered(monkeypatch, agent, FakeMeter(agent))
     monkeypatch.setattr(ClockTie, "of", tie)
     weighed = weighing(tmp_path, agent, Settings(meter="csv:meter"))
     weighed.run(lambda pair: None)
