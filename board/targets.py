@@ -1,11 +1,14 @@
 """The boards that wattbit knows, one TOML file each in `targets/`: what they are, how to reach them, their sensors."""
 
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+from wattbit.board.meters import LAST_PORT
 from wattbit.board.ssh import Connection
 from wattbit.errors import WattbitError
 from wattbit.plan import Target
@@ -34,9 +37,11 @@ class Ssh:
 
     @classmethod
     def from_toml(cls, record: Mapping[str, Any]) -> Self:
-        _refuse_strange(cls, "ssh", record)
-        if "host" not in record:
-            raise WattbitError("the table [ssh] of a board needs host")
+        _check_fields(cls, "the table [ssh]", record)
+        if not record["host"]:
+            raise WattbitError("host in the table [ssh] is empty; name the board")
+        if not 0 < record.get("port", 1) <= LAST_PORT:
+            raise WattbitError(f"port in the table [ssh] must be from 1 to {LAST_PORT}, not {record['port']}")
         paths = {name: Path(record[name]).expanduser() for name in ("identity", "known_hosts") if name in record}
         return cls(**dict(record) | paths | {"launch": tuple(record.get("launch", ()))})
 
@@ -70,11 +75,10 @@ class Power:
 
     @classmethod
     def from_toml(cls, record: Mapping[str, Any]) -> Self:
-        _refuse_strange(cls, "power", record)
-        sources = get_args(PowerSourceName)
-        if record.get("source") not in sources:
-            raise WattbitError(f"source in [power] must be one of {', '.join(sources)}, not {record.get('source')!r}")
+        _check_fields(cls, "the table [power]", record)
         power = cls(**record)
+        if power.settle_s < 0:
+            raise WattbitError(f"settle_s in the table [power] must not be negative, as {power.settle_s:g} is")
         if (power.rail is None) != (power.source in WITHOUT_RAIL):
             raise WattbitError(
                 f"[power] with source {power.source} and rail {power.rail}: every source but "
@@ -90,11 +94,20 @@ SIMULATED = Power("simulated", rail="simulated 5V", settle_s=10.0)
 
 
 @dataclass(frozen=True)
-class BoardTarget:
-    """A board: what it is, how to reach it, and its power sensor.
+class Virtual:
+    """A virtual board, which has no [ssh]; tier: `light` (wattbit.board.virtual) or `system` (wattbit.board.system)."""
 
-    tier: of a virtual board, which has no [ssh]: `light` (wattbit.board.virtual) or `system` (wattbit.board.system).
-    """
+    tier: Tier
+
+    @classmethod
+    def from_toml(cls, record: Mapping[str, Any]) -> Self:
+        _check_fields(cls, "the table [virtual]", record)
+        return cls(**record)
+
+
+@dataclass(frozen=True)
+class BoardTarget:
+    """A board: what it is, how to reach it, and its power sensor. tier: of a virtual one, see `Virtual`."""
 
     target: Target
     ssh: Ssh | None
@@ -104,8 +117,6 @@ class BoardTarget:
     def __post_init__(self) -> None:
         if (self.ssh is None) == (self.tier is None):
             raise WattbitError("a board needs a table [ssh], or [virtual] when it is a virtual one")
-        if self.tier not in (None, *get_args(Tier)):
-            raise WattbitError(f"tier in [virtual] must be one of {', '.join(get_args(Tier))}, not {self.tier!r}")
 
 
 def known() -> tuple[str, ...]:
@@ -132,21 +143,59 @@ def load(name_or_path: str) -> BoardTarget:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WattbitError(f"{path} is not TOML: {error}") from None
     try:
-        ssh = record.pop("ssh", None)
-        power = record.pop("power", {"source": "external"})
-        virtual = record.pop("virtual", {})
+        tables = {name: record.pop(name) for name in ("ssh", "power", "virtual") if name in record}
+        for name, table in tables.items():
+            if not isinstance(table, dict):
+                raise WattbitError(f"{name} must be a table, [{name}], not {table!r}")
+        target = record | {"name": path.stem}
+        _check_fields(Target, "the board", target)
         return BoardTarget(
-            Target.from_json(record | {"name": path.stem}),
-            None if ssh is None else Ssh.from_toml(ssh),
-            Power.from_toml(power),
-            virtual.get("tier"),
+            Target.from_json(target),
+            Ssh.from_toml(tables["ssh"]) if "ssh" in tables else None,
+            Power.from_toml(tables.get("power", {"source": "external"})),
+            Virtual.from_toml(tables["virtual"]).tier if "virtual" in tables else None,
         )
     except WattbitError as error:
         raise WattbitError(f"{path}: {error}") from None
 
 
-def _refuse_strange(kind: type, table: str, record: Mapping[str, Any]) -> None:
-    allowed = [field.name for field in fields(kind)]
+def _check_fields(kind: type, where: str, record: Mapping[str, Any]) -> None:
+    """WattbitError unless a table has the fields of a dataclass, all that have no default, each of its type."""
+    known = {one.name: one for one in fields(kind)}
     for name in record:
-        if name not in allowed:
-            raise WattbitError(f"the table [{table}] has no field {name!r}; its fields are {', '.join(allowed)}")
+        if name not in known:
+            raise WattbitError(f"{where} has no field {name!r}; its fields are {', '.join(known)}")
+    for name, one in known.items():
+        if name not in record and one.default is MISSING and one.default_factory is MISSING:
+            raise WattbitError(f"{where} needs the field {name}")
+    for name, hint in get_type_hints(kind).items():
+        if name in record and not _is(record[name], hint):
+            raise WattbitError(f"{name} in {where} must be {_words(hint)}, not {record[name]!r}")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a TOML value can stand for a field of this type: a list for a tuple, text for a path."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin is UnionType:
+        return any(_is(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, list) and all(_is(each, inner[0]) for each in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_is(each, inner[1]) for each in value.values())
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, str if hint is Path else hint)
+
+
+def _words(hint: Any) -> str:
+    """What a field of this type is in a TOML file."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(inner)}"
+    if get_origin(hint) is UnionType:
+        return _words(inner[0])  # TOML has no None: a field is left out
+    return {int: "a whole number", float: "a number", tuple: "a list of strings", Mapping: "a table of strings"}.get(
+        get_origin(hint) or hint, "a string"
+    )

@@ -58,6 +58,8 @@ core_mhz = 1200.0
 ddr_bytes_per_s = 1e9
 """
 
+HWMON = "[ssh]\nhost = 'x'\n[power]\nsource = 'hwmon'\nrail = 'a'\n"
+
 
 def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
@@ -74,7 +76,7 @@ def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ("[ssh]\nuser = 'me'\n", r"the table \[ssh\] of a board needs host"),
+        ("[ssh]\nuser = 'me'\n", r"the table \[ssh\] needs the field host"),
         ("[ssh]\nhost = 'x'\npassword = 'y'\n", r"no field 'password'"),
         (
             "[ssh]\nhost = 'x'\n[power]\nsource = 'guess'\n",
@@ -84,6 +86,31 @@ def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:
         ("", r"a board needs a table \[ssh\], or \[virtual\]"),
         ("colour = 'red'\n", r"no field 'colour'"),
         ("[ssh\n", r"is not TOML"),
+        ("ssh = 'pynq'\n", r"ssh must be a table, \[ssh\], not 'pynq'"),
+        ("virtual = 5\n", r"virtual must be a table, \[virtual\], not 5"),
+        ("power = 3\n[ssh]\nhost = 'x'\n", r"power must be a table, \[power\], not 3"),
+        ("[ssh]\nhost = 5\n", r"host in the table \[ssh\] must be a string, not 5"),
+        ("[ssh]\nhost = ''\n", r"host in the table \[ssh\] is empty"),
+        ("[ssh]\nhost = 'x'\nport = '22'\n", r"port in the table \[ssh\] must be a whole number, not '22'"),
+        ("[ssh]\nhost = 'x'\nport = true\n", r"port in the table \[ssh\] must be a whole number, not True"),
+        ("[ssh]\nhost = 'x'\nport = 0\n", r"port in the table \[ssh\] must be from 1 to 65535, not 0"),
+        ("[ssh]\nhost = 'x'\nlaunch = 'sudo'\n", r"launch in the table \[ssh\] must be a list of strings, not 'sudo'"),
+        ("[ssh]\nhost = 'x'\nlaunch = ['a', 1]\n", r"launch in the table \[ssh\] must be a list of strings, not "),
+        ("[ssh]\nhost = 'x'\nidentity = 1\n", r"identity in the table \[ssh\] must be a string, not 1"),
+        ("[ssh]\nhost = 'x'\n[power]\nrail = 'a'\n", r"the table \[power\] needs the field source"),
+        (f"{HWMON}settle_s = '10'\n", r"settle_s in the table \[power\] must be a number, not '10'"),
+        (f"{HWMON}settle_s = inf\n", r"settle_s in the table \[power\] must be a number, not inf"),
+        (f"{HWMON}settle_s = -3.0\n", r"settle_s in the table \[power\] must not be negative, as -3 is"),
+        (f"{HWMON}rails = ['a', 'b']\n", r"rails in the table \[power\] must be a table of strings, not \['a', 'b'\]"),
+        (f"{HWMON}rails = {{a = 1}}\n", r"rails in the table \[power\] must be a table of strings, not {'a': 1}"),
+        (
+            "[virtual]\ntier = ['light']\n",
+            r"tier in the table \[virtual\] must be one of light, system, not \['light'\]",
+        ),
+        ("[virtual]\nteir = 'light'\n", r"the table \[virtual\] has no field 'teir'"),
+        ("[virtual]\n", r"the table \[virtual\] needs the field tier"),
+        ("lut = 1.5\n", r"lut in the board must be a whole number, not 1.5"),
+        ("part = 7\n", r"part in the board must be a string, not 7"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path, tables: str, message: str) -> None:
@@ -91,6 +118,20 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path, tables: s
     path.write_text(MINE + tables)
     with pytest.raises(WattbitError, match=rf"mine\.toml.*{message}"):
         targets.load(str(path))
+
+
+def test_a_board_without_what_it_needs_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE.replace("ddr_bytes_per_s = 1e9\n", "") + '[ssh]\nhost = "x"\n')
+    with pytest.raises(WattbitError, match=r"mine\.toml: the board needs the field ddr_bytes_per_s"):
+        targets.load(str(path))
+
+
+def test_whole_numbers_are_numbers_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE.replace("1200.0", "1200") + HWMON + "settle_s = 10\nrails = {b = 'c'}\n")
+    board = targets.load(str(path))
+    assert (board.target.core_mhz, board.power.settle_s, board.power.rails) == (1200, 10, {"b": "c"})
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
