@@ -128,6 +128,10 @@ class Problem:
         ]
         self._costs: dict[bytes, Price] = {}
         self.reference = self._static()
+        if self.reference.energy_j == 0:
+            raise WattbitError(
+                "the meter gives uniform 8 bit 0 J, which is no reading; see to it or take another meter"
+            )
         if self.energy_nats and self.reference.energy_j is None:
             raise WattbitError(
                 "energy_nats is above 0 but the meter prices no energy; set it to 0 or take another meter"
@@ -261,7 +265,7 @@ class Problem:
             return self.latency_nats + self.penalty + float(np.ptp(self.damage, axis=1).sum())
         nats = self.latency_nats * cost.latency_s / self.reference.latency_s
         if self.energy_nats:
-            if cost.energy_j is None or not self.reference.energy_j:
+            if cost.energy_j is None or self.reference.energy_j is None:
                 raise WattbitError("the meter priced no energy for an allocation; set energy_nats to 0")
             nats += self.energy_nats * cost.energy_j / self.reference.energy_j
         return nats

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from wattbit.policy.cost.fitting import Fitted
 from wattbit.tvm_schedules import host_meter as meters
 from wattbit.tvm_schedules.cores import find_core, host_core
 from wattbit.tvm_schedules.host_meter import CoresMeter, InstructionCounter, Weighed, expert_bytes, host_meter, routing
-from wattbit.tvm_schedules.visits import package_j
+from wattbit.tvm_schedules.visits import mean_power_w, package_j
 
 IDS = [ExpertId(layer, e) for layer in range(2) for e in range(4)]
 SHARES = (0.4, 0.3, 0.2, 0.1)
@@ -74,7 +75,7 @@ def test_an_allocation_is_run_and_measured(meter: CoresMeter) -> None:
     cost = meter.cost(uniform(8), workload(4))
     assert cost.provenance == "measured" and cost.latency_s > 0
     assert cost.memory_bytes == 8 * expert_bytes(host_core(), 8, SHAPE)
-    assert cost.energy_j is None if package_j() is None else cost.energy_j is not None
+    assert cost.energy_j is None or cost.energy_j > 0
     half = Allocation.of(dict.fromkeys(IDS[:4], 8), engine="host").placements
     on_host = CoresMeter(SHAPE, meter.core, meter.runner, "host", least_s=0.0)
     split = Allocation((*half, *Allocation.of(dict.fromkeys(IDS[4:], 8)).placements))
@@ -85,6 +86,24 @@ def test_an_allocation_is_run_and_measured(meter: CoresMeter) -> None:
         meter.cost(Allocation.of({ExpertId(2, 0): 8}), workload(4))
     with pytest.raises(WattbitError, match="no kernel of 4 bits"):
         meter.cost(uniform(4), workload(4))
+
+
+def test_joules_of_a_pass_are_the_power_times_its_seconds(meter: CoresMeter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor of 50 W, whose counter advances by the millisecond, while the clock advances 10 ms a repeat."""
+    now_s = [0.0]
+
+    def tick() -> float:
+        now_s[0] += 0.01
+        return now_s[0]
+
+    module = "wattbit.tvm_schedules.visits"
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr(f"{module}.package_j", lambda: {"intel-rapl:0": (50e-3 * round(now_s[0] / 1e-3), 1e9)})
+    ask = ([8] * 8, 64, 96, [(i % 8, 1) for i in range(64)])
+    seconds, joules = meter.runner.times(*ask, least_s=0.1)
+    assert joules == pytest.approx(50 * sum(seconds))
+    monkeypatch.setattr(f"{module}.package_j", lambda: {"intel-rapl:0": (7.0, 1e9)})
+    assert meter.runner.times(*ask, least_s=0.1)[1] is None, "a counter that stands is no reading"
 
 
 def test_the_program_for_a_board_answers_line_by_line(tmp_path: Path) -> None:
@@ -120,10 +139,10 @@ def test_the_processors_counters(tmp_path: Path) -> None:
     assert before == {"intel-rapl:0": (5.0, 8.0), "intel-rapl:1": (7.0, 8.0)}
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000\n")
     after = package_j(tmp_path)
-    assert after is not None and before is not None
-    from wattbit.tvm_schedules.visits import _since
-
-    assert _since(before, after) == pytest.approx(1.5), "a counter that began again at 8 J"
+    assert mean_power_w(before, after, 3.0) == pytest.approx(0.5), "1.5 J, of a counter that began again at 8 J"
+    assert mean_power_w(before, after, 0.019) is None, "fewer than 20 ticks"
+    assert mean_power_w(before, None, 3.0) is None
+    assert mean_power_w(before, before, 3.0) is None, "a counter that stands is no reading"
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     assert package_j(tmp_path) is None, "a package that cannot be read is no reading"
 

@@ -33,6 +33,8 @@ def test_energy_counts_when_it_is_priced() -> None:
     assert without.reward(choice) - with_energy.reward(choice) == pytest.approx(0.25)
     with pytest.raises(WattbitError, match="prices no energy"):
         make_problem(stats, AdditiveMeter(), energy_nats=0.25)
+    with pytest.raises(WattbitError, match="gives uniform 8 bit 0 J, which is no reading"):
+        make_problem(stats, AdditiveMeter(energy_j=0.0))
 
 
 def test_overshooting_the_budget_never_pays() -> None:

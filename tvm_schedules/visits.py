@@ -28,6 +28,8 @@ Visit = tuple[int, int]
 
 REPEATS = 5
 POWERCAP = Path("/sys/class/powercap")
+TICK_S = 1e-3  # RAPL's counters advance about so often (Intel's SDM, volume 3B, "Package RAPL Domain")
+TICKS = 20  # fewer are too coarse for a mean power
 
 
 class Passes(Timer):
@@ -42,7 +44,8 @@ class Passes(Timer):
         """Seconds of each visit, the median over repeats of the whole pass, and joules of one pass.
 
         bits: weight width of each expert. least_s: the pass is repeated for so long, REPEATS times at least. Joules are
-        those of the processor's packages, what they take idle included; None where the kernel shows no counter (RAPL).
+        the mean power of the processor's packages during all repeats, what they take idle included, times a pass's
+        seconds; None where the kernel shows no counter (RAPL), or the repeats take less than TICKS of its ticks.
         Raises WattbitError when a width has no kernel.
         """
         experts = self._place(bits, d_model, d_hidden)
@@ -53,22 +56,21 @@ class Passes(Timer):
         source, result = ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data)
         found: list[list[float]] = [[] for _ in visits]
         seconds = (ctypes.c_double * 2)()
-        joules = []
         end_s = time.monotonic() + least_s
         for repeat in count():
             if repeat > REPEATS and time.monotonic() > end_s:
                 break
-            before = package_j()
+            if repeat == 1:
+                before, began_s = package_j(), time.monotonic()
             for number, (expert, tokens) in enumerate(visits):
                 self._library.wb_time_gemm(self._pool, experts[expert], 2, source, tokens, result, 2, seconds)
                 if repeat:  # the first pass is where the last one left the caches
                     found[number].append(seconds[0] + seconds[1])
-            after = package_j()
-            if repeat and before is not None and after is not None:
-                joules.append(_since(before, after))
+        power_w = mean_power_w(before, package_j(), time.monotonic() - began_s)
         if min(map(min, found)) < 0:
             raise WattbitError(f"an expert of {d_model} to {d_hidden} did not run; see the kernels' limits in matrix.h")
-        return [median(each) for each in found], median(joules) if joules else None
+        times = [median(each) for each in found]
+        return times, None if power_w is None else power_w * sum(times)
 
     def _place(self, bits: Sequence[int], d_model: int, d_hidden: int) -> "list[Any]":
         """Each expert's two matrices, one behind the other; from the block's start again where it is full."""
@@ -104,8 +106,13 @@ def package_j(powercap: Path = POWERCAP) -> "dict[str, tuple[float, float]] | No
     return found or None
 
 
-def _since(before: "dict[str, tuple[float, float]]", after: "dict[str, tuple[float, float]]") -> float:
-    return sum((after[name][0] - joules) % limit for name, (joules, limit) in before.items())
+def mean_power_w(
+    before: "dict[str, tuple[float, float]] | None", after: "dict[str, tuple[float, float]] | None", elapsed_s: float
+) -> "float | None":
+    """Watts between two readings of `package_j`; None without one, when too close together, or of one that stands."""
+    if before is None or after is None or elapsed_s < TICKS * TICK_S:
+        return None
+    return sum((after[name][0] - joules) % limit for name, (joules, limit) in before.items()) / elapsed_s or None
 
 
 def _opened(library: bytes, core: str, threads: int, memory: int) -> Passes:
