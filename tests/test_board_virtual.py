@@ -48,12 +48,10 @@ print(json.dumps([platform.machine(), pynq.__version__, pynq.__file__, numpy.__v
 
 
 def test_pynq_as_published_imports(connection: Connection) -> None:
-    start = time.monotonic()
     machine, version, place, numpy_version, devices = json.loads(connection.run(["python3", "-c", PYNQ], timeout_s=60))
     assert (machine, version, devices) == ("aarch64", "4.0.0", 0)
     assert place == f"/{rootfs.SITE}/pynq/__init__.py"
     assert numpy_version.startswith("1.")
-    assert time.monotonic() - start < 40  # 5 s on an idle machine: bytecode is compiled beforehand
 
 
 def test_a_board_keeps_pynqs_state_to_itself(connection: Connection) -> None:
