@@ -1,5 +1,6 @@
 """Deployment: whole, under its digest, or not at all; only what changed is sent; one at a time; and back again."""
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.board_stub import TARGET, FolderBoard, make_parts
-from wattbit.board.agent.depot import Depot
+from wattbit.board.agent.depot import Depot, Say
+from wattbit.board.agent.depot import rollback as depot_rollback
 from wattbit.board.agent.manifest import verify
 from wattbit.board.agent.part import check_part
 from wattbit.board.bundle import Parts, bundle_bytes, pack
@@ -88,6 +90,33 @@ def test_the_last_two_versions_are_kept_and_rolled_back_to(
     assert rollback(board)["to"] == digests[2], "a second rollback undoes the first"
     deploy(other, board)
     assert verify(board.home / "wattbit/current")["digest"] == digests[1], "a kept version becomes current again"
+
+
+@pytest.mark.parametrize("then", ["deploy", "rollback"])
+def test_a_rollback_that_was_cut_short_is_known_by_the_link(
+    board: FolderBoard, bundle: Path, other: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """As when power is lost between the switch of the link and the history."""
+    old, new = (verify(path)["digest"] for path in (bundle, other))
+    deploy(bundle, board)
+    deploy(other, board)
+
+    class CutError(Exception):
+        pass
+
+    def cut(*_: object) -> None:
+        raise CutError
+
+    with monkeypatch.context() as patched, pytest.raises(CutError):
+        patched.setattr("wattbit.board.agent.depot.write_text", cut)
+        depot_rollback(Depot(board.home / "wattbit"), {"holder": "me"}, io.BytesIO(), Say(io.BytesIO()))
+    current = board.home / "wattbit/current"
+    assert verify(current)["digest"] == old and versions(board) == [new, old]
+    if then == "deploy":
+        deploy(other, board)
+    else:
+        assert rollback(board) | {"place": ""} == {"place": "", "from": old, "to": new}
+    assert verify(current)["digest"] == new and versions(board) == [old, new]
 
 
 def test_a_first_version_has_none_before_it(board: FolderBoard, bundle: Path) -> None:

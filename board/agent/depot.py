@@ -8,7 +8,7 @@ the home folder:
 | `wattbit/DIGEST/` | a bundle, whole; its files are hard links to objects |
 | `wattbit/current` | symbolic link to the bundle in use |
 | `wattbit/.objects/SHA256` | files by their content |
-| `wattbit/.history` | digests of the versions kept, the current one last |
+| `wattbit/.history` | digests of the versions kept |
 | `wattbit/.lock` | held while something changes, with its holder's name |
 
 The lock is the kernel's: it falls when this process ends, however it ends. Objects that arrived whole before a
@@ -70,9 +70,12 @@ class Depot:
             yield
 
     def history(self) -> list[str]:
-        """The versions kept, the current one last."""
-        path = self.root / ".history"
+        """The versions kept, the current one last: what the link says, also where a switch was cut short after it."""
+        path, link = self.root / ".history", self.root / "current"
         names = path.read_text(encoding="utf-8").split() if path.is_file() else []
+        if link.is_symlink():
+            current = str(link.readlink())
+            names = [*(name for name in names if name != current), current]
         return [name for name in names if (self.root / name).is_dir()]
 
     def is_whole(self, digest: str) -> bool:
