@@ -8,6 +8,8 @@ plans take at most four fifths of a chip's logic, as `make board` with Vivado do
 long. Everything that takes long is kept in runs/fpga-engines, so an interrupted run goes on where it stopped.
 """
 
+import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +40,8 @@ SHARES = (
     ("products", "possible", "products that the engines make"),
 )
 LIMIT = 1.01  # perplexity against static 8 bit, both fine-tuned
+PRICED = 20  # random allocations of each seed, for the time of a price
+PRICES = 200.0  # a second, with which those of the planner's model are compared
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,20 @@ def speeds(
     return found | {"engines": len(planned.classes), "streams": sum(spec.streamed for spec in planned.classes)}
 
 
+def prices(case: Case, seed: int, stats: Sequence[ExpertStats], target: Target, batch: int) -> float:
+    """Allocations that the planner's model prices in a second of CPU time, none of them for the second time."""
+    from wattbit.hls.meter import ModelledMeter
+
+    rng, load = random.Random(seed), workload(stats, batch)
+    meter = ModelledMeter(ExpertShape(case.d_model, case.d_hidden), target)
+    drawn = [Allocation.of({one.expert: rng.choice(WIDTHS) for one in stats}) for _ in range(PRICED + 1)]
+    meter.cost(drawn.pop(), load)  # samples the workload and remembers the chip's datapaths
+    start = time.process_time()
+    for allocation in drawn:
+        meter.cost(allocation, load)
+    return PRICED / (time.process_time() - start)
+
+
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
@@ -282,6 +300,9 @@ def rows_of(case: Case, seeds: Sequence[int], budget: float, text: str | None, r
                         wanted = goal if name.startswith("policy") else None
                         what = f"{metric}, {name.split()[0]}"
                         rows.append(compare(title, what, ours, theirs, peer, wanted, "modelled"))
+            rates = [prices(case, seed, one, target, batch) for seed, one in zip(seeds, stats, strict=True)]
+            what = f"prices a CPU second, {board}, batch {batch}"
+            rows.append(compare(title, what, rates, [PRICES] * len(rates), "5 ms each", None, "measured"))
             if batch == BATCHES[-1]:
                 for name in (names[0], "static8"):
                     for part, whole, words in SHARES:
