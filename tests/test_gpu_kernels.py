@@ -1,5 +1,7 @@
 """The GPU kernels against float64: on the card where there is one, else on the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,33 @@ def test_a_layer_of_mixed_widths_equals_the_reference(
 def test_every_way_to_cut_a_launch_gives_the_same(shape: Shape, tokens: int, up: Tiling, down: Tiling) -> None:
     _, _, error = run(shape, (2, 3, 6), 2, tokens, up_tiling=up, down_tiling=down)
     assert error < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks", "splits", "early"),
+    [  # no more blocks than slots; rows and columns left over; blocks that get nothing, and the depth in four
+        (Shape(4, 256, 200), 1, 1, 1),
+        (Shape(3, 330, 264, swiglu=False), 3, 2, 2),
+        (Shape(5, 256, 512, group=128), 20, 4, 32),
+    ],
+)
+def test_blocks_dealt_to_experts_by_their_widths_give_the_same(
+    shape: Shape, blocks: int, splits: int, early: int
+) -> None:
+    up = Tiling(warps=2, ring=12288, blocks=blocks, each=0, spread=True)
+    down = Tiling(warps=3, splits=splits, ring=12288, blocks=blocks * splits, each=0, early=early, spread=True)
+    layer, x, error = run(shape, (2, 8, 3, 4, 6), 3, 1, up_tiling=up, down_tiling=down)
+    assert error < TOLERANCE
+    first = layer(x).clone()
+    assert torch.equal(layer(x), first), "a second run differs"
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_blocks_are_dealt_where_widths_differ_and_a_warp_has_room_for_the_slots(is_down: bool) -> None:
+    mixed = Work(1 << 2 | 1 << 8, 4096, 14336, False, 2, 1.0, is_one=True, is_down=is_down)
+    assert choose(mixed, 132).spread
+    for other in ({"widths": 1 << 8}, {"slots": 33}, {"tokens": 2.0, "is_one": False}):
+        assert not choose(replace(mixed, **other), 132).spread
 
 
 @pytest.mark.parametrize("size", [2.0**-40, 2.0**40])

@@ -5,6 +5,9 @@
 //   DOWN     0: up, 1: down                          GATED    up's rows are gate and linear in turn: SwiGLU, else ReLU
 //   WHOLE    the depth is a multiple of 128          BLOCKS   that a multiprocessor must have room for
 //   SHARED   bytes of shared memory that a launch gives a block
+// and gemv.cu with two more:
+//   EARLY    stages of weights that down asks for before its inputs
+//   SPREAD   blocks are dealt to the slots by their widths, so that all end together
 // One launch serves the first matrices (up) or the second (down) of the experts that have tokens: the slots of the plan,
 // see router.cu. A block takes tiles of 64 rows of one slot, one by one; its warps share the depth.
 #ifdef __CUDACC__
@@ -37,11 +40,14 @@ struct Slot {
     const unsigned short *group_scales;
 };
 
-DEVICE Slot slot_of(const Arguments &a, int slot) {
-    const long long *own = a.slots + 3 * slot, first_scale = load_shared_by_all(own + 2);
-    return {int(load_shared_by_all(own)), a.words + load_shared_by_all(own + 1),
-            static_cast<const float *>(a.scales) + (GROUP ? 0 : first_scale),
+DEVICE Slot slot_at(const Arguments &a, int bits, long long first_word, long long first_scale) {
+    return {bits, a.words + first_word, static_cast<const float *>(a.scales) + (GROUP ? 0 : first_scale),
             static_cast<const unsigned short *>(a.scales) + (GROUP ? first_scale : 0)};
+}
+
+DEVICE Slot slot_of(const Arguments &a, int slot) {
+    const long long *own = a.slots + 3 * slot;
+    return slot_at(a, int(load_shared_by_all(own)), load_shared_by_all(own + 1), load_shared_by_all(own + 2));
 }
 
 // The eight codes (rows 8 h .. 8 h + 7) of each byte place that EACH has a 1 in, every one where it lies in its byte.
@@ -86,14 +92,6 @@ DEVICE void read_words(const char *block, int lane, unsigned (&w)[2 * BITS]) {
     }
 }
 
-// The scales of rows g, g + 8 .. of a row tile's group in shared memory
-DEVICE void read_scales(const char *group, int g, float (&scale)[8]) {
-    const Quad packed = *reinterpret_cast<const Quad *>(group + 16 * g);
-    const unsigned *halves = &packed.x;
-#pragma unroll
-    for (int h = 0; h < 8; ++h) scale[h] = half_to_float(halves[h / 2] >> 16 * (h % 2));
-}
-
 DEVICE const unsigned short *scales_of(const unsigned short *scales, int tile, int groups, int group) {
     return scales + ((long long)tile * groups + group) * ROWS;
 }
@@ -101,16 +99,6 @@ DEVICE const unsigned short *scales_of(const unsigned short *scales, int tile, i
 struct Scales {
     float of[2];
 };
-
-// The factors of the rows of output `own` of a tile: `unit`, and where there is no group, the rows' scales
-DEVICE Scales factors(const Arguments &a, const Slot &slot, int tile, int own, float unit) {
-    Scales found = {{unit, unit}};
-    for (int i = 0; !GROUP && i < (GATED ? 2 : 1); ++i) {
-        const int out = tile * OUT + own, r = GATED ? 2 * out + i : out;
-        if (r < a.rows) found.of[i] *= slot.row_scales[r];
-    }
-    return found;
-}
 
 // Output `own` of a tile from the sums over COUNT parts, to where it belongs. sums: [part][row of the tile], parts
 // `stride` apart.
@@ -121,8 +109,14 @@ DEVICE void put(const Arguments &a, const float *sums, int stride, const Scales 
     if (out >= outs) return;
     float value[2] = {0, 0};
 #pragma unroll 8
-    for (int part = 0; part < COUNT; ++part)
-        for (int i = 0; i < (GATED ? 2 : 1); ++i) value[i] += sums[part * stride + (GATED ? 2 * own + i : own)];
+    for (int part = 0; part < COUNT; ++part) {
+        if constexpr (GATED) {
+            const Pair both = *reinterpret_cast<const Pair *>(sums + part * stride + 2 * own);
+            value[0] += bits_to_float(both.x), value[1] += bits_to_float(both.y);
+        } else {
+            value[0] += sums[part * stride + own];
+        }
+    }
     for (int i = 0; i < (GATED ? 2 : 1); ++i) value[i] *= scale.of[i];
     if constexpr (!DOWN) {
         const float act = GATED ? value[0] / (1 + exponential(-value[0])) * value[1] : value[0];
@@ -134,22 +128,9 @@ DEVICE void put(const Arguments &a, const float *sums, int stride, const Scales 
     }
 }
 
-// The last block that reports a row tile adds all its parts, in one order whoever is last. thread: of COUNT, a warp or
-// the whole block.
+// The outputs of a row tile whose parts are all there, in one order. thread: of COUNT.
 template <int COUNT>
-DEVICE void report(const Arguments &a, int tile, int thread, int *is_last) {
-    const auto wait = [] {
-        if constexpr (COUNT == 32)
-            __syncwarp();
-        else
-            __syncthreads();
-    };
-    __threadfence();
-    wait();
-    if (thread == 0) *is_last = atomicAdd(a.arrived + tile, 1) == int(gridDim.y) * SPLITS - 1;
-    wait();
-    if (!*is_last) return;
-    __threadfence();
+DEVICE void add_parts(const Arguments &a, int tile, int thread) {
     for (int i = thread; i < a.tokens * ROWS; i += COUNT) {
         const int row = tile * ROWS + i % ROWS, token = i / ROWS;
         if (row >= a.rows) continue;

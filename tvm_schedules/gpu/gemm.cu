@@ -29,6 +29,24 @@ DEVICE void copy_inputs(char *to, const unsigned short *row, int column, int dep
     }
 }
 
+// The scales of rows g, g + 8 .. of a row tile's group in shared memory
+DEVICE void read_scales(const char *group, int g, float (&scale)[8]) {
+    const Quad packed = *reinterpret_cast<const Quad *>(group + 16 * g);
+    const unsigned *halves = &packed.x;
+#pragma unroll
+    for (int h = 0; h < 8; ++h) scale[h] = half_to_float(halves[h / 2] >> 16 * (h % 2));
+}
+
+// The factors of the rows of output `own` of a tile: UNIT, and where there is no group, the rows' scales
+DEVICE Scales factors(const Arguments &a, const Slot &slot, int tile, int own) {
+    Scales found = {{UNIT, UNIT}};
+    for (int i = 0; !GROUP && i < (GATED ? 2 : 1); ++i) {
+        const int out = tile * OUT + own, r = GATED ? 2 * out + i : out;
+        if (r < a.rows) found.of[i] *= slot.row_scales[r];
+    }
+    return found;
+}
+
 // Moves the sums of a scale's columns into the totals [row / 8][token].
 template <int BITS>
 DEVICE void add(float (&sum)[4][4], float (&ones)[4], const float (&scale)[8], float (&total)[8][SUMS]) {
@@ -176,10 +194,21 @@ DEVICE void multiply(const Arguments &a, const Slot &slot, int slice, int slices
     copies_wait<0>();
 }
 
+// The last block that reports a row tile adds all its parts, in one order whoever is last.
+DEVICE void report(const Arguments &a, int tile, int *is_last) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *is_last = atomicAdd(a.arrived + tile, 1) == int(gridDim.y) * SPLITS - 1;
+    __syncthreads();
+    if (!*is_last) return;
+    __threadfence();
+    add_parts<THREADS>(a, tile, threadIdx.x);
+}
+
 // Grid: (blocks that share the row tiles, slots, SPLITS).
 KERNEL(gemm)(const Arguments a) {
     DYNAMIC_SHARED(rings, SHARED)
-    __shared__ float sums[2][8][WARPS][STRIDE];  // two, in turns: one barrier a tile is enough
+    alignas(8) __shared__ float sums[2][8][WARPS][STRIDE];  // two, in turns: one barrier a tile is enough
     __shared__ int pairs[TOKENS];
     __shared__ float weights[TOKENS];
     __shared__ int is_last;
@@ -209,7 +238,7 @@ KERNEL(gemm)(const Arguments a) {
             row[n] = a.inputs + (pair < 0 ? 0 : (long long)(DOWN ? pair : pair / TOP_K) * a.depth);
             used += pairs[8 * n] >= 0;
         }
-        const auto begin = [&](int tile) { return factors(a, slot, tile, threadIdx.x % OUT, UNIT); };
+        const auto begin = [&](int tile) { return factors(a, slot, tile, threadIdx.x % OUT); };
         const auto finish = [&](int tile, const Scales &scale, const float(&total)[TILES][8][SUMS]) {
 #pragma unroll
             for (int n = 0; n < TILES; ++n) {
@@ -228,7 +257,7 @@ KERNEL(gemm)(const Arguments a) {
                 }
             }
             if constexpr (PARTS > 1)
-                if (is_end) report<THREADS>(a, tile, threadIdx.x, &is_last);
+                if (is_end) report(a, tile, &is_last);
         };
         const int slice = split * WARPS + warp;
 #define AT_WIDTH(b)                  \
@@ -245,5 +274,5 @@ KERNEL(gemm)(const Arguments a) {
     }
     wait_for_launch_before();
     for (int tile = blockIdx.x; PARTS > 1 && tile < tiles; tile += gridDim.x)  // no more tokens: nothing new
-        report<THREADS>(a, tile, threadIdx.x, &is_last);
+        report(a, tile, &is_last);
 }

@@ -107,6 +107,8 @@ class Layer:
         )
 
     def _grid(self, store: Store, tiling: Tiling) -> Grid:
+        if self.tokens == 1 and tiling.spread:
+            return max(self._multiprocessors * tiling.blocks // tiling.splits, self._slots), 1, tiling.splits
         blocks = tiling.row_blocks(tiles(store.rows), self._slots, self._multiprocessors)
         return blocks, self._slots, tiling.splits
 
@@ -131,6 +133,7 @@ class Layer:
         }
         if self.tokens == 1:
             shared = tiling.vector_bytes(store.depth, bool(store.group))
+            constants |= {"EARLY": tiling.early, "SPREAD": int(tiling.spread)}
             return kernel(self.bank.device, "gemv", constants | {"WARPS": tiling.warps + 1, "SHARED": shared})
         constants |= {"TILES": tiling.token_tiles, "SHARED": tiling.warps * tiling.ring}
         return kernel(self.bank.device, "gemm", constants)

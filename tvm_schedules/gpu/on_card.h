@@ -109,6 +109,7 @@ DEVICE T exchange(T value, int bits) {
 
 DEVICE unsigned lanes_where(bool is_so) { return __ballot_sync(0xFFFFFFFF, is_so); }
 DEVICE int ones_of(unsigned bits) { return __popc(bits); }
+DEVICE int first_of(unsigned bits) { return __ffs(bits) - 1; }
 DEVICE unsigned max_of(unsigned a, unsigned b) { return max(a, b); }
 DEVICE unsigned max_of_lanes(unsigned value) { return __reduce_max_sync(0xFFFFFFFF, value); }
 DEVICE unsigned float_to_bits(float value) { return __float_as_uint(value); }
@@ -128,6 +129,15 @@ DEVICE float half_to_float(unsigned bits) {
 }
 
 DEVICE float exponential(float value) { return __expf(value); }
+
+// What lane `lane` gives.
+template <typename T>
+DEVICE T given_by(T value, int lane) {
+    return __shfl_sync(0xFFFFFFFF, value, lane);
+}
+
+// Ask for the 128 bytes around to be brought into the L2 cache.
+DEVICE void touch(const void *from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // A load past the L1 cache, which other multiprocessors' writes do not reach.
 template <typename T>

@@ -151,12 +151,24 @@ static T exchange(T value, int bits) {
     __syncwarp();
     return found;
 }
+template <typename T>
+static T given_by(T value, int lane) {
+    static T given[WARPS][32];
+    T(&own)[32] = given[threadIdx.x / 32];
+    own[threadIdx.x % 32] = value;
+    __syncwarp();
+    const T found = own[lane];
+    __syncwarp();
+    return found;
+}
+static void touch(const void *) {}
 static unsigned lanes_where(bool is_so) {
     unsigned found = unsigned(is_so) << threadIdx.x % 32;
     for (int other = 16; other; other /= 2) found |= exchange(found, other);
     return found;
 }
 static int ones_of(unsigned bits) { return __builtin_popcount(bits); }
+static int first_of(unsigned bits) { return __builtin_ffs(bits) - 1; }
 static unsigned max_of(unsigned a, unsigned b) { return a > b ? a : b; }
 static unsigned max_of_lanes(unsigned value) {
     for (int other = 16; other; other /= 2) value = max_of(value, exchange(value, other));

@@ -105,6 +105,8 @@ KERNEL(router)(const Arguments a) {
     __shared__ unsigned char places[TOKENS][EXPERTS], is_active[EXPERTS];
     __shared__ int is_last;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int k = 8 * threadIdx.x; k < a.depth; k += 8 * THREADS)  // the weights are there before the inputs are
+        touch(a.router + (long long)blockIdx.x * a.depth + k);
     wait_for_launch_before();
     let_next_launch_start();
     for (int t = warp / SHARE; t < TOKENS; t += WARPS / SHARE) {

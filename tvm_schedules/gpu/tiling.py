@@ -7,6 +7,8 @@ from wattbit.tvm_schedules.gpu.packing import COLUMN_BLOCK, tiles
 
 SHARED_MAX = 226 * 1024  # bytes of a Hopper multiprocessor's shared memory that blocks may have, less the driver's
 DECLARED = 1300  # of these, what a kernel for one token declares itself for each warp
+LARGE = 40_000_000  # codes of a launch for one token: sweeps were of 59 million and more, and of 17 million and less
+SLOTS_DEALT = 32  # at most, where blocks are dealt to the slots by their widths: a lane a slot
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class Tiling:
 
     ring: bytes that a warp loads ahead. blocks: that a multiprocessor must have room for. each: tiles of 64 rows that
     a block takes in turn, or 0 for an equal share of all that the card has room for.
+
+    At one token: early: stages of weights that down asks for before its inputs. spread: deal the blocks to the slots by
+    their widths.
     """
 
     warps: int = 8
@@ -24,6 +29,8 @@ class Tiling:
     ring: int = 8192
     blocks: int = 2
     each: int = 1
+    early: int = 2
+    spread: bool = False
 
     def row_blocks(self, row_tiles: int, slots: int, multiprocessors: int) -> int:
         """Blocks that share the row tiles of a slot."""
@@ -60,7 +67,7 @@ def choose(work: Work, multiprocessors: int) -> Tiling:
     if work.is_down and count < multiprocessors:
         splits = max(1, min(4, 2 * multiprocessors // count, work.depth // (64 * COLUMN_BLOCK)))
     if work.is_one:
-        return _for_one(work.depth, work.is_down, splits if work.groups else 1)
+        return _for_one(work, splits if work.groups else 1)
     if work.tokens <= 4:
         return Tiling(8, 1, splits, 8192, blocks=2)
     if work.tokens <= 8:
@@ -70,15 +77,22 @@ def choose(work: Work, multiprocessors: int) -> Tiling:
     return Tiling(4, 4, splits, 20480, blocks=2)
 
 
-def _for_one(depth: int, is_down: bool, splits: int) -> Tiling:
+def _for_one(work: Work, splits: int) -> Tiling:
     """Up: so small that the next launch's block has room beside it and reads its inputs. Down: short for small experts,
-    whose blocks are many; else as much of the weights as has room, for they come while up still runs."""
-    up = Tiling(8, ring=9216, blocks=1, each=0)
+    whose blocks are many; else as much of the weights as has room, for they come while up still runs. Blocks are dealt
+    by widths where there are several and enough row tiles to deal."""
+    depth, is_mixed = work.depth, work.widths & (work.widths - 1) > 0
+    is_large = work.rows * depth * work.slots >= LARGE
+    spread = is_mixed and is_large and not work.groups and work.slots <= SLOTS_DEALT
+    up = Tiling(8, ring=9216, blocks=1, each=0, spread=spread)
     wanted = up
-    if is_down and splits > 1:
-        wanted = Tiling(8, splits=splits, ring=9216, blocks=2, each=0)
-    elif is_down:
-        wanted = Tiling(4, ring=9216, blocks=2, each=0) if depth < 2048 else Tiling(12, ring=12288, blocks=1, each=0)
+    if work.is_down and splits > 1:
+        wanted = Tiling(8, splits=splits, ring=9216, blocks=2, each=0, early=1)
+    elif work.is_down and depth < 2048:
+        wanted = Tiling(4, ring=9216, blocks=2, each=0)
+    elif work.is_down:
+        early = 3 if is_large and not is_mixed else 2
+        wanted = Tiling(12, ring=12288, blocks=1, each=0, early=early, spread=spread)
     for tiling in (wanted, up, Tiling(2, ring=9216, blocks=1, each=0)):
         if tiling.vector_bytes(depth, groups=True) + DECLARED * tiling.warps <= SHARED_MAX // tiling.blocks:
             return tiling
