@@ -113,7 +113,8 @@ class LineMeter:
             raise WattbitError(f"the meter {self.rail} is lost: {self._failure}")
         if time.monotonic() - self._last_s > SILENT_S:
             raise WattbitError(f"the meter {self.rail} has been silent for {SILENT_S:g} s; check its cable")
-        taken, self._samples = self._samples, []
+        taken = self._samples[:]
+        del self._samples[: len(taken)]  # the thread's list stays the same: what it appends meanwhile is kept
         return taken
 
     def _listen(self) -> None:

@@ -43,7 +43,8 @@ class RailWatch:
         """Readings since the last call; WattbitError when the rail cannot be read or the board is lost."""
         if self._failure:
             raise self._failure
-        taken, self._samples = self._samples, []
+        taken = self._samples[:]
+        del self._samples[: len(taken)]  # the thread's list stays the same: what it appends meanwhile is kept
         return taken
 
     def _listen(self, program: Program) -> None:

@@ -1,6 +1,7 @@
 """Power on the board: sensors that raise, measured and simulated time."""
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,9 +84,33 @@ def test_measured_windows_hold_real_launches_and_samples(measured: MeasuredTimel
     assert all(a < b for (a, _), (b, _) in itertools.pairwise(samples))
 
 
+def test_no_reading_is_lost_that_is_taken_while_others_are_asked_for() -> None:
+    """The second reading lasts until the first was handed out."""
+    begun, handed_out, gone_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Counting):
+        def read(self) -> tuple[float, float]:
+            reading = super().read()
+            if reading[1] == 2:
+                begun.set()
+                assert handed_out.wait(20)
+            elif reading[1] == 4:
+                gone_on.set()
+            return reading
+
+    timeline = MeasuredTimeline(Slow())
+    assert begun.wait(20)
+    samples = timeline.samples()
+    handed_out.set()
+    assert gone_on.wait(20)
+    timeline.close()
+    samples += timeline.samples()
+    assert [power_w for _, power_w in samples] == list(range(1, len(samples) + 1))
+
+
 def test_a_sensor_that_fails_fails_the_measurement() -> None:
     timeline = MeasuredTimeline(Counting(lasts=2))
-    timeline.idle(0.7)
+    timeline._thread.join(20)  # it ends after so many failures
     with pytest.raises(WattbitError, match="gone"):
         timeline.samples()
     timeline.close()

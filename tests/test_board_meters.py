@@ -60,8 +60,8 @@ def wait_for(meter: meters.Meter, count: int) -> list[PowerSample]:
 
 def test_a_serial_meter_is_read_as_its_lines_arrive(port: tuple[int, str]) -> None:
     master, name = port
+    before_s = time.monotonic()
     with open_meter(f"serial:{name}@9600") as meter:
-        before_s = time.monotonic()
         for line in (b"1.5 W\n", b"noise\n", b"v=5 a=0.4\n"):
             os.write(master, line)
         found = wait_for(meter, 2)

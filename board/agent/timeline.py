@@ -91,7 +91,8 @@ class MeasuredTimeline:
         failures = 0
         while self._source and not self._ended.wait(SAMPLE_INTERVAL_S):
             try:
-                self._samples.append(self._source.read())
+                sample = self._source.read()
+                self._samples.append(sample)
                 failures = 0
             except WattbitError as error:
                 failures += 1
@@ -115,7 +116,8 @@ class MeasuredTimeline:
     def samples(self) -> list[tuple[float, float]]:
         if self._failure:
             raise self._failure
-        taken, self._samples = self._samples, []
+        taken = self._samples[:]
+        del self._samples[: len(taken)]  # the thread's list stays the same: what it appends meanwhile is kept
         return taken
 
     def close(self) -> None:
