@@ -53,6 +53,7 @@ class Parts:
     top_k: experts that a token is sent to in each layer.
     images: files of the images that the design streams, in the order of its streams.
     bitstream: a real one, and its handoff; toolchain says whose it is.
+    clock_mhz: the clock that the design was built for, which the board must not exceed; None without a design.
     """
 
     allocation: Allocation
@@ -64,6 +65,7 @@ class Parts:
     images: tuple[Path, ...] = ()
     bitstream: tuple[Path, Path] | None = None
     toolchain: str = "virtual"
+    clock_mhz: float | None = None
 
     @classmethod
     def of_run(cls, run: Path, target: Target) -> Self:
@@ -95,6 +97,7 @@ class Parts:
                 "accelerator": f"build/hls/{built['accelerators'][target.arch]}",
                 "images": [f"build/hls/{path}" for path in built["images"]],
                 "kernels": "build/arm",
+                "clock_mhz": target.clock_mhz,
             },
         )
 
@@ -103,7 +106,7 @@ class Parts:
         """The parts that a record names by their paths in the run folder.
 
         Its fields: export, the sha256 of the export's record that it was built from; toolchain; digest and engines of
-        the design; images; kernels; accelerator, or bit and hwh.
+        the design; images; kernels; accelerator, or bit and hwh; clock_mhz, which records of earlier versions lack.
         """
         bit, hwh, accelerator = (record.get(name) for name in ("bit", "hwh", "accelerator"))
         return cls(
@@ -116,6 +119,7 @@ class Parts:
             images=tuple(run / path for path in record["images"]),
             bitstream=None if bit is None or hwh is None else (run / bit, run / hwh),
             toolchain=record["toolchain"],
+            clock_mhz=record.get("clock_mhz"),
         )
 
     @property
@@ -197,6 +201,7 @@ def _content(parts: Parts, target: Target, power: Power) -> dict[str, Any]:
         "format": FORMAT,
         "toolchain": parts.toolchain,
         "target": target.to_json(),
+        "clock_mhz": parts.clock_mhz,
         "allocation": parts.allocation.to_json(),
         "allocation_digest": parts.allocation.digest,
         "design": parts.design | {"images": [f"weights/{path.name}" for path in parts.images]},
@@ -223,6 +228,8 @@ def _check(parts: Parts, target: Target) -> None:
     core = None if parts.kernels is None else read_json(parts.kernels / "kernels.json")["core"]
     if core not in (None, target.core):
         raise WattbitError(f"the kernels are for {core}, {target.name} has {target.core}; run `wattbit build` again")
+    if parts.toolchain != NO_LOGIC and parts.clock_mhz is None:
+        raise WattbitError("it is not known for which clock the design was built; run `wattbit board` again")
     allocated = {p.expert: p.precision for p in parts.allocation.placements if p.engine == "fpga"}
     strange = sorted(set(allocated) ^ set(parts.places))
     if strange:

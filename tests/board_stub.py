@@ -134,6 +134,7 @@ def make_parts(folder: Path, compiler: str = "gcc", seed: int = 0) -> Parts:
         accelerator=build_stub(folder / "build" / "accel.so", compiler),
         kernels=None,
         top_k=2,
+        clock_mhz=CLOCK_MHZ,
     )
 
 

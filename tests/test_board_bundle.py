@@ -122,6 +122,14 @@ def test_a_truncated_manifest_is_refused(bundle: Path, text: str) -> None:
         verify(bundle)
 
 
+def test_a_bundle_of_an_earlier_format_is_refused(bundle: Path) -> None:
+    """One that names no clock could be clocked too high."""
+    content = {name: value for name, value in read_json(bundle / "manifest.json").items() if name != "digest"}
+    write_json(bundle / "manifest.json", seal(content | {"format": 1}))
+    with pytest.raises(WattbitError, match=r"has bundle format 1, not 2; build and deploy again"):
+        verify(bundle)
+
+
 def test_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WattbitError, match=r"holds no manifest\.json"):
         read_manifest(tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.board_stub import DIGEST, TARGET, build_stub, load_stub, stub_outputs
+from tests.board_stub import CLOCK_MHZ, DIGEST, TARGET, build_stub, load_stub, stub_outputs
 from tests.models_support import TINY_MODEL
 from tests.runtime_support import mixed_engines
 from wattbit.arith import Int8
@@ -67,6 +67,7 @@ def bundle(run: Run) -> Path:
         accelerator=build_stub(run.path("build/accel.so")),
         kernels=run.path("build/host"),
         top_k=TINY_MODEL.top_k,
+        clock_mhz=CLOCK_MHZ,
     )
     kept = {ExpertId.parse(e) for record in engines[:2] for e in record["experts"]}
     placements = tuple(replace(p, engine="fpga" if p.expert in kept else "arm") for p in ALLOCATION.placements)

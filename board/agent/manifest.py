@@ -13,7 +13,7 @@ from wattbit.errors import WattbitError
 from wattbit.files import digest_json
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # since it names the clock that a design was built for
 
 
 def file_record(path: Path) -> dict[str, Any]:

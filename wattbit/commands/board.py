@@ -132,6 +132,7 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
         "bit": place(bits.bit),
         "hwh": place(handed_off(bits, shell, target, out)),
         "accelerator": place(bits.libraries.get(target.arch)),
+        "clock_mhz": bits.clock_mhz,
     }
     speed = Speed.of(design["simulation"], model.layers, model.top_k, bits.clock_mhz)
     write_text(out / "report.md", report(target, why, planned, design, bits, speed))
