@@ -9,18 +9,21 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tests.models_support import write_text_corpus
+from tests.test_eval_tasks import write_sst
 from wattbit.cli import main
-from wattbit.commands.compare import Line, lines, markdown
-from wattbit.commands.eval import Judge, summary
+from wattbit.commands.compare import Line, inputs_digest, lines, markdown
+from wattbit.commands.eval import Judge, judge_run, summary
 from wattbit.commands.explain import read_allocation
 from wattbit.commands.quantize import read_recipe
 from wattbit.errors import InfeasibleError, WattbitError
 from wattbit.files import write_json
 from wattbit.plan import Allocation, Cost, ExpertId, Workload
 from wattbit.presets import run_config
+from wattbit.progress import silent
 from wattbit.recipe import Recipe
 from wattbit.run import Run
 
@@ -69,9 +72,62 @@ def test_compare_writes_a_table_of_real_bytes_and_resumes(compared: Path, monkey
     assert {row["priced"] for row in rows} == {"modelled"}
 
 
+def test_cells_are_of_their_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run's name says nothing of the code, of a task's labels or of a test text."""
+    text = write_text_corpus(tmp_path / "text")
+    run = Run(tmp_path, run_config("tiny", str(text), "virtual-z2", 0))
+    task = write_sst(tmp_path / "sst2")
+    seen = [inputs_digest(run, ()), inputs_digest(run, [str(task)])]
+    (task / "dev.tsv").write_text((task / "dev.tsv").read_text().replace("good", "bad"))
+    seen.append(inputs_digest(run, [str(task)]))
+    (text / "test.txt").write_text("another text\n")
+    seen.append(inputs_digest(run, ()))
+    for part in ("models", "policy", "hls"):
+        monkeypatch.setattr("wattbit.run.code_digest", lambda folder, part=part: f"other {folder == part}")
+        seen.append(inputs_digest(run, ()))
+    assert len(set(seen)) == len(seen)
+    assert inputs_digest(run, ()) == seen[-1]
+
+
+def test_calibration_is_training_text(compared: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not what the model is judged by: without a test text that is all of the validation text."""
+    monkeypatch.chdir(compared)
+    judge = judge_run(Run.latest(Path("runs")), (), None, silent)
+    assert judge.text == "validation"
+    judged = {tuple(part.tolist()) for part in judge.tokens.unfold(0, 24, 1)}
+    parts = [tuple(part.tolist()) for part in judge.subject._calibration.unfold(1, 24, 1).flatten(0, 1)]
+    assert len(judge.subject._calibration) == 64
+    assert sum(part in judged for part in parts) < 0.01 * len(parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bits", "3"], "--bits needs --method"),
+        (["--group-size", "32"], "--group-size needs --method"),
+        (["--seed", "0"], "--seed needs --method"),
+        (["--recipe", "recipe.json", "--bits", "4"], "--bits needs --method"),
+        (["--data", "/nonexistent"], "--data needs --model"),
+        (["--context", "16"], "--context needs --model"),
+        (["--device", "cpu"], "--device needs --model"),
+        (["--model", "x", "--device", "foo"], "'foo' is not one of"),
+    ],
+)
+def test_options_that_would_mean_nothing_are_refused(words: list[str], said: str, tmp_path: Path):
+    (tmp_path / "recipe.json").write_text("{}")
+    result = CliRunner().invoke(main, ["eval", *(str(tmp_path / w) if w == "recipe.json" else w for w in words)])
+    assert result.exit_code == 2 and said in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_there_is_not_is_one_line():
+    result = CliRunner().invoke(main, ["eval", "--model", "x", "--device", "cuda"])
+    assert result.exit_code == 1 and "PyTorch sees no GPU" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_eval_agrees_with_compare(compared: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(compared)
-    (path,) = (compared / "out" / "cells").glob("*-exact-3.json")
+    (path,) = (compared / "out" / "cells").glob("*-exact-3.0.json")
     cell = json.loads(path.read_text())
     (compared / "recipe.json").write_text(json.dumps(cell["recipe"]))
     found = json.loads(invoke("eval", "--recipe", "recipe.json", "--json"))
@@ -106,7 +162,7 @@ def test_explain_names_every_expert_and_draws(compared: Path, monkeypatch: pytes
     [
         (["eval", "--method", "magic"], "a method is one of rtn, gptq, "),
         (["eval", "--method", "rtn", "--bits", "1"], "a budget of 1.0 bits is below the narrowest width, 2; raise it"),
-        (["eval", "--method", "rtn", "--bits", "nan"], "a budget of nan bits is below the narrowest width, 2"),
+        (["eval", "--method", "rtn", "--bits", "nan"], "a budget is a number of bits, not nan"),
         (["compare", "--task", "nowhere", "--out", "x"], "'nowhere' is neither a folder nor a GLUE task"),
         (["compare", "--budgets", "3;4", "--out", "x"], "a list of numbers is written like 2.5,3,4, not '3;4'"),
         (["compare", "--methods", "rtn", "--reference", "best", "--out", "x"], "not 'best'"),

@@ -4,7 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,8 +14,9 @@ import click
 from wattbit.commands.eval import Judge, judge_run
 from wattbit.display import Display
 from wattbit.errors import WattbitError
-from wattbit.files import digest_json, read_json, write_json, write_text
+from wattbit.files import digest_json, read_json, sha256_file, write_json, write_text
 from wattbit.perform import RUNS, model_options, start, writable
+from wattbit.pipeline import PIPELINE
 from wattbit.presets import run_config
 from wattbit.progress import Progress
 from wattbit.recipe import Budget
@@ -46,6 +47,16 @@ def cell(judge: Judge, method: str, bits: float, seed: int, progress: Progress) 
         return {"refused": str(error)}
     decided = time.monotonic()
     return judge.evaluate(recipe, progress) | {"recipe": recipe.to_json(), "decide_s": decided - start}
+
+
+def inputs_digest(run: Run, tasks: Sequence[str]) -> str:
+    """What a run's cells follow from besides method and budget: run, code, the tasks' rows and the test text."""
+    from wattbit.models.tasks import read_task
+
+    texts = [Path(run.config.data, "test.txt")] if run.config.data else []
+    judging = [sha256_file(path) for path in texts if path.is_file()]
+    rows = [asdict(read_task(task)) for task in tasks]
+    return digest_json([run.config.digest, PIPELINE.key("search", run), rows, judging])
 
 
 def metrics(found: Cell) -> dict[str, float | None]:
@@ -198,22 +209,20 @@ def command(
 ) -> None:
     """Compare precision methods at equal budgets on models of several training seeds.
 
-    Each seed is a run of its own, each method at each budget a file under OUT/cells; what is there is not redone.
+    Each seed is a run of its own, each method at each budget a file under OUT/cells; what is there is not redone while
+    code, tasks and test text are the same.
     """
     from wattbit import plots
-    from wattbit.models.tasks import read_task
 
     chosen, wanted = known(methods, reference), numbers(budgets)
     for bits in wanted:
         Budget(bits)
-    for task in tasks:
-        read_task(task)
-    judged = f"-{digest_json(tasks)}" if tasks else ""
     writable(out)
     cells: dict[tuple[str, float, int], Cell] = {}
     for each in range(seed, seed + seeds):
         config = run_config(preset, data, board, each)
-        paths = {(m, b): out / "cells" / f"{config.digest}{judged}-{m}-{b:g}.json" for m in chosen for b in wanted}
+        inputs = inputs_digest(Run(RUNS / config.digest, config), tasks)
+        paths = {(m, b): out / "cells" / f"{inputs}-{m}-{b!r}.json" for m in chosen for b in wanted}
         if not all(path.exists() for path in paths.values()):
             start(config, "train", as_json=False)
             _fill(Run.create(RUNS, config), paths, each, tasks)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
@@ -150,7 +151,7 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
     """A run's float model; perplexity is of its corpus' test text where there is one, else of the validation text.
 
     tune: steps of fine-tuning on the tasks, 0 for heads on the frozen model.
-    Calibration is validation text; with a validation split alone it is other contexts of it than `Subject.perplexity`.
+    Calibration is training text, which neither split shares.
     """
     import torch
 
@@ -160,6 +161,7 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
     from wattbit.models.data import encode, load_vocabulary
     from wattbit.models.evaluation import count_words
     from wattbit.models.own import OwnModel
+    from wattbit.models.sample import CALIBRATION_SEED, draw
     from wattbit.models.subject import ModelSubject
     from wattbit.models.tasks import Probe, read_task
     from wattbit.pipeline import check, learner, meter, target
@@ -169,10 +171,11 @@ def judge_run(run: Run, tasks: Sequence[str], stride: int | None, progress: Prog
     vocabulary = load_vocabulary(run.path("data"))
     split, texts = read_test(run.config.data)
     samples, context = opened.samples, opened.config.context
+    calibration = draw(samples.train, context, CONTEXTS, CALIBRATION_SEED, 0)
     read = tuple(read_task(task) for task in tasks)
     return Judge(
         OwnModel.of(opened),
-        ModelSubject(OwnModel.of(opened), samples.held[:CONTEXTS], samples.valid, progress),
+        ModelSubject(OwnModel.of(opened), calibration, samples.valid, progress),
         split,
         torch.from_numpy(encode(vocabulary, texts).astype("int64")),
         sum(map(count_words, texts)),
@@ -208,6 +211,14 @@ def judge_checkpoint(
     return Judge(model, subject, split, tokens, words, context, stride or max(1, context // 2))
 
 
+def refuse_given(names: Sequence[str], other: str) -> None:
+    """UsageError where one of these options was given, which mean nothing without the other one."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs {other}")
+
+
 def summary(found: dict[str, Any]) -> str:
     """The result as a table of two columns and what is to be known of it."""
     ppl, cost = found["perplexity"], found["cost"]
@@ -215,7 +226,7 @@ def summary(found: dict[str, Any]) -> str:
         ["mean weight bits", figure(found["mean_bits"], 2)],
         ["expert MB (packed)", significant(found["expert_bytes"] / 1e6)],
         [f"perplexity a token ({ppl['text']} text, measured)", figure(ppl["token"], 3)],
-        ["perplexity a word (measured)", figure(ppl["word"], 2)],
+        ["perplexity a word (measured)", "-" if ppl["word"] is None else figure(ppl["word"], 2)],
         *([f"GLUE {task} (measured)", figure(value, 4)] for task, value in found["glue"].items()),
     ]
     if cost and "refused" not in cost:
@@ -238,7 +249,13 @@ def summary(found: dict[str, Any]) -> str:
 @click.option("--model", help="Instead of a run: a Hugging Face checkpoint, a folder or hub id with safetensors.")
 @click.option("--data", help="Text for --model: a folder, wikitext-2, wikitext-103, c4; by default Python's sources.")
 @click.option("--context", default=512, show_default=True, type=click.IntRange(2), help="Window of --model, tokens.")
-@click.option("--device", default="cpu", show_default=True, help="Where --model is computed: cpu, cuda.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="cpu",
+    show_default=True,
+    help="Where --model is computed; auto: on a GPU where there is one.",
+)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -281,10 +298,16 @@ def command(
         raise click.UsageError("--model is evaluated without --run and --task")
     if tune and not tasks:
         raise click.UsageError("--tune needs a --task")
+    if not method:
+        refuse_given(("bits", "group_size", "seed"), "--method")
+    if not model:
+        refuse_given(("data", "context", "device"), "--model")
+    from wattbit.models.distributed import choose_device
+
     with Display() as display:
         display.begin("open", "model")
         if model:
-            judge = judge_checkpoint(model, data, context, stride, device, display)
+            judge = judge_checkpoint(model, data, context, stride, str(choose_device(device)), display)
         else:
             run = Run.open(folder) if folder else Run.latest(RUNS)
             if run.record("train") is None:
