@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -107,10 +107,14 @@ class Parts:
 
         Its fields: export, the sha256 of the export's record that it was built from; toolchain; digest and engines of
         the design; images; kernels; accelerator, or bit and hwh; clock_mhz, which records of earlier versions lack.
+        Without a design, of toolchain `none`, every expert is placed on the cores.
         """
         bit, hwh, accelerator = (record.get(name) for name in ("bit", "hwh", "accelerator"))
+        allocation = Allocation.from_json(read_json(run / "cotrain/allocation.json"))
+        if record["toolchain"] == NO_LOGIC:
+            allocation = Allocation(tuple(replace(one, engine="arm") for one in allocation.placements))
         return cls(
-            allocation=Allocation.from_json(read_json(run / "cotrain/allocation.json")),
+            allocation=allocation,
             export=run / "export",
             design={"digest": record["digest"], "engines": record["engines"]},
             accelerator=None if accelerator is None else run / accelerator,

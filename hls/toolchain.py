@@ -95,7 +95,9 @@ def choose(target: Target, wanted: str | None, toolchains: Sequence[Toolchain]) 
     Raises WattbitError for an unknown name, and when the wanted one, or every one, cannot build for the target here.
     """
     if target.part is None:
-        raise WattbitError(f"target {target.name} has no programmable logic; choose a board with a part")
+        raise WattbitError(
+            f"target {target.name} has no programmable logic; leave out the toolchain, or choose a board with a part"
+        )
     if wanted is None:
         passed: list[str] = []
         for toolchain in toolchains:

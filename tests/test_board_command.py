@@ -282,6 +282,26 @@ def test_a_new_board_is_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert [engines.clock_mhz for engines in planned] == [125.0, 100.0], "another clock is another design"
 
 
+def test_a_board_without_logic_gets_a_bundle_of_its_cores(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_kernels(export: Path, allocation: Allocation, core: str, out: Path, _: object) -> None:
+        write_json(out / "kernels.json", {"core": core})
+
+    monkeypatch.setattr("wattbit.tvm_schedules.compile.build", build_kernels)
+    rpi4 = load("rpi4")
+    with pytest.raises(WattbitError, match="build one with `wattbit board --board rpi4`"):
+        make_bundle(run.folder, rpi4.target, run.path("bundle"))
+    done = call("--board", "rpi4")
+    assert done.exit_code == 0 and "4 cores run every expert, by kernels for cortex-a72" in done.stdout
+    result = result_of(call("--board", "rpi4", "--json"))
+    manifest = make_bundle(run.folder, rpi4.target, run.path("bundle"), power=rpi4.power)
+    assert (manifest["digest"], manifest["toolchain"]) == (result["bundle"], "none")
+    assert {one.engine for one in Allocation.from_json(manifest["allocation"]).placements} == {"arm"}
+    assert manifest["arm"] and not [name for name in manifest["files"] if name.startswith("accel")]
+    assert verify(run.path("bundle")) == manifest
+
+
 def refused(done: Result) -> str:
     assert done.exit_code == 1 and done.stdout == "", done.output
     last = done.stderr.splitlines()[-1]
@@ -292,7 +312,7 @@ def refused(done: Result) -> str:
 def test_bad_input_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "there is no board 'pynq-z9'; known are aup-zu3, kv260" in refused(call("--board", "pynq-z9"))
-    assert "rpi4 has no programmable logic" in refused(call("--board", "rpi4"))
+    assert "rpi4 has no programmable logic; leave out the" in refused(call("--board", "rpi4", "--toolchain", "virtual"))
     assert "toolchain must be one of vivado, open, virtual, not 'quartus'" in refused(call("--toolchain", "quartus"))
     assert "vivado is not on PATH; install Vivado" in refused(call("--toolchain", "vivado"))
     every = refused(call())

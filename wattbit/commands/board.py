@@ -1,8 +1,8 @@
 """`wattbit board`: a run's design as a bitstream for a board, with its driver bundle and a report.
 
-In `runs/DIGEST/board/BOARD/TOOLCHAIN/` it leaves the bitstream and its handoff, `bundle/` and `report.md`. Whatever was
-finished there from the same inputs is not redone. `board/BOARD/chosen.json` names what was built last: `wattbit deploy`
-takes it.
+In `runs/DIGEST/board/BOARD/TOOLCHAIN/` it leaves the bitstream and its handoff, `bundle/` and `report.md`; of a board
+without programmable logic, in `none/`, the bundle of its cores' kernels. Whatever was finished there from the same
+inputs is not redone. `board/BOARD/chosen.json` names what was built last: `wattbit deploy` takes it.
 """
 
 import json
@@ -60,7 +60,8 @@ def command(
 ) -> None:
     """Build the bitstream for a board, with its driver bundle and a report.
 
-    It takes the widths and weights of the last run, or makes a run for the board when there is none.
+    It takes the widths and weights of the last run, or makes a run for the board when there is none. A board without
+    programmable logic gets a bundle alone, of kernels for its cores.
     """
     from wattbit.board.overlay import processing_system
     from wattbit.board.targets import load
@@ -70,19 +71,27 @@ def command(
         raise click.UsageError("--run names a run that is there; --preset, --data and --seed make one")
     run = existing(folder, new=bool(preset or data) or seed is not None)
     board = load(name or (run.config.board if run else DEFAULT_BOARD))
-    toolchain, why = choose(board.target, wanted, toolchains())
-    processing_system(board.target.part or "")
+    chosen = None
+    if board.target.part is not None or wanted is not None:
+        chosen = choose(board.target, wanted, toolchains())
+        processing_system(board.target.part or "")
     if run is None:
-        config = run_config(preset or DEFAULT_PRESET, data, name or DEFAULT_BOARD, seed or 0)
-        start(config, "build", as_json=False)
+        prices = name if chosen else None  # widths are chosen for a board with programmable logic
+        config = run_config(preset or DEFAULT_PRESET, data, prices or DEFAULT_BOARD, seed or 0)
+        start(config, "build" if chosen else "export", as_json=False)
         run = Run.create(RUNS, config)
     else:
         own = run.config.settings["target"]["name"] == board.target.name
         perform(run, "build" if own else "export", as_json=False)
     with run.lock(), Display() as display:
         display.begin("board", board.target.title)
-        display.say(f"toolchain {why}")
-        result = build(run, board, toolchain, why, display)
+        if chosen is None:
+            display.say("no toolchain: there is no programmable logic, the cores run every expert")
+            result = bundled(run, board, display)
+        else:
+            toolchain, why = chosen
+            display.say(f"toolchain {why}")
+            result = build(run, board, toolchain, why, display)
         display.heed()
     click.echo(json.dumps(result, indent=1) if as_json else (run.folder / result["report"]).read_text(encoding="utf-8"))
 
@@ -149,6 +158,38 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
         result["bundle"] = manifest["digest"]
         choose_for_deployment(run, run.path("board", target.name, CHOSEN), record | {"bundle": manifest["digest"]})
     return result
+
+
+def bundled(run: Run, board: "BoardTarget", progress: Progress) -> dict[str, Any]:
+    """The same for a board without programmable logic: its bundle has the cores' kernels alone."""
+    from wattbit.board.bundle import CHOSEN, EXPORT, NO_LOGIC, Parts, pack
+
+    target = board.target
+    out = run.path("board", target.name, NO_LOGIC)
+    record = {
+        "export": sha256_file(run.path(EXPORT)),
+        "toolchain": NO_LOGIC,
+        "digest": final_allocation(run).digest,
+        "engines": [],
+        "images": [],
+        "kernels": compiled(run, target.core, out, progress).relative_to(run.folder).as_posix(),
+    }
+    manifest = pack(Parts.of_design(run.folder, record), target, out / "bundle", progress, board.power)
+    choose_for_deployment(run, run.path("board", target.name, CHOSEN), record | {"bundle": manifest["digest"]})
+    write_text(
+        out / "report.md",
+        f"# {target.title}: no programmable logic\n\n"
+        f"- No toolchain: its {target.cores} cores run every expert, by kernels for {target.core}.\n"
+        f"- `wattbit bench --board {target.name}` deploys the bundle and measures it.\n",
+    )
+    return {
+        "folder": out.relative_to(run.folder).as_posix(),
+        "report": (out / "report.md").relative_to(run.folder).as_posix(),
+        "toolchain": NO_LOGIC,
+        "design": record["digest"],
+        "tokens_per_s": None,
+        "bundle": manifest["digest"],
+    }
 
 
 def designed(run: Run, planned: "EnginePlan", out: Path, progress: Progress) -> Path:
