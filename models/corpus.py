@@ -1,6 +1,5 @@
 """Where text comes from: the Python standard library, a local folder, or a named data set."""
 
-import csv
 import hashlib
 import sysconfig
 from collections.abc import Iterator
@@ -122,12 +121,18 @@ def _read(path: Path) -> str:
 
 def _read_tsv(path: Path) -> list[str]:
     """The sentences of a GLUE file as one text; without a header (CoLA) they are the last column."""
-    rows = list(csv.reader(_read(path).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = tsv_rows(_read(path))
     columns = [i for i, title in enumerate(rows[0]) if title in TEXT_COLUMNS]
     body = rows[1:] if columns else rows
     columns = columns or [len(rows[0]) - 1]
     lines = [row[i].strip() for row in body for i in columns if i < len(row)]
     return ["\n".join(lines)[:CHARACTERS_MAX] + "\n"]
+
+
+def tsv_rows(text: str) -> list[list[str]]:
+    """Fields of a GLUE file's rows. Quotes mean nothing there, and rows end at line feeds alone: sentences hold other
+    line ends of Unicode's."""
+    return [line.split("\t") for line in text.split("\n") if line]
 
 
 def read_hub(name: str) -> Corpus:

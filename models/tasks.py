@@ -10,7 +10,6 @@ Published GLUE tests have no labels: the score is on the development split. In a
 labels (SST-2 as kept here), else `dev.tsv`.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from wattbit.errors import WattbitError
-from wattbit.models.corpus import GLUE_TASKS, TEXT_COLUMNS
+from wattbit.models.corpus import GLUE_TASKS, TEXT_COLUMNS, tsv_rows
 from wattbit.models.network import Experts, Transformer
 
 TRAIN_ROWS = 5_000  # that a head is fitted on, at most: the first ones
@@ -92,12 +91,12 @@ def _read_tsv(path: Path) -> list[Row] | None:
     if not path.is_file():
         raise WattbitError(f"{path} does not exist; a GLUE folder has train.tsv and dev.tsv")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise WattbitError(f"{path} is not UTF-8 text (byte {error.start}); give GLUE's own file") from None
-    if not lines:
+    if not text.strip():
         raise WattbitError(f"{path} is empty; give GLUE's own file")
-    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = tsv_rows(text)
     titles = rows[0]
     columns = [i for i, title in enumerate(titles) if title in TEXT_COLUMNS]
     if not columns:

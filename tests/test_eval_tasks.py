@@ -11,6 +11,7 @@ from scipy.stats import pearsonr
 
 from tests.models_support import TINY_MODEL
 from wattbit.errors import WattbitError
+from wattbit.models.corpus import read_corpus
 from wattbit.models.data import load_vocabulary
 from wattbit.models.network import Transformer
 from wattbit.models.tasks import Head, Probe, features, read_task, score
@@ -40,6 +41,14 @@ def test_tasks_are_read_from_folders(tmp_path: Path):
     assert (read_task(str(cola)).metric, read_task(str(cola)).dev.labels) == ("mcc", (1, 0))
 
 
+def test_rows_end_at_line_feeds_alone_and_are_as_long_as_they_like(tmp_path: Path):
+    """Sentences hold Unicode's other line ends, and quotes that mean nothing."""
+    folder, odd = write_sst(tmp_path / "sst2"), 'a \u2028 film\u0085 "fine ' + "long " * 30_000
+    (folder / "dev.tsv").write_text(f"sentence\tlabel\n{odd}\t1\n\nbad\t0\n", encoding="utf-8")
+    assert read_task(str(folder)).dev.texts == (odd.strip(), "bad")
+    assert read_corpus(str(folder)).valid == [f"{odd.strip()}\nbad\n"]
+
+
 def test_a_task_comes_through_datasets(monkeypatch: pytest.MonkeyPatch):
     def load_dataset(repository: str, config: str, split: str) -> list[dict[str, Any]]:
         assert (repository, config) == ("nyu-mll/glue", "mnli")
@@ -59,6 +68,7 @@ def test_what_is_no_task_is_refused(tmp_path: Path):
     folder = write_sst(tmp_path / "sst2")
     for content, said in (
         (b"", "dev.tsv is empty"),
+        (b"\n\n", "dev.tsv is empty"),
         (b"sentence\xff\tlabel\n", r"dev.tsv is not UTF-8 text \(byte 8\)"),
         (b"sentence\tlabel\n", "sst2 has no rows to be judged on"),
         (b"sentence\nfine\n", "has sentences without labels"),
