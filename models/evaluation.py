@@ -21,6 +21,7 @@ from wattbit.models.network import token_losses
 from wattbit.plan import Allocation
 from wattbit.progress import Progress, silent
 
+MAX_NATS = 700  # whose exp is a double
 BATCH_TOKENS = 16384  # that go through the model together
 
 Losses = Callable[[Tensor], Tensor]
@@ -29,10 +30,13 @@ Losses = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Perplexity:
-    """token, word: exp of the mean nats a token and a word. tokens: predicted ones. context, stride: of the window."""
+    """token, word: exp of the mean nats a token and a word. tokens: predicted ones. context, stride: of the window.
+
+    word is None where it is beyond a double, as of a text without white space, which is one word.
+    """
 
     token: float
-    word: float
+    word: float | None
     tokens: int
     words: int
     context: int
@@ -75,9 +79,10 @@ def perplexity(
         nats += (found.double() * counted[rows].to(found.device)).sum().item()
         progress("perplexity", min(start + size, len(contexts)), len(contexts))
     predicted = len(tokens) - 1
-    if not math.isfinite(nats):
-        raise WattbitError(f"the loss is {nats} nats; look at the model's weights")
-    return Perplexity(math.exp(nats / predicted), math.exp(nats / words), predicted, words, context, stride)
+    if not nats / predicted < MAX_NATS:  # NaN too
+        raise WattbitError(f"the loss is {nats / predicted:g} nats a token; look at the model's weights")
+    by_word = math.exp(nats / words) if nats / words < MAX_NATS else None
+    return Perplexity(math.exp(nats / predicted), by_word, predicted, words, context, stride)
 
 
 def learner_losses(learner: MoELearner, allocation: Allocation | None) -> Losses:

@@ -43,10 +43,16 @@ def test_words_are_counted_as_wikitext_does():
     assert count_words(" \n = A title = \n \n two words\n") == 1 + 5 + 1 + 3
 
 
+def test_a_long_text_without_white_space_has_no_perplexity_a_word():
+    found = perplexity(lambda c: torch.full((len(c), c.shape[1] - 1), 2.0), torch.arange(800), 1, 8, 4)
+    assert (found.token, found.word) == (pytest.approx(math.exp(2)), None), "799 tokens of 2 nats are one word"
+
+
 def test_nonsense_is_refused():
     with pytest.raises(WattbitError, match=r"the stride must be within 1..8, the context's tokens, not 9"):
         windows(torch.arange(50), 8, 9)
     with pytest.raises(WattbitError, match="the text has 1 tokens, at least 2 are needed"):
         windows(torch.arange(1), 8, 4)
-    with pytest.raises(WattbitError, match="the loss is nan nats"):
-        perplexity(lambda c: torch.full((len(c), c.shape[1] - 1), torch.nan), torch.arange(9), 3, 4, 2)
+    for loss in (math.nan, 1e3):
+        with pytest.raises(WattbitError, match=f"the loss is {loss:g} nats a token"):
+            perplexity(lambda c, loss=loss: torch.full((len(c), c.shape[1] - 1), loss), torch.arange(9), 3, 4, 2)
