@@ -9,7 +9,11 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]  # HTTPX's own
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is HTTPX's own
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -147,13 +151,16 @@ def refuse_pickles(where: str, names: list[str]) -> None:
 
 def _download(source: str) -> Path:
     """The folder of a hub's repository, safetensors only."""
+    unknown = WattbitError(f"{source} is neither a folder nor a hub id like mistralai/Mixtral-8x7B-v0.1")
     if not (match := HUB_ID.fullmatch(source)):
-        raise WattbitError(f"{source} is neither a folder nor a hub id like mistralai/Mixtral-8x7B-v0.1")
+        raise unknown
     name, revision = match.groups()
     fetch = partial(snapshot_download, name, revision=revision, allow_patterns=list(WANTED))
     try:
         refuse_pickles(source, HfApi().list_repo_files(name, revision=revision))
         return Path(fetch())
+    except HFValidationError:
+        raise unknown from None
     except RepositoryNotFoundError:
         raise WattbitError(f"the hub has no model {source}, or it asks for a login: `hf auth login`") from None
     except (HTTPError, OSError) as error:

@@ -127,7 +127,8 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, folder: Path) -> None:
 
 
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
-    refuse(str(tmp_path / "nowhere"), "neither a folder nor a hub id like")
+    for nowhere in (str(tmp_path / "nowhere"), "./nowhere", "../nowhere", "a..b/c"):
+        refuse(nowhere, f"{nowhere} is neither a folder nor a hub id like")
 
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,6 +176,14 @@ def test_no_mixture_layers(folder: Path, tmp_path: Path) -> None:
 def test_quantized_already(folder: Path) -> None:
     change_config(folder, quantization_config={"quant_method": "fp8"})
     refuse(folder, "quantized already (fp8)", "16-bit")
+    change_config(folder, quantization_config=None)
+    assert open_network(folder).expert_ids
+
+
+@pytest.mark.parametrize("model_type", [[], {}, 3, None])
+def test_an_architecture_without_a_name(folder: Path, model_type: object) -> None:
+    change_config(folder, model_type=model_type)
+    refuse(folder, f"is a {model_type}, which wattbit does not know")
 
 
 def test_no_tokenizer(folder: Path) -> None:

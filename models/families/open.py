@@ -34,14 +34,14 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 def family_of(checkpoint: Checkpoint) -> Family:
     """Raises WattbitError for an architecture that is not known, has no experts, or is quantized already."""
     config, model_type = checkpoint.config, checkpoint.config.get("model_type")
-    if model_type not in BY_TYPE:
+    if not isinstance(model_type, str) or model_type not in BY_TYPE:
         if not any(config.get(name) for name in EXPERT_COUNTS):
             raise WattbitError(f"{checkpoint.folder} ({model_type}) has no MoE layers; wattbit quantizes experts")
         raise WattbitError(
             f"{checkpoint.folder} is a {model_type}, which wattbit does not know; it knows {', '.join(sorted(BY_TYPE))}"
         )
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method")
+    if about := config.get("quantization_config"):
+        method = about.get("quant_method") if isinstance(about, dict) else about
         raise WattbitError(f"{checkpoint.folder} is quantized already ({method}); give its 16-bit weights")
     return BY_TYPE[model_type]
 
