@@ -13,7 +13,7 @@ import click
 import torch
 from gpu_experts import SHAPES, launches
 from gpu_timing import times
-from rows import Benchmark
+from rows import Benchmark, about
 
 from wattbit.errors import WattbitError
 from wattbit.files import write_json
@@ -60,6 +60,7 @@ def main(path: Path | None) -> None:
                 torch.cuda.empty_cache()
     if path:
         write_json(path, found)
+        about(path)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_blocks_dealt_to_experts_by_their_widths_give_the_same(
 ) -> None:
     up = Tiling(warps=2, ring=12288, blocks=blocks, each=0, spread=True)
     down = Tiling(warps=3, splits=splits, ring=12288, blocks=blocks * splits, each=0, early=early, spread=True)
-    layer, x, error = run(shape, (2, 8, 3, 4, 6), 3, 1, up_tiling=up, down_tiling=down)
+    layer, x, error = run(shape, (2, 8, 3), 3, 1, up_tiling=up, down_tiling=down)
     assert error < TOLERANCE
     first = layer(x).clone()
     assert torch.equal(layer(x), first), "a second run differs"
