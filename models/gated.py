@@ -77,6 +77,14 @@ def check_group(depth: int, group: int) -> None:
         raise WattbitError(f"group_size must be a multiple of {GROUP_UNIT} that divides {depth} columns, not {group}")
 
 
+def finite(name: str, weights: Tensor) -> Tensor:
+    """The weights in float32; WattbitError where one of them is no number."""
+    found = weights.float()
+    if not bool(found.isfinite().all()):
+        raise WattbitError(f"tensor {name} has weights that are no finite numbers; look at the checkpoint")
+    return found
+
+
 def quantize_weights(weights: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """Integers [N, K] and scales [N, K / group] of float weights: of the clips the one of least squared error."""
     rows, depth = weights.shape
@@ -103,7 +111,7 @@ def quantize(
 ) -> "GatedModel":
     """The quantized model. group_size: columns that share a weight scale, a multiple of 32; None: one scale a row.
 
-    Raises WattbitError where weights are missing, misshapen, or the allocation is of another model.
+    Raises WattbitError where weights are missing, misshapen or not finite, or the allocation is of another model.
     """
     for name, shape in shapes(config).items():
         if name not in floats or tuple(floats[name].shape) != shape:
@@ -112,15 +120,16 @@ def quantize(
     tensors: dict[str, Tensor] = dict(zip(("rope.cos", "rope.sin"), rope(config), strict=True))
     bits, group = {}, {}
     for name in shapes(config):
+        weights = finite(name, floats[name])
         width = matrix_bits(name, allocation, backbone_bits, head_bits)
         if width is None:
-            tensors[name] = floats[name].float()
+            tensors[name] = weights
             continue
         bits[name] = width
         if group_size is not None:
             group[name] = group_size
-        columns = group_size or floats[name].shape[1]
-        tensors[name], tensors[f"{name}.scale"] = quantize_weights(floats[name], width, columns)
+        columns = group_size or weights.shape[1]
+        tensors[name], tensors[f"{name}.scale"] = quantize_weights(weights, width, columns)
     return GatedModel(config, Portable(decoder_config(config), tensors, bits, group))
 
 

@@ -148,7 +148,10 @@ class ModelSubject:
     def _pack(self, expert: ExpertId, how: ExpertRecipe) -> PackedExpert:
         if (expert, how) not in self._packed:
             inputs, _ = self._inputs(expert)
-            self._packed[expert, how] = quantize_expert(self.model, self._float[expert], how, inputs)
+            try:
+                self._packed[expert, how] = quantize_expert(self.model, self._float[expert], how, inputs)
+            except WattbitError as error:
+                raise WattbitError(f"{expert} of the model: {error}") from None
         return self._packed[expert, how]
 
     def _pack_together(self, wanted: Sequence[tuple[ExpertId, ExpertRecipe]]) -> None:

@@ -12,7 +12,7 @@ from tests.runtime_support import build_host
 from wattbit.errors import WattbitError
 from wattbit.models.checkpoint import Checkpoint
 from wattbit.models.config import GatedConfig
-from wattbit.models.families.gated import gated_weights
+from wattbit.models.families.gated import GatedStream, gated_weights
 from wattbit.models.families.open import load_network
 from wattbit.models.gated import GatedModel, decoder_config, quantize, rope, shapes
 from wattbit.models.portable import Portable
@@ -97,6 +97,20 @@ def test_the_runtime_continues_a_checkpoint(checkpoints: dict[str, Checkpoint], 
         found = decoder.feed(prompt.tolist())
     expected = model.logits(prompt)[-1].numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["layers.1.experts.2.down", "layers.0.norm2", "embedding"])
+def test_weights_that_are_no_numbers_are_refused_by_name(name: str, checkpoints: dict[str, Checkpoint]) -> None:
+    config, weights = gated_weights(checkpoints["mixtral"])
+    floats = {key: value.clone() for key, value in weights.items()}
+    floats[name].flatten()[5] = torch.nan
+    allocation = Allocation.of(dict.fromkeys(config.expert_ids, 4), engine="arm")
+    with pytest.raises(WattbitError, match=f"tensor {name} has weights that are no finite numbers"):
+        quantize(config, floats, allocation)
+    stream = GatedStream(config, floats, allocation)
+    with pytest.raises(WattbitError, match=f"tensor {name} has weights that are no finite numbers"):
+        for each in stream.shapes:
+            stream.load(each)
 
 
 @pytest.mark.parametrize(

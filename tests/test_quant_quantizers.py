@@ -182,6 +182,14 @@ def test_weights_beyond_float16_scales_are_refused(bad: float):
             quantize(values, 4)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_gptq_refuses_inputs_that_are_no_numbers_or_too_large(bad: float):
+    seen = inputs(8)
+    seen[7, 3] = bad
+    with pytest.raises(WattbitError, match="calibration inputs are no finite numbers"):
+        gptq.quantize(weights(3, 8), gptq.hessian(seen), 4)
+
+
 @pytest.mark.parametrize("how", [ExpertRecipe(3), ExpertRecipe(2, "hqq"), ExpertRecipe(4, "hqq", 5)])
 def test_experts_quantized_together_are_those_quantized_alone(how: ExpertRecipe):
     class Kind:

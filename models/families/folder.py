@@ -98,6 +98,11 @@ class QuantizedFolder:
     def read(self, layer: int, device: str = "cpu") -> dict[ExpertId, PackedExpert]:
         return load_experts(self._experts(layer), device)
 
+    def abandon(self) -> None:
+        """Remove the folder where no layer was finished: other work may have it."""
+        if not any(self.folder.glob("experts-*.safetensors")):
+            shutil.rmtree(self.folder)
+
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.folder / RECORD, self._record | {"result": dict(result)})
 

@@ -16,7 +16,7 @@ from wattbit.models.checkpoint import CONFIG, Checkpoint
 from wattbit.models.config import GatedConfig
 from wattbit.models.families.family import Family
 from wattbit.models.families.open import empty_network
-from wattbit.models.gated import check_group, decoder_config, matrix_bits, quantize_weights, rope, shapes
+from wattbit.models.gated import check_group, decoder_config, finite, matrix_bits, quantize_weights, rope, shapes
 from wattbit.plan import Allocation
 
 OUTER = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
@@ -152,7 +152,7 @@ class GatedStream:
                     self.group[name] = group_size
 
     def load(self, name: str) -> NDArray[np.int8] | NDArray[np.float32]:
-        """A tensor of `shapes`."""
+        """A tensor of `shapes`; WattbitError where one of its weights is no number."""
         owner = name.removesuffix(".scale")
         if name in self._tables:
             found = self._tables[name]
@@ -160,11 +160,11 @@ class GatedStream:
             integers, scale = self._quantized(owner)
             found = integers if owner == name else scale
         else:
-            found = self._floats[name].float()
+            found = finite(name, self._floats[name])
         return found.numpy().reshape(self.shapes[name])
 
     def _quantized(self, name: str) -> tuple[Tensor, Tensor]:
         if self._last is None or self._last[0] != name:
             columns = self.group.get(name, self.shapes[name][1])
-            self._last = (name, *quantize_weights(self._floats[name], self.bits[name], columns))
+            self._last = (name, *quantize_weights(finite(name, self._floats[name]), self.bits[name], columns))
         return self._last[1:]

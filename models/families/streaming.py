@@ -64,7 +64,8 @@ def quantize_checkpoint(
 ) -> dict[str, Any]:
     """Write the quantized model to `out` (see `wattbit.models.families.folder`) and return what came of it.
 
-    calibration: contexts [n, S]; needed by GPTQ, else not read. Raises WattbitError for a recipe of another model.
+    calibration: contexts [n, S]; needed by GPTQ, else not read. Raises WattbitError for a recipe of another model
+    and for weights that cannot be quantized; a folder without any finished layer is then removed.
     """
     if recipe.quantizer != "gptq":
         calibration = None
@@ -75,11 +76,15 @@ def quantize_checkpoint(
     folder = QuantizedFolder.begin(out, checkpoint, recipe, {"calibration": text})
     if (done := folder.result) is not None:
         return done
-    folder.copy_rest(checkpoint, progress)
-    if calibration is None:
-        stream.alone(folder)
-    else:
-        stream.through(folder, calibration)
+    try:
+        folder.copy_rest(checkpoint, progress)
+        if calibration is None:
+            stream.alone(folder)
+        else:
+            stream.through(folder, calibration)
+    except WattbitError:
+        folder.abandon()
+        raise
     result = stream.result(folder)
     folder.finish(result)
     return result
@@ -148,7 +153,10 @@ class _Stream:
                 inputs = trace.inputs[trace.rows(e)[0]]
             expert = ExpertId(self.numbers[name], e)
             how = ExpertRecipe.of(self.recipe, expert)
-            found[expert] = quantize_expert(Kind(self.family, mixture), matrices, how, inputs)
+            try:
+                found[expert] = quantize_expert(Kind(self.family, mixture), matrices, how, inputs)
+            except WattbitError as error:
+                raise WattbitError(f"{expert} of the model: {error}") from None
             give_back()
         return found
 

@@ -11,6 +11,7 @@ of neighbouring columns, in their order.
 import torch
 from torch import Tensor
 
+from wattbit.errors import WattbitError
 from wattbit.models.quantizers import rtn
 from wattbit.models.quantizers.grid import Quantized, check_bits, group_columns, range_grid, round_to
 
@@ -34,6 +35,9 @@ class Solver:
     """What all matrices that read the same inputs share: the Hessian [K, K], the order of columns and the factor."""
 
     def __init__(self, hessian: Tensor, group_size: int | None = None) -> None:
+        """WattbitError for a Hessian that is not finite."""
+        if not bool(hessian.isfinite().all()):
+            raise WattbitError("GPTQ's calibration inputs are no finite numbers, or too large; look at the weights")
         columns = len(hessian)
         self._hessian = hessian
         self._group = group_columns(columns, group_size)

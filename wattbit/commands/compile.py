@@ -99,9 +99,15 @@ def command(
         stream = GatedStream(config, floats, allocation, backbone_bits, group_size, head_bits)
         sizes = DecoderConfig.from_json(stream.sizes)
         source = CheckpointSource(sizes, stream.bits, stream.group, stream.shapes, stream.load)
-        with atomic(out / TOKENIZER) as temporary:
-            shutil.copyfile(tokenizer, temporary)
-        record = build(source, core or host_core().name, out, display)
+        new = not out.exists()
+        try:
+            with atomic(out / TOKENIZER) as temporary:
+                shutil.copyfile(tokenizer, temporary)
+            record = build(source, core or host_core().name, out, display)
+        except WattbitError:
+            if new:
+                shutil.rmtree(out)
+            raise
     click.echo(
         f"{out}: {record['weights']['bytes'] / 1e6:.1f} MB for {record['core']}; `wattbit generate --model {out}`"
     )
