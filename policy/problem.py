@@ -85,7 +85,7 @@ class Problem:
     frequency: Floats = field(init=False)  # [N]
     damage: Floats = field(init=False)  # [N, K], nats a token
     damage_before: Floats = field(init=False)  # [R, N, K], that of the history's rounds
-    budget: int = field(init=False)  # bits, summed over the experts
+    budget: int = field(init=False)  # bits, summed over the experts, that they can use
     penalty: float = field(init=False)  # p
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Problem:
         if not np.isfinite(damages).all():
             raise WattbitError("a damage in the expert statistics is not a finite number; run stats again")
         self.damage, self.damage_before = damages[-1], damages[:-1]
-        self.budget = int(self.budget_bits * len(self.experts) + 1e-9)
+        self.budget = int(min(self.budget_bits, bits[-1]) * len(self.experts) + 1e-9)
         self.penalty = 2 * self.price(np.ones(len(actions), dtype=np.bool_)) * self.budget
         self._placements = [
             [Placement(e, engine, Precision(b, self.act_bits)) for b, engine in actions] for e in self.experts

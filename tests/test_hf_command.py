@@ -1,6 +1,7 @@
 """`wattbit quantize` as users call it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from tests.hf_support import checkpoint, mixed_recipe, save_tokenizer
 from wattbit.cli import main
@@ -95,7 +97,18 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, model: Path) -> N
         ({"ranks": {"L0E0": -2}}, "must be at least 0, not -2"),
         ({"ranks": {"L7E0": 2}}, "ranks or float_columns of L7E0, which the model lacks"),
         ({"compensator_bits": 9}, "compensator_bits must be within 2..8, not 9"),
-        ({"group_size": "x"}, "no recipe (TypeError"),
+        ({"group_size": "x"}, "group_size must be a whole number, not 'x'"),
+        ({"group_size": 16.5}, "group_size must be a whole number, not 16.5"),
+        ({"group_size": 0}, "group_size must be at least 1 or None, not 0"),
+        ({"compensator_bits": 2.5}, "compensator_bits must be a whole number, not 2.5"),
+        ({"ranks": {"L0E0": 2.5}}, "no recipe (TypeError"),
+        ({"float_columns": {"L0E0": [1.5]}}, "no recipe (TypeError"),
+        ({"pruning": {"ratio": ["x", "y"], "protected": 0.1}}, "no recipe (ValueError"),
+        (
+            {"pruning": {"ratio": [float("nan")], "protected": 0.1}},
+            "ratios of pruning must be numbers, not [nan]",
+        ),
+        ({"pruning": {"ratio": [0.5], "protected": None}}, "no recipe (TypeError"),
         ({"pruning": {"ratio": [0.1]}}, "no recipe (KeyError: 'protected')"),
         ({"foo": 1}, "no recipe (TypeError"),
         ([], "no recipe (TypeError"),
@@ -103,7 +116,7 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, model: Path) -> N
 )
 def test_a_recipe_that_is_none_of_this_model(changed: Any, said: str, model: Path, tmp_path: Path) -> None:
     recipe = mixed_recipe(model).to_json() | changed if changed else changed
-    write_json(tmp_path / "recipe.json", recipe)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     result = quantize(model, "--recipe", tmp_path / "recipe.json", "--out", tmp_path / "out")
     assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -138,6 +151,37 @@ def test_too_little_text(model: Path, tmp_path: Path) -> None:
     words = ("--quantizer", "gptq", "--data", tmp_path / "text", "--out", tmp_path / "out")
     result = quantize(model, "--bits", 4, *words)
     assert result.exit_code == 1 and "65536 are needed" in result.stderr
+
+
+def spoil(folder: Path, name: str) -> None:
+    """A tensor of a checkpoint gets NaN in its first row."""
+    path = Checkpoint.open(folder).files[name]
+    tensors = load_file(path)
+    tensors[name][0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("words", "tensor", "said"),
+    [
+        (("quantize",), "block_sparse_moe.experts.1.w1", "L0E1 of the model: weights need a scale of nan"),
+        (("quantize", "--quantizer", "gptq"), "self_attn.o_proj", "of the model: GPTQ's calibration inputs are no"),
+        (("compile",), "block_sparse_moe.experts.1.w1", "tensor layers.0.experts.1.gate has weights that are no"),
+    ],
+)
+def test_weights_that_are_no_numbers(
+    words: tuple[str, ...], tensor: str, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is one line, and the folder is free for other work."""
+    monkeypatch.setattr("wattbit.tvm_schedules.model.pack.link", lambda *_: None)  # compiles for seconds, before
+    (tmp_path / "input.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    data = ("--data", tmp_path, "--contexts", 16, "--length", 40) if "gptq" in words else ()
+    good = shutil.copytree(model, tmp_path / "good")
+    spoil(model, f"model.layers.0.{tensor}.weight")
+    result = run(*words, model, "--bits", 4, "--out", tmp_path / "out", *data)
+    assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1, result.output
+    assert not (tmp_path / "out").exists()
+    assert quantize(good, "--bits", 4, "--out", tmp_path / "out").exit_code == 0
 
 
 def test_a_tokenizer_beside_code_of_its_own(tmp_path: Path) -> None:

@@ -149,6 +149,16 @@ def test_budgets_that_a_methods_widths_cannot_meet() -> None:
         Budget(1.5)
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_more_bits_than_experts_can_use_are_as_good_as_enough(name: str) -> None:
+    """An unbounded budget would make tables as long as it."""
+    subject = make_subject(2, 4)
+    enough, far_more = (made(name, subject).decide(subject, Budget(bits, WIDTHS), 0) for bits in (max(WIDTHS), 1e15))
+    assert widths(enough) == widths(far_more)
+    with pytest.raises(WattbitError, match="a budget is a number of bits, not inf"):
+        Budget(float("inf"))
+
+
 def test_the_registry() -> None:
     assert len(set(METHODS)) == len(METHODS)
     assert all(found.name == name for name, found in ON_WEIGHTS.items())

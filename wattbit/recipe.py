@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite, isnan
+from operator import index
 from typing import Any, Literal, Protocol, Self, get_args
 
 from wattbit.errors import WattbitError
@@ -22,6 +24,8 @@ class Pruning:
     protected: float = 0.02
 
     def __post_init__(self) -> None:
+        if any(isnan(ratio) for ratio in self.ratio):
+            raise WattbitError(f"the gate ratios of pruning must be numbers, not {list(self.ratio)}")
         if not 0 <= self.protected <= 1:
             raise WattbitError(f"the protected share of tokens must be within 0..1, not {self.protected}")
 
@@ -48,6 +52,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.quantizer not in QUANTIZERS:
             raise WattbitError(f"a quantizer is one of {', '.join(QUANTIZERS)}, not {self.quantizer!r}")
+        for name, value in (("group_size", self.group_size or 1), ("compensator_bits", self.compensator_bits)):
+            if type(value) is not int:
+                raise WattbitError(f"{name} must be a whole number, not {value!r}")
         if self.group_size is not None and self.group_size < 1:
             raise WattbitError(f"group_size must be at least 1 or None, not {self.group_size}")
         if not 2 <= self.compensator_bits <= 8:
@@ -82,11 +89,11 @@ class Recipe:
                 **dict(record)
                 | {
                     "allocation": Allocation.from_json(record["allocation"]),
-                    "ranks": {ExpertId.parse(e): int(rank) for e, rank in record["ranks"].items()},
+                    "ranks": {ExpertId.parse(e): index(rank) for e, rank in record["ranks"].items()},
                     "float_columns": {
-                        ExpertId.parse(e): tuple(map(int, c)) for e, c in record["float_columns"].items()
+                        ExpertId.parse(e): tuple(map(index, c)) for e, c in record["float_columns"].items()
                     },
-                    "pruning": pruning and Pruning(tuple(pruning["ratio"]), pruning["protected"]),
+                    "pruning": pruning and Pruning(tuple(map(float, pruning["ratio"])), float(pruning["protected"])),
                 }
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -105,7 +112,9 @@ class Budget:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.mean_bits >= min(self.weight_bits):  # NaN too
+        if not isfinite(self.mean_bits):
+            raise WattbitError(f"a budget is a number of bits, not {self.mean_bits}")
+        if self.mean_bits < min(self.weight_bits):
             raise WattbitError(
                 f"a budget of {self.mean_bits} bits is below the narrowest width, {min(self.weight_bits)}; raise it"
             )

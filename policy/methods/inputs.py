@@ -65,8 +65,8 @@ def open_widths(method: str, budget: Budget, own: Sequence[int] | None = None) -
 
 
 def bits_for(budget: Budget, experts: int) -> int:
-    """Weight bits that so many experts may have, summed."""
-    return int(budget.mean_bits * experts + 1e-9)
+    """Weight bits that so many experts may have, summed; no more than they can use."""
+    return int(min(budget.mean_bits, max(budget.weight_bits)) * experts + 1e-9)
 
 
 def by_layer(experts: Sequence[ExpertId]) -> list[NDArray[np.int64]]:
