@@ -3,13 +3,15 @@
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from wattbit.board.meters import LAST_PORT
+from wattbit.board.overlay import processing_system
 from wattbit.board.ssh import Connection
+from wattbit.clock import delivered_mhz
 from wattbit.errors import WattbitError
 from wattbit.plan import Target
 
@@ -127,6 +129,7 @@ def known() -> tuple[str, ...]:
 def load(name_or_path: str) -> BoardTarget:
     """A known board by name, or one described in a TOML file of the same form.
 
+    Its clock_mhz is what its processing system delivers when it is asked for the file's: that or the next lower one.
     Raises WattbitError for an unknown name, with those that are known, and for a file that is not of this form.
     """
     path = FOLDER / f"{name_or_path}.toml"
@@ -150,13 +153,20 @@ def load(name_or_path: str) -> BoardTarget:
         target = record | {"name": path.stem}
         _check_fields(Target, "the board", target)
         return BoardTarget(
-            Target.from_json(target),
+            _clocked(Target.from_json(target)),
             Ssh.from_toml(tables["ssh"]) if "ssh" in tables else None,
             Power.from_toml(tables.get("power", {"source": "external"})),
             Virtual.from_toml(tables["virtual"]).tier if "virtual" in tables else None,
         )
     except WattbitError as error:
         raise WattbitError(f"{path}: {error}") from None
+
+
+def _clocked(target: Target) -> Target:
+    if target.part is None or target.clock_mhz is None:
+        return target
+    source_mhz = processing_system(target.part).source_mhz
+    return replace(target, clock_mhz=delivered_mhz(source_mhz, target.clock_mhz))
 
 
 def _check_fields(kind: type, where: str, record: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The boards' files: every one loads, and what is wrong in one is said."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,29 @@ def test_a_board_has_what_its_chip_has(name: str) -> None:
         chip = next(chip for chip in CHIPS if target.part.startswith(chip))
         assert (target.lut, target.ff, target.dsp, target.bram18) == CHIPS[chip]
         assert target.memory_ports == 4, "HP ports of Zynq-7000 and of Zynq UltraScale+"
+
+
+@pytest.mark.parametrize("name", targets.known())
+def test_a_boards_file_has_the_clock_that_the_ps_delivers(name: str) -> None:
+    written = tomllib.loads((targets.FOLDER / f"{name}.toml").read_text()).get("clock_mhz")
+    assert targets.load(name).target.clock_mhz == written
+
+
+@pytest.mark.parametrize(
+    ("part", "asked_mhz", "given_mhz"),
+    [
+        ("xck26-sfvc784-2LV-c", 200.0, 187.5),
+        ("xczu3eg-sbva484-1-i", 214.0, 187.5),
+        ("xczu3eg-sbva484-1-i", 150.0, 150.0),
+        ("xc7z020clg400-1", 150.0, 1000 / 7),
+    ],
+)
+def test_a_board_gets_the_clock_that_the_ps_delivers(
+    part: str, asked_mhz: float, given_mhz: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'{MINE}part = "{part}"\nclock_mhz = {asked_mhz}\n[ssh]\nhost = "mine"\n')
+    assert targets.load(str(path)).target.clock_mhz == pytest.approx(given_mhz)
 
 
 def test_an_unknown_board_lists_the_known_ones() -> None:
@@ -111,6 +135,9 @@ def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:
         ("[virtual]\n", r"the table \[virtual\] needs the field tier"),
         ("lut = 1.5\n", r"lut in the board must be a whole number, not 1.5"),
         ("part = 7\n", r"part in the board must be a string, not 7"),
+        ("part = 'xc7z020'\nclock_mhz = 0\n", r"no divider makes a clock of 0 MHz from 1000 MHz"),
+        ("part = 'xc7z020'\nclock_mhz = -5.0\n", r"no divider makes a clock of -5 MHz from 1000 MHz"),
+        ("part = 'xcvc1902'\nclock_mhz = 100\n", r"part xcvc1902 is neither Zynq-7000"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path, tables: str, message: str) -> None:

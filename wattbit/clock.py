@@ -16,14 +16,13 @@ DIVISOR_MAX = 63
 
 def divisors(source_mhz: float, clock_mhz: float) -> tuple[int, int]:
     """The two dividers, each up to DIVISOR_MAX, of the highest clock from `source_mhz` that is at most `clock_mhz`."""
-    total = math.ceil(source_mhz / clock_mhz * (1 - 1e-6))
-    while True:
+    total = math.ceil(source_mhz / clock_mhz * (1 - 1e-6)) if clock_mhz > 0 else DIVISOR_MAX**2 + 1
+    while total <= DIVISOR_MAX**2:
         second = next((d for d in range(1, DIVISOR_MAX + 1) if total % d == 0 and total // d <= DIVISOR_MAX), None)
         if second is not None:
             return total // second, second
         total += 1
-        if total > DIVISOR_MAX**2:
-            raise WattbitError(f"no divider makes a clock of {clock_mhz:g} MHz from {source_mhz:g} MHz")
+    raise WattbitError(f"no divider makes a clock of {clock_mhz:g} MHz from {source_mhz:g} MHz")
 
 
 def delivered_mhz(source_mhz: float, clock_mhz: float) -> float:
