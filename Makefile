@@ -8,7 +8,7 @@ PYTEST := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo board deploy rollback virtual-board test test-system test-all lint clean
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup:  ## Debian packages, Python environment, the virtual board's root folder, yosys' compiled cache
 	@python3 wattbit/provision.py
@@ -45,5 +45,5 @@ lint: setup  ## ruff and mypy --strict
 	.venv/bin/mypy
 	.venv/bin/mypy benchmarks
 
-clean:  ## environment, runs and cache
-	rm -rf .venv runs cache
+clean:  ## environment and runs
+	rm -rf .venv runs
