@@ -10,7 +10,7 @@ import pytest
 
 from tests.hls_engine_support import PART, engine_class, hard_vectors, random_ints
 from wattbit.hls.block_ram import constant
-from wattbit.hls.engine import EngineRtl, write_engine
+from wattbit.hls.engine import RTL, EngineRtl, write_engine
 from wattbit.hls.simulate import simulate_engine
 from wattbit.hls.synthesis import contents, run_yosys, synthesis_script
 from wattbit.plan import ExpertShape, Precision
@@ -51,6 +51,15 @@ def test_words_that_become_logic_are_counted_as_they_are(tmp_path: Path) -> None
         kept[len(words), width] = contents(path.read_text(), width) == path.read_text()
     assert kept == {size: not constant(*size).bram18 for size in kept}
     assert kept == {(3584, 64): False, (896, 18): False, (448, 18): True}
+
+
+def test_a_queue_asks_for_its_memory_in_words(tmp_path: Path) -> None:
+    """yosys keeps the attribute as it came: one that a parameter chose had NULs before `block`."""
+    (tmp_path / "wattbit_fifo.sv").write_bytes((RTL / "wattbit_fifo.sv").read_bytes())
+    read = "read_slang --threads 1 --top wattbit_fifo -GDEPTH={} wattbit_fifo.sv\nwrite_rtlil {}.il\ndesign -reset\n"
+    run_yosys("".join(read.format(depth, depth) for depth in (64, 128)), tmp_path)
+    for depth, style in ((64, "distributed"), (128, "block")):
+        assert f'attribute \\ram_style "{style}"\n' in (tmp_path / f"{depth}.il").read_text()
 
 
 @pytest.mark.slow

@@ -13,10 +13,6 @@ module wattbit_fifo #(
   input  logic             m_ready
 );
   localparam int BITS = $clog2(DEPTH);
-  localparam STYLE = DEPTH > 64 ? "block" : "distributed";
-
-  (* ram_style = STYLE *)
-  logic [WIDTH-1:0] memory[DEPTH];
   logic [BITS:0] head;  // one bit more than an address: head - tail is the fill
   logic [BITS:0] tail;
 
@@ -26,9 +22,21 @@ module wattbit_fifo #(
 
   assign s_ready = !full;
 
-  always_ff @(posedge clk) begin
-    if (push) memory[head[BITS-1:0]] <= s_data;
-    if (fetch) m_data <= memory[tail[BITS-1:0]];
+  // Two branches, for an attribute that is chosen by a parameter reaches tools as a number padded to the longer word.
+  if (DEPTH > 64) begin : deep
+    (* ram_style = "block" *)
+    logic [WIDTH-1:0] memory[DEPTH];
+    always_ff @(posedge clk) begin
+      if (push) memory[head[BITS-1:0]] <= s_data;
+      if (fetch) m_data <= memory[tail[BITS-1:0]];
+    end
+  end else begin : shallow
+    (* ram_style = "distributed" *)
+    logic [WIDTH-1:0] memory[DEPTH];
+    always_ff @(posedge clk) begin
+      if (push) memory[head[BITS-1:0]] <= s_data;
+      if (fetch) m_data <= memory[tail[BITS-1:0]];
+    end
   end
 
   always_ff @(posedge clk) begin
