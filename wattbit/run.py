@@ -23,7 +23,7 @@ from wattbit.files import digest_json, read_json, sha256_file, write_json, write
 from wattbit.progress import Progress
 
 PACKAGE = Path(__file__).resolve().parent
-SHARED = ("plan.py", "arith.py", "shell.py", "recipe.py")  # what folders share
+SHARED = ("plan.py", "arith.py", "shell.py", "recipe.py", "clock.py")  # what folders share
 CODE_SUFFIXES = (".py", ".sv", ".v", ".c", ".h", ".cpp", ".cu", ".toml", ".sh")
 
 
