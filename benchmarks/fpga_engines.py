@@ -245,8 +245,8 @@ def prices(case: Case, seed: int, stats: Sequence[ExpertStats], target: Target, 
     return PRICED / (time.process_time() - start)
 
 
-def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
+    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def compare(

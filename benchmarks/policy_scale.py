@@ -126,10 +126,8 @@ def main(quick: bool, path: Path | None, root: Path) -> None:
         before = len(rows)
         used = seeds if experts < GOAL_EXPERTS else seeds[:1]  # minutes a seed: figures of one
         found = np.array([alone(experts, iterations, seed, root) for seed in used])
-        means, stds = (
-            found.mean(axis=0).tolist(),
-            (found.std(axis=0, ddof=1) if len(used) > 1 else np.zeros(6)).tolist(),
-        )
+        means = found.mean(axis=0).tolist()
+        stds: list[float | None] = found.std(axis=0, ddof=1).tolist() if len(used) > 1 else [None] * len(means)
         names = (f"search of {iterations} iterations, s", "one iteration, s", "peak memory, MB")
         case = f"{experts} experts"
         for name, mean, std in zip(names, means, stds, strict=False):
