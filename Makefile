@@ -37,7 +37,7 @@ test-system: virtual-board  ## the laws of the virtual board's system tier
 	.venv/bin/python -m pytest tests/test_board_system.py
 
 test-all: virtual-board lint  ## the slow tiers too
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 lint: setup  ## ruff and mypy --strict
 	.venv/bin/ruff check .
