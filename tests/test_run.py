@@ -101,6 +101,16 @@ def test_a_start_that_fails_at_once_leaves_no_folder(tmp_path: Path, monkeypatch
     assert not any(tmp_path.iterdir())
 
 
+def test_a_text_too_short_to_train_on_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perform, "RUNS", tmp_path / "runs")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "train.txt").write_text("".join(f"line {i} of a text\n" for i in range(400)))
+    (tmp_path / "text" / "valid.txt").write_text("a few words\n")
+    with pytest.raises(WattbitError, match="the valid split has"):
+        perform.start(run_config("tiny", str(tmp_path / "text"), "virtual-z2", 0), "train", as_json=False)
+    assert not any((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize("name", ["shell.py", "recipe.py", "part/own.py"])
 def test_code_that_folders_share_counts_as_each_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

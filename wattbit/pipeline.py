@@ -100,8 +100,12 @@ def final_allocation(run: Run) -> Allocation:
 
 def data(run: Run, progress: Progress) -> dict[str, Any]:
     from wattbit.models.data import prepare
+    from wattbit.models.sample import Samples
 
-    return dict(prepare(run.config.data, run.path("data"), model_config(run).vocab_size, progress))
+    model = model_config(run)
+    made = prepare(run.config.data, run.path("data"), model.vocab_size, progress)
+    Samples.load(run.path("data"), model.context)  # refuses a text that is too short while no stage of the run is done
+    return dict(made)
 
 
 def train(run: Run, progress: Progress) -> dict[str, Any]:
