@@ -56,10 +56,10 @@ class Study:
             self.tuned()
             self.tune_on_tasks()
         self.recipes.decided(quick)
-        if self.settings.retrained:
-            self.cotrained()
         self.recipes.all_searched()
         self.recipes.slow()
+        if self.settings.retrained:
+            self.cotrained()
         self.recipes.with_gptq()
         self.records.end()
 

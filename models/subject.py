@@ -15,9 +15,9 @@ from wattbit.models.expert_model import ExpertModel, LayerTrace, Matrices
 from wattbit.models.packed import PackedExpert
 from wattbit.models.quantizers.apply import (
     ExpertRecipe,
-    by_rows,
     check_recipe,
     expert_bytes,
+    goes_together,
     quantize_expert,
     quantize_together,
 )
@@ -28,7 +28,7 @@ from wattbit.recipe import Pruning, Quantizer, Recipe
 FLOAT_BYTES = 2  # of a weight of the float model, in memory_bytes
 BATCH_TOKENS = 8192  # that go through the model together
 LOGITS = 2**28  # of a damaged model that exist together
-TOGETHER = 2**25  # weights that are quantized together
+TOGETHER = 2**25  # weights, or numbers of GPTQ's Hessians, of the experts that are quantized together
 
 
 class ModelSubject:
@@ -155,17 +155,23 @@ class ModelSubject:
         return self._packed[expert, how]
 
     def _pack_together(self, wanted: Sequence[tuple[ExpertId, ExpertRecipe]]) -> None:
-        """What can be packed without a look at the inputs, many experts at a time."""
+        """What can be packed many experts at a time."""
         groups: dict[ExpertRecipe, list[ExpertId]] = {}
+        seen = self.tokens()
         for expert, how in wanted:
-            if by_rows(how) and (expert, how) not in self._packed:
+            if (expert, how) not in self._packed and goes_together(how, seen[expert], self._float[expert]):
                 groups.setdefault(how, []).append(expert)
-        seen = self.tokens() if groups else {}
         for how, experts in groups.items():
-            size = max(1, TOGETHER // sum(w.numel() for w in self._float[experts[0]].values()))
+            shapes = [w.shape for w in self._float[experts[0]].values()]
+            numbers = sum(columns * (columns if how.quantizer == "gptq" else rows) for rows, columns in shapes)
+            size = max(1, TOGETHER // numbers)
             for start in range(0, len(experts), size):
                 part = experts[start : start + size]
-                packed = quantize_together([self._float[e] for e in part], how, [seen[e] for e in part])
+                matrices, inputs = [self._float[e] for e in part], [self._inputs(e)[0] for e in part]
+                try:
+                    packed = quantize_together(self.model, matrices, how, inputs)
+                except WattbitError:
+                    return  # each by itself, which says whose weights or inputs it is
                 self._packed |= {(e, how): one for e, one in zip(part, packed, strict=True)}
                 self._progress("quantize", start + len(part), len(experts))
 

@@ -1,5 +1,6 @@
 """What every quantizer guarantees, on matrices of all shapes."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from wattbit.errors import WattbitError
 from wattbit.models.expert_model import Matrices
 from wattbit.models.quantizers import gptq, hqq, low_rank, rtn
-from wattbit.models.quantizers.apply import ExpertRecipe, by_rows, quantize_expert, quantize_together
+from wattbit.models.quantizers.apply import ExpertRecipe, goes_together, quantize_expert, quantize_together
 from wattbit.models.quantizers.grid import Quantized
 
 pytest_plugins = ["tests.models_support"]
@@ -190,19 +191,44 @@ def test_gptq_refuses_inputs_that_are_no_numbers_or_too_large(bad: float):
         gptq.quantize(weights(3, 8), gptq.hessian(seen), 4)
 
 
+class Kind:
+    """What `quantize_expert` asks of a model: an expert with two ways in, whose hidden layer adds them."""
+
+    first, last = ("w1", "w3"), "w2"
+
+    def hidden(self, matrices: Matrices, x: torch.Tensor) -> torch.Tensor:
+        return (x @ matrices["w1"].T).relu() + x @ matrices["w3"].T
+
+
+def experts(count: int) -> list[Matrices]:
+    return [{"w1": torch.randn(12, 7), "w2": torch.randn(7, 12), "w3": torch.randn(12, 7)} for _ in range(count)]
+
+
 @pytest.mark.parametrize("how", [ExpertRecipe(3), ExpertRecipe(2, "hqq"), ExpertRecipe(4, "hqq", 5)])
 def test_experts_quantized_together_are_those_quantized_alone(how: ExpertRecipe):
-    class Kind:
-        first, last = ("w1",), "w2"
-
-        def hidden(self, matrices: Matrices, x: Tensor) -> Tensor:
-            raise AssertionError("nothing is asked of the inputs")
-
-    experts = [{"w1": torch.randn(12, 7), "w2": torch.randn(7, 12)} for _ in range(5)]
-    assert by_rows(how)
-    for ours, matrices in zip(quantize_together(experts, how, range(5)), experts, strict=True):
-        theirs = quantize_expert(Kind(), matrices, how, torch.zeros(ours.tokens, 7))
-        assert (ours.header(), ours.quantizer) == (theirs.header(), theirs.quantizer)
+    some, seen = experts(5), [torch.zeros(n, 7) for n in range(5)]
+    for ours, matrices, x in zip(quantize_together(Kind(), some, how, seen), some, seen, strict=True):
+        assert goes_together(how, len(x), matrices)
+        theirs = quantize_expert(Kind(), matrices, how, x)
+        assert (ours.header(), ours.quantizer, ours.tokens) == (theirs.header(), theirs.quantizer, len(x))
         for name, tensor in theirs.tensors().items():
             assert torch.equal(ours.tensors()[name], tensor)
-    assert not by_rows(ExpertRecipe(3, "gptq")) and not by_rows(ExpertRecipe(3, rank=2))
+    assert not goes_together(replace(how, rank=2), 100, some[0])
+    assert not goes_together(replace(how, float_columns=(1,)), 100, some[0])
+
+
+@pytest.mark.parametrize("how", [ExpertRecipe(2, "gptq"), ExpertRecipe(4, "gptq", 5)])
+def test_gptq_of_many_experts_serves_each_as_well_as_alone(how: ExpertRecipe):
+    some, seen = experts(5), [torch.randn(64 + n, 7) for n in range(4)] + [torch.zeros(64, 7)]
+    for ours, matrices, x in zip(quantize_together(Kind(), some, how, seen), some, seen, strict=True):
+        assert goes_together(how, len(x), matrices) and not goes_together(how, 63, matrices)
+        theirs = quantize_expert(Kind(), matrices, how, x)
+        assert (ours.header(), ours.quantizer, ours.tokens) == (theirs.header(), "gptq", len(x))
+        found, alone = ours.dequantize(), theirs.dequantize()
+        for name in ("w1", "w3"):  # sums of several matrices may round otherwise than those of one
+            wrong, wrong_alone = (((one[name] - matrices[name]) @ x.T).norm() for one in (found, alone))
+            torch.testing.assert_close(wrong, wrong_alone, rtol=0.02, atol=1e-6)
+            assert (found[name] == alone[name]).float().mean() > 0.95
+        if not x.any():
+            plain = quantize_expert(Kind(), matrices, replace(how, quantizer="rtn"), x)
+            assert all(torch.equal(plain.dequantize()[name], found[name]) for name in found)

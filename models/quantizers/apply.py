@@ -99,25 +99,42 @@ def quantize_expert(kind: Expert, matrices: Matrices, how: ExpertRecipe, inputs:
 
 
 @torch.no_grad()
-def quantize_together(experts: Sequence[Matrices], how: ExpertRecipe, tokens: Sequence[int]) -> list[PackedExpert]:
-    """`quantize_expert` of experts with matrices of the same shapes, by round to nearest or HQQ, which look at one row
-    at a time: one call for all rows, which a GPU finishes as soon as a single expert's. tokens: that each saw."""
-    weights = {}
-    for name in experts[0]:
-        rows = [len(matrices[name]) for matrices in experts]
-        found = _quantizer(how, how.quantizer, torch.empty(0))(torch.cat([matrices[name] for matrices in experts]))
-        zeros = [None] * len(rows) if found.zero is None else found.zero.split(rows)
-        parts = zip(found.integers.split(rows), found.scale.split(rows), zeros, strict=True)
-        weights[name] = [PackedWeight(PackedMatrix.of(Quantized(*part, found.bits, found.group))) for part in parts]
+def quantize_together(
+    kind: Expert, experts: Sequence[Matrices], how: ExpertRecipe, inputs: Sequence[Tensor]
+) -> list[PackedExpert]:
+    """`quantize_expert` of experts with matrices of the same shapes and the calibration tokens [n, D] of each: one call
+    for all, which a GPU finishes nearly as soon as a single expert's. For what `goes_together`."""
+    found: dict[str, list[PackedWeight]] = {}
+    solver = None
+    for name in (*kind.first, kind.last):
+        if how.quantizer == "gptq" and name in (kind.first[0], kind.last):
+            reads = (
+                inputs
+                if name != kind.last
+                else [
+                    kind.hidden(
+                        {**matrices, **{first: found[first][i].dequantize() for first in kind.first}}, x.float()
+                    )
+                    for i, (matrices, x) in enumerate(zip(experts, inputs, strict=True))
+                ]
+            )
+            solver = gptq.Solver(torch.stack([gptq.hessian(x) for x in reads]), how.group_size)
+        weights = torch.stack([matrices[name] for matrices in experts])
+        if solver is None:
+            all_rows = _quantizer(how, how.quantizer, inputs[0])(weights.flatten(0, 1))
+        else:
+            all_rows = solver.quantize(weights, how.bits)
+        found[name] = [PackedWeight(PackedMatrix.of(one)) for one in all_rows.split(len(experts))]
     return [
-        PackedExpert({name: weights[name][i] for name in experts[0]}, how.quantizer, seen)
-        for i, seen in enumerate(tokens)
+        PackedExpert({name: found[name][i] for name in matrices}, how.quantizer, len(inputs[i]))
+        for i, matrices in enumerate(experts)
     ]
 
 
-def by_rows(how: ExpertRecipe) -> bool:
-    """Whether `quantize_together` does it."""
-    return how.quantizer != "gptq" and not how.rank and not how.float_columns
+def goes_together(how: ExpertRecipe, tokens: int, matrices: Matrices) -> bool:
+    """Whether an expert that saw so many calibration tokens may be one of `quantize_together`."""
+    enough = how.quantizer != "gptq" or tokens >= tokens_needed(matrices)
+    return enough and not how.rank and not how.float_columns
 
 
 def tokens_needed(matrices: Matrices) -> int:
@@ -169,7 +186,8 @@ def _weight(
 def _quantizer(how: ExpertRecipe, quantizer: Quantizer, inputs: Tensor) -> Callable[[Tensor], Quantized]:
     """How matrices that read these inputs [n, K] become integers."""
     if quantizer == "gptq":
-        return partial(gptq.Solver(gptq.hessian(inputs), how.group_size).quantize, bits=how.bits)
+        solver = gptq.Solver(gptq.hessian(inputs)[None], how.group_size)
+        return lambda weights: solver.quantize(weights[None], how.bits)
     if quantizer == "hqq":
         return partial(hqq.quantize, bits=how.bits, group_size=how.group_size)
     return partial(rtn.quantize, bits=how.bits, group_size=how.group_size)

@@ -30,6 +30,13 @@ class Quantized:
         zero = 2 ** (self.bits - 1) if self.zero is None else expand(self.zero, self.group, self.integers.shape[1])
         return (self.integers.float() - zero) * expand(self.scale, self.group, self.integers.shape[1])
 
+    def split(self, parts: int) -> "list[Quantized]":
+        """So many matrices of as many rows each, of which this is all rows."""
+        rows = len(self.integers) // parts
+        zeros = [None] * parts if self.zero is None else self.zero.split(rows)
+        each = zip(self.integers.split(rows), self.scale.split(rows), zeros, strict=True)
+        return [Quantized(*one, self.bits, self.group) for one in each]
+
 
 def group_columns(columns: int, group_size: int | None) -> int:
     """Columns of a group; a group_size of None or beyond the matrix gives one group a row."""
