@@ -293,7 +293,8 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
     for preset, records in studies.items():
         front(records, path.with_suffix(f".{preset}.svg"))
         damage = " and ".join(sorted({r.get("made_with", {}).get("damage", "not recorded") for r in records}))
-        parts.append(f"### {preset}, without retraining\n\nDamage: {damage}.\n\n{untuned_table(records)}\n")
+        if listed(records, "recipes"):
+            parts.append(f"### {preset}, without retraining\n\nDamage: {damage}.\n\n{untuned_table(records)}\n")
         if listed(records, "tuned"):
             parts.append(f"### {preset}, retrained equally\n\nDamage: {damage}.\n\n{tuned_table(records)}\n")
     write_text(path.with_suffix(".tables.md"), "\n".join(parts))
