@@ -320,6 +320,7 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--untuned", is_flag=True, help="Without retraining.")
+@click.option("--budget", "budgets", multiple=True, type=click.FloatRange(2, 8), help="Mean bits.")
 @click.option("--judged", type=click.IntRange(2), help="Tokens of the test text that judge; by default all.")
 @click.option("--iterations", default=150, show_default=True, help="Of DMPQ's policy.")
 @click.option("--steps", default=150, show_default=True, help="Of a round of fine-tuning; there are two.")
@@ -337,6 +338,7 @@ def main(
     kept: Path | None,
     device: str,
     untuned: bool,
+    budgets: tuple[float, ...],
     judged: int | None,
     iterations: int,
     steps: int,
@@ -349,6 +351,7 @@ def main(
     presets, seeds = (("tiny",), (0, 1)) if quick else (presets or (() if also or kept else DEFAULT), SEEDS)
     out = studies or cache_folder() / ("methods-quick" if quick else "methods")
     more: Record = {"judged": judged, "iterations": iterations, "steps": steps, "retrained": not untuned}
+    more |= {"budgets": budgets} if budgets else {}
     more |= QUICK if quick else {}
     wanted = []
     for preset in presets:

@@ -213,7 +213,8 @@ def run(settings: Settings) -> None:
     except (WattbitError, OSError) as error:
         raise SystemExit(f"{settings.preset}: {' '.join(str(error).split())}") from None
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(settings.workers, mp_context=spawn)
+    # this process, which feeds the GPU, goes first
+    pool = ProcessPoolExecutor(settings.workers, mp_context=spawn, initializer=os.nice, initargs=(10,))
     slow_pool = ProcessPoolExecutor(settings.workers, mp_context=spawn, initializer=os.nice, initargs=(15,))
     try:
         for seed in settings.seeds:
@@ -236,4 +237,4 @@ def run(settings: Settings) -> None:
         raise SystemExit(f"{settings.preset}, {records.doing}: {' '.join(str(error).split())}") from None
     finally:
         for each in (pool, slow_pool):
-            each.shutdown(wait=False, cancel_futures=True)
+            each.shutdown(cancel_futures=True)  # unwaited, the exit of this process could keep the end from a worker

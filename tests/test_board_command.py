@@ -25,8 +25,9 @@ from wattbit.board.bundle import make_bundle
 from wattbit.board.deploy import deploy
 from wattbit.board.targets import load
 from wattbit.cli import main
+from wattbit.commands import board as command
 from wattbit.errors import WattbitError
-from wattbit.files import read_json, write_json
+from wattbit.files import read_json, write_json, write_text
 from wattbit.hls import rtllib
 from wattbit.hls.open.toolchain import OpenToolchain
 from wattbit.hls.planner import plan
@@ -34,7 +35,8 @@ from wattbit.hls.shell import build_shell
 from wattbit.pipeline import PIPELINE, model_config, target, workload
 from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
 from wattbit.presets import run_config
-from wattbit.run import Run, cache_folder
+from wattbit.progress import silent
+from wattbit.run import Run, cache_folder, tilings_file
 
 DIGEST = "0123456789abcdef"
 RESOURCES = {"lut": 100, "ff": 200, "dsp": 4, "bram18": 2, "tool": "test"}
@@ -259,7 +261,7 @@ def test_a_new_board_is_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         planned.append(engines)
         write_json(out / "build.json", make_design(run, out) | {"plan": engines.to_json()})
 
-    def build_kernels(export: Path, allocation: Allocation, core: str, out: Path, _: object) -> None:
+    def build_kernels(export: Path, allocation: Allocation, core: str, out: Path, *_: object) -> None:
         write_json(out / "kernels.json", {"core": core})
 
     def verilate(shell: object, out: Path, arch: str) -> Path:
@@ -285,7 +287,7 @@ def test_a_new_board_is_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_board_without_logic_gets_a_bundle_of_its_cores(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build_kernels(export: Path, allocation: Allocation, core: str, out: Path, _: object) -> None:
+    def build_kernels(export: Path, allocation: Allocation, core: str, out: Path, *_: object) -> None:
         write_json(out / "kernels.json", {"core": core})
 
     monkeypatch.setattr("wattbit.tvm_schedules.compile.build", build_kernels)
@@ -300,6 +302,39 @@ def test_a_board_without_logic_gets_a_bundle_of_its_cores(
     assert {one.engine for one in Allocation.from_json(manifest["allocation"]).placements} == {"arm"}
     assert manifest["arm"] and not [name for name in manifest["files"] if name.startswith("accel")]
     assert verify(run.path("bundle")) == manifest
+
+
+def test_the_kernels_are_built_in_the_tilings_that_the_board_was_tuned_to(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path | None] = []
+
+    def build_kernels(
+        export: Path, allocation: Allocation, core: str, out: Path, _: object, tilings: Path | None
+    ) -> None:
+        built.append(tilings)
+        write_json(out / "kernels.json", {"core": core})
+
+    def kernels(board: str) -> Path:
+        return command.compiled(run, load(board).target, tmp_path / board, silent)
+
+    monkeypatch.setattr("wattbit.tvm_schedules.compile.build", build_kernels)
+    monkeypatch.setenv("WATTBIT_CACHE", str(tmp_path / "cache"))
+    own = run.path("build", "arm")
+    assert kernels("pynq-z2") == own and kernels("pynq-z1") == own, "a core that both have, tuned on neither"
+    write_text(tilings_file("pynq-z1"), "of pynq-z1")
+    write_text(tilings_file("rpi4"), "of rpi4")
+    assert [kernels(board) for board in ("pynq-z2", "pynq-z1", "rpi4")] == [
+        own,
+        tmp_path / "pynq-z1" / "arm",
+        tmp_path / "rpi4" / "arm",
+    ]
+    kernels("pynq-z1")
+    assert built == [tilings_file("pynq-z1"), tilings_file("rpi4")], "once each"
+    write_text(tilings_file("rpi4"), "of rpi4, tuned again")
+    tilings_file("pynq-z1").unlink()
+    assert kernels("rpi4") == tmp_path / "rpi4" / "arm" and kernels("pynq-z1") == own
+    assert built[2:] == [tilings_file("rpi4")]
 
 
 def refused(done: Result) -> str:

@@ -15,7 +15,7 @@ from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Precision, Target, Workload
 from wattbit.processes import workers
 from wattbit.progress import Progress
-from wattbit.run import PACKAGE, Pipeline, Run, Stage, cache_folder, tilings_file
+from wattbit.run import PACKAGE, Pipeline, Run, Stage, cache_folder, tuned
 
 if TYPE_CHECKING:
     from wattbit.hls.meter import ModelledMeter
@@ -170,7 +170,7 @@ def export(run: Run, progress: Progress) -> dict[str, Any]:
 
 def tilings(run: Run) -> tuple[Path, ...]:
     """Of the boards that are built for, those that were tuned."""
-    return tuple(path for board in (target(run).name, THIS_MACHINE) if (path := tilings_file(board)).is_file())
+    return tuple(path for board in (target(run).name, THIS_MACHINE) if (path := tuned(board)))
 
 
 def build(run: Run, progress: Progress) -> dict[str, Any]:
@@ -182,9 +182,8 @@ def build(run: Run, progress: Progress) -> dict[str, Any]:
 
     allocation, kernels = final_allocation(run), {}
     for folder, core, board in (("arm", target(run).core, target(run).name), ("host", host_core().name, THIS_MACHINE)):
-        built_for = tilings_file(board) if tilings_file(board).is_file() else None
         out = run.path("build", folder)
-        kernels[folder] = build_kernels(run.path("export"), allocation, core, out, progress, built_for)
+        kernels[folder] = build_kernels(run.path("export"), allocation, core, out, progress, tuned(board))
     verify(run.path("build", "host"), run.path("export", "vectors.npz"))
     planned = plan(allocation, model_config(run).shape, target(run), workload(run))
     built = build_engines(run.path("export"), planned, run.path("build", "hls"), progress)

@@ -39,6 +39,11 @@ def tilings_file(board: str) -> Path:
     return cache_folder() / "tuned" / f"{board}.toml"
 
 
+def tuned(board: str) -> Path | None:
+    """That file, None where the board was not tuned."""
+    return path if (path := tilings_file(board)).is_file() else None
+
+
 @cache
 def code_digest(part: str) -> str:
     """Digest of one folder's source files and of what the folders share: types, arithmetic, registers and packets."""

@@ -20,7 +20,7 @@ from wattbit.perform import RUNS, SEED, json_option, perform, run_option, start
 from wattbit.pipeline import PIPELINE, final_allocation, model_config, workload
 from wattbit.presets import PRESETS, run_config, share
 from wattbit.progress import Progress
-from wattbit.run import Run, cache_folder, code_digest
+from wattbit.run import Run, cache_folder, code_digest, tuned
 
 if TYPE_CHECKING:
     from wattbit.board.targets import BoardTarget
@@ -124,7 +124,7 @@ def build(run: Run, board: "BoardTarget", toolchain: "Toolchain", why: str, prog
     out = run.path("board", target.name, toolchain.name)
     design_folder = designed(run, planned, out, progress)
     design = read_json(design_folder / "build.json")
-    kernels = compiled(run, target.core, out, progress)
+    kernels = compiled(run, target, out, progress)
     shell = ShellRtl.load(design_folder / "shell")
     bits = implemented(toolchain, shell, target, out, progress)
 
@@ -172,7 +172,7 @@ def bundled(run: Run, board: "BoardTarget", progress: Progress) -> dict[str, Any
         "digest": final_allocation(run).digest,
         "engines": [],
         "images": [],
-        "kernels": compiled(run, target.core, out, progress).relative_to(run.folder).as_posix(),
+        "kernels": compiled(run, target, out, progress).relative_to(run.folder).as_posix(),
     }
     manifest = pack(Parts.of_design(run.folder, record), target, out / "bundle", progress, board.power)
     choose_for_deployment(run, run.path("board", target.name, CHOSEN), record | {"bundle": manifest["digest"]})
@@ -204,18 +204,22 @@ def designed(run: Run, planned: "EnginePlan", out: Path, progress: Progress) -> 
     return out / "hls"
 
 
-def compiled(run: Run, core: str, out: Path, progress: Progress) -> Path:
-    """The folder of the experts' kernels for a core, likewise."""
+def compiled(run: Run, target: "Target", out: Path, progress: Progress) -> Path:
+    """The folder of the experts' kernels for a board's cores, in its own tilings where it was tuned, likewise."""
     from wattbit.tvm_schedules.compile import build as build_kernels
 
-    own = run.path("build", "arm")
-    if PIPELINE.done("build", run) and read_json(own / "kernels.json")["core"] == core:
+    own, built_for = run.path("build", "arm"), tuned(target.name)
+    tilings = sha256_file(built_for) if built_for else None
+    theirs = tuned(run.config.settings["target"]["name"])
+    same = tilings == (sha256_file(theirs) if theirs else None)
+    if PIPELINE.done("build", run) and same and read_json(own / "kernels.json")["core"] == target.core:
         return own
-    key = [core, PIPELINE.key("export", run), code_digest("tvm_schedules")]
+    key = [target.core, tilings, PIPELINE.key("export", run), code_digest("tvm_schedules")]
+    allocation = final_allocation(run)
     once(
         out / "arm",
         key,
-        lambda folder: build_kernels(run.path("export"), final_allocation(run), core, folder, progress),
+        lambda folder: build_kernels(run.path("export"), allocation, target.core, folder, progress, built_for),
     )
     return out / "arm"
 
@@ -257,7 +261,7 @@ def handed_off(bits: "Bitstream", shell: "ShellRtl", target: "Target", out: Path
     return out / "accel.hwh"
 
 
-def once(folder: Path, inputs: list[str], work: Callable[[Path], object]) -> None:
+def once(folder: Path, inputs: Sequence[str | None], work: Callable[[Path], object]) -> None:
     """Do the work, which fills the folder, unless it was done with the same inputs; what others left is removed."""
     stamp, key = folder.with_name(f"{folder.name}.json"), digest_json(inputs)
     record = read_json(stamp) if stamp.is_file() else {}
