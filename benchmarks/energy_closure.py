@@ -91,7 +91,8 @@ def report(found: list[dict[str, Any]], command: str) -> str:
     pairs, seeds = found[0]["profile"]["pairs"], [one["profile"]["seed"] for one in found]
     return f"""# Energy closure (simulated)
 
-`{command}` ({len(found)} profiles, seeds {seeds[0]} to {seeds[-1]}, {pairs} pairs of windows each)
+`{command}`
+({len(found)} profiles, seeds {seeds[0]} to {seeds[-1]}, {pairs} pairs of windows each)
 
 A random power profile of known energy goes through a sensor that averages, rounds to steps, updates more slowly than it
 is polled, adds noise and drops up to a fifth of its samples. `wattbit.board.energy` gets the samples and the windows,
