@@ -5,7 +5,7 @@
 Models have the shapes of Mixtral-8x7B and OLMoE-1B-7B with fewer layers, and a vocabulary cut by the same factor, so
 that a layer's share of a token's time is the real one; weights are random, far more than the last-level cache holds,
 and each token chooses other experts. The mixed allocation is random with a mean width at which the policy's fine-tuned
-models are within 1 % of 8 bits' perplexity (2.75 bits: +0.63 % with 16 experts a layer, +0.40 % with 64;
+models are within 1 % of 8 bits' perplexity (2.75 bits: +0.7 % with 16 experts a layer, +0.3 % with 64;
 results/methods.md), for random weights have no perplexity to choose by. Attention and output layer stay at 8 bits, or
 take narrower ones; with --run, what these cost in perplexity is measured on a run's model, and the policy's own
 allocation of it decodes as well, beside its uniform ones; it fits in the cache, where widths save little time. All

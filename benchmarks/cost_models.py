@@ -5,7 +5,7 @@
 Each target's constants are fitted to prices of some allocations and tried on others, for three seeds of routing
 frequencies and allocations each: `host`, this machine's cores (measured); `arm`, instructions counted under qemu for
 two ARM cores (simulated); `fpga`, engines in RTL simulation (simulated). The GPU's errors are those that
-benchmarks/gpu_experts.py writes. A row compares the median absolute error (ours) with the goal of 5 %; where a variant
+benchmarks/gpu_layers.py writes. A row compares the median absolute error (ours) with the goal of 5 %; where a variant
 of the model explains the prices better than the plainest, another row compares how far both are from the prices that
 they were fitted to. FILE.points.json holds every price, each seed's variant and its worst error; FILE.svg shows
 predicted against real prices. Prices are kept in runs/cost-models: an interrupted run goes on where it stopped.
