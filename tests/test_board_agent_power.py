@@ -116,6 +116,18 @@ def test_a_sensor_that_fails_fails_the_measurement() -> None:
     timeline.close()
 
 
+def test_a_sensor_whose_driver_breaks_fails_the_measurement_with_its_own_error() -> None:
+    class Broken(Counting):
+        def read(self) -> tuple[float, float]:
+            raise OSError("libsensors: no such device")
+
+    timeline = MeasuredTimeline(Broken())
+    timeline._thread.join(20)
+    with pytest.raises(OSError, match="no such device"):
+        timeline.samples()
+    timeline.close()
+
+
 def simulated(noise_w: float = 0.0) -> SimulatedTimeline:
     return SimulatedTimeline(PowerModel(noise_w=noise_w), CLOCK_MHZ, "simulated")
 

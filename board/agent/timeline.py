@@ -73,7 +73,7 @@ class Timeline(Protocol):
 class MeasuredTimeline:
     """A physical sensor, sampled by a thread; without one, windows alone, for a meter beside the board.
 
-    A reading that fails is a sample less; FAILURES in a row are the end of the measurement.
+    A reading that fails is a sample less; FAILURES in a row are the end of the measurement, any other error is at once.
     """
 
     provenance = "measured"
@@ -82,7 +82,7 @@ class MeasuredTimeline:
         self.rail = source.rail if source else None
         self._source = source
         self._samples: list[tuple[float, float]] = []
-        self._failure: WattbitError | None = None
+        self._failure: Exception | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -99,6 +99,9 @@ class MeasuredTimeline:
                 if failures == FAILURES:
                     self._failure = error
                     return
+            except Exception as error:  # noqa: BLE001  (raised again where the samples are asked for)
+                self._failure = error
+                return
 
     def idle(self, seconds: float) -> Window:
         start_s = time.monotonic()
