@@ -68,6 +68,13 @@ class Meter(Protocol):
 def parse_line(line: str) -> float:
     """Watts of one line; WattbitError when it is no reading."""
     text = line.strip()
+    power_w = _watts(text)
+    if power_w is None or not math.isfinite(power_w):
+        raise WattbitError(f"{text[:60]!r} is no reading; a meter's line is like `2.093 W` or `v=5.081 a=0.412`")
+    return power_w
+
+
+def _watts(text: str) -> float | None:
     if match := WATTS.match(text):
         return float(match[1])
     parts = [FIELD.match(part) for part in re.split(r"[\s,;]+", text.lower()) if part]
@@ -76,7 +83,7 @@ def parse_line(line: str) -> float:
         return fields["w"]
     if None not in parts and {"v", "a"} <= set(fields):
         return fields["v"] * fields["a"]
-    raise WattbitError(f"{text[:60]!r} is no reading; a meter's line is like `2.093 W` or `v=5.081 a=0.412`")
+    return None
 
 
 class LineMeter:
@@ -197,16 +204,17 @@ def read_csv(path: Path) -> list[PowerSample]:
         found = ", ".join(sorted(names)) or "none"
         raise WattbitError(f"{path} needs the columns time_s and power_w, or voltage_v and current_a, not {found}")
     try:
-        return [PowerSample(float(row["time_s"]), _row_power(row)) for row in rows]
+        return [_reading(row) for row in rows]
     except (TypeError, ValueError):
         raise WattbitError(f"line {rows.line_num} of {path} is no reading; repair or remove it") from None
 
 
-def _row_power(row: dict[str, str]) -> float:
+def _reading(row: dict[str, str]) -> PowerSample:
     power_w = float(row["power_w"]) if "power_w" in row else float(row["voltage_v"]) * float(row["current_a"])
-    if not math.isfinite(power_w):
+    sample = PowerSample(float(row["time_s"]), power_w)
+    if not (math.isfinite(sample.time_s) and math.isfinite(power_w)):
         raise ValueError("nan and inf are no readings")
-    return power_w
+    return sample
 
 
 def open_meter(name: str) -> Meter:

@@ -35,7 +35,9 @@ def test_a_line_is_a_reading(line: str, power_w: float) -> None:
     assert parse_line(line) == pytest.approx(power_w)
 
 
-@pytest.mark.parametrize("line", ["", "hello", "v=5.0", "v=5.0 a=", "5.0 0.4", "v=5 a=0.4 ok"])
+@pytest.mark.parametrize(
+    "line", ["", "hello", "v=5.0", "v=5.0 a=", "5.0 0.4", "v=5 a=0.4 ok", "1e999", "w=-1e999", "v=1e200 a=1e200"]
+)
 def test_a_line_that_is_none_is_refused(line: str) -> None:
     with pytest.raises(WattbitError, match="is no reading; a meter's line is like"):
         parse_line(line)
@@ -172,6 +174,7 @@ def test_a_jump_of_the_time_of_day_is_found(tmp_path: Path, monkeypatch: pytest.
         ("a,b\n1,2\n", "needs the columns time_s and power_w"),
         ("time_s,power_w\n1,x\n", "line 2 of .* is no reading"),
         ("time_s,power_w\n1,2\n2,nan\n", "line 3 of .* is no reading"),
+        ("time_s,power_w\n1,2\nnan,2\n", "line 3 of .* is no reading"),
     ],
 )
 def test_a_csv_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
