@@ -10,12 +10,13 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from wattbit.errors import ToolError, WattbitError
-from wattbit.processes import execute
+from wattbit.processes import execute, find_program
 
 HOST = "127.0.0.1"
 MEMORY_MB = 768
@@ -37,13 +38,8 @@ SAVE_S = 300.0
 
 def require_tools() -> None:
     for program, package in TOOLS.items():
-        if find(program) is None:
+        if find_program(program) is None:
             raise WattbitError(f"{program} is missing; install the Debian package {package}")
-
-
-def find(program: str) -> str | None:
-    """Where a program is, also in the system folders that a user's PATH may lack."""
-    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
 
 
 def free_port() -> int:
@@ -73,23 +69,27 @@ class Machine:
         self.port = 0
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="wattbit-qemu-"))
-        self.port = free_port()
-        self._log = (self._folder / "log").open("w+")
-        self._process = subprocess.Popen(
-            self._command(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
-        )
-        try:
-            self._monitor = self._connect()
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as stack:
+            self._folder = Path(tempfile.mkdtemp(prefix="wattbit-qemu-"))
+            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self.port = free_port()
+            self._log = stack.enter_context((self._folder / "log").open("w+"))
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+            )
+            stack.callback(self._end)
+            self._monitor = stack.enter_context(socket.socket(socket.AF_UNIX))
+            self._connect()
+            self._lines = stack.enter_context(self._monitor.makefile("r"))
+            self._lines.readline()  # its greeting
+            self._ask("qmp_capabilities")
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._held.close()
 
     @property
     def pid(self) -> int:
@@ -109,21 +109,15 @@ class Machine:
         saved = shlex.quote(str(self._image / "state"))  # QEMU gives it to a shell
         return [*command, "-incoming", f"exec:cat {saved}"] if self._resume else command
 
-    def _connect(self) -> socket.socket:
-        monitor = socket.socket(socket.AF_UNIX)
-        monitor.settimeout(SAVE_S)
+    def _connect(self) -> None:
+        self._monitor.settimeout(SAVE_S)
         while True:
             self._check()
             try:
-                monitor.connect(str(self._folder / "monitor"))
-                break
+                self._monitor.connect(str(self._folder / "monitor"))
+                return
             except OSError:
                 time.sleep(POLL_S)
-        self._lines = monitor.makefile("r")
-        self._lines.readline()  # its greeting
-        self._monitor = monitor
-        self._ask("qmp_capabilities")
-        return monitor
 
     def _check(self) -> None:
         if (status := self._process.poll()) is not None:
@@ -172,13 +166,10 @@ class Machine:
         """What a reset button does: the guest boots again, with its disk as it was."""
         self._ask("system_reset")
 
-    def close(self) -> None:
-        """End the machine."""
+    def _end(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)

@@ -4,17 +4,14 @@ Nothing in it is executed to build it: apt downloads packages for arm64 from the
 configured with, dpkg-deb unpacks them, pip unpacks wheels for aarch64. That needs neither root nor binfmt_misc.
 """
 
-import fcntl
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, write_text
+from wattbit.processes import alone, execute
 from wattbit.progress import Progress, silent
 
 RECIPE = 2  # to be raised when the code below makes another file system of the same packages
@@ -66,7 +63,7 @@ def ensure(cache: Path, progress: Progress = silent) -> Path:
         return root
     _require_tools()
     cache.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / f"{root.name}.lock"):
+    with alone(cache / f"{root.name}.lock"):
         if not root.is_dir():
             _build(root, cache.resolve() / f"{root.name}.partial", progress)
     return root
@@ -84,13 +81,6 @@ def _require_tools() -> None:
             raise WattbitError(
                 f"{program} is missing; the virtual board is built on Debian, from its package {package}"
             )
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    with file.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _build(root: Path, partial: Path, progress: Progress) -> None:
@@ -220,21 +210,13 @@ def compile_modules(root: Path) -> None:
     folders = [str(root / folder) for folder in ("usr/lib/python3", "usr/lib/python3.11", SITE)]
     arguments = ["-q", "-q", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash", *folders]
     # exit status 1: some packages carry files of Python 2 or templates that no one imports
-    subprocess.run([sys.executable, "-m", "compileall", *arguments], check=False, stdout=subprocess.DEVNULL)
+    execute([sys.executable, "-m", "compileall", *arguments])
 
 
 def _tool(
     command: list[str], remedy: str, environment: dict[str, str] | None = None, folder: Path | None = None
 ) -> str:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=os.environ | (environment or {}),
-        check=False,
-    )
+    done = execute(command, folder, os.environ | (environment or {}))
     if done.returncode != 0:
         raise ToolError(command, done.returncode, done.stderr, remedy)
     return done.stdout

@@ -139,9 +139,15 @@ class Detached:
                 text=True,
                 start_new_session=True,
             )
-            board = cls(folder, _port(server, log), server.pid)
-        write_text(board.config, board.ssh_config())
-        write_json(_record(cache), {"folder": str(folder), "port": board.port, "pid": board.pid})
+            try:
+                board = cls(folder, _port(server, log), server.pid)
+                write_text(board.config, board.ssh_config())
+                write_json(_record(cache), {"folder": str(folder), "port": board.port, "pid": board.pid})
+            except BaseException:  # one without a record could not be stopped
+                server.terminate()
+                server.wait()
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         return board
 
     @classmethod

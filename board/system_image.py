@@ -5,7 +5,6 @@ not in Debian's kernel: `i2c-stub.c` and `ina2xx.c` are taken from its linux-sou
 The board is booted once and its state is saved, so that it later starts from there in seconds.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -15,11 +14,11 @@ from pathlib import Path
 from wattbit.board import rootfs
 from wattbit.board.agent.part import VARIABLE
 from wattbit.board.carried import carried_files
-from wattbit.board.qemu import MEMORY_MB, Machine, find, require_tools
+from wattbit.board.qemu import MEMORY_MB, Machine, require_tools
 from wattbit.board.virtual_server import PART
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, write_text
-from wattbit.processes import execute
+from wattbit.processes import alone, execute, find_program
 from wattbit.progress import Progress, silent
 
 RECIPE = 3  # to be raised when the code below makes another image of the same packages
@@ -56,8 +55,7 @@ def ensure(cache: Path, progress: Progress = silent) -> Path:
         return image
     require_tools()
     light = rootfs.ensure(cache, progress)
-    with (cache / f"{image.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(cache / f"{image.name}.lock"):
         if not image.is_dir():
             _build(image, light, cache.resolve() / f"{image.name}.partial", progress)
     return image
@@ -193,7 +191,7 @@ def _disk(partial: Path, tree: Path, out: Path) -> None:
     raw = partial / "disk.raw"
     raw.unlink(missing_ok=True)
     make = [
-        find("mke2fs") or "mke2fs",
+        find_program("mke2fs") or "mke2fs",
         "-q",
         "-t",
         "ext4",

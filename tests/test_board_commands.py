@@ -2,6 +2,9 @@
 
 import os
 import pty
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from tests.board_stub import TARGET, make_parts
 from tests.board_support import cache_or_skip
+from wattbit.board import qemu, system
 from wattbit.board.bundle import pack
 from wattbit.board.connect import board
 from wattbit.board.deploy import deploy
@@ -124,3 +128,32 @@ def test_a_rails_bars_span_its_range() -> None:
     for power_w in (1.0, 1.5, 2.0):
         rail.add(power_w)
     assert rail.bars() == " ▄█" and (rail.least_w, rail.greatest_w, rail.total_w) == (1.0, 2.0, 4.5)
+
+
+def test_a_virtual_board_whose_start_is_interrupted_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers: list[subprocess.Popen[str]] = []
+
+    def start(_: object, **settings: Any) -> "subprocess.Popen[str]":
+        servers.append(popen([sys.executable, "-c", "import time; time.sleep(1000)"], **settings))
+        return servers[-1]
+
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(system, "ensure", lambda *_: tmp_path)
+    monkeypatch.setattr(system.subprocess, "Popen", start)
+    monkeypatch.setattr(system, "_port", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        system.Detached.start(tmp_path)
+    (server,) = servers
+    ended = server.poll() is not None
+    server.kill()
+    assert ended and not list(Path(tempfile.gettempdir()).glob("wattbit-board-*"))
+
+
+def test_a_machine_that_cannot_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="qemu-system-aarch64"), qemu.Machine(tmp_path, tmp_path / "disk"):
+        pass
+    assert not list(Path(tempfile.gettempdir()).glob("wattbit-qemu-*"))

@@ -1,9 +1,10 @@
 """What this machine has, what it lacks, and what follows from that."""
 
-import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
+
+from wattbit.processes import find_program
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,6 @@ NEEDS = (
     Need("apt-get", True, "toolchain open, whose tools `make board` fetches from Debian's testing suite", "use Debian"),
     Need("qemu-system-aarch64", True, "the virtual board's system tier", "apt-get install qemu-system-arm qemu-utils"),
 )
-
-
-def find_program(name: str) -> str | None:
-    """Path of a program, also in the system folders that a user's PATH may lack."""
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
 
 
 def look(need: Need) -> Finding:

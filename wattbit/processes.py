@@ -4,7 +4,9 @@ A program gets a process group of its own, so that the one who started it ends i
 its cc1plus, for example), and gives it time to remove its temporary files.
 """
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -54,6 +56,19 @@ def execute(
         with _lock:
             _running.discard(process)
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def find_program(name: str) -> str | None:
+    """Path of a program, also in the system folders that a user's PATH may lack."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock file, which is made: of processes that would do the same work, one does it and the others wait."""
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

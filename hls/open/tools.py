@@ -5,17 +5,15 @@ and no package's script runs. The programs need a newer C library than Debian 12
 loader.
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wattbit.errors import ToolError, WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json
-from wattbit.processes import execute
+from wattbit.processes import alone, execute
 from wattbit.progress import Progress, silent
 
 RECIPE = 1  # to be raised when the code below makes another folder of the same packages
@@ -84,7 +82,7 @@ def ensure(cache: Path, progress: Progress = silent) -> Tools:
         if reason:
             raise WattbitError(reason)
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f"{path(cache).name}.lock"):
+        with alone(cache / f"{path(cache).name}.lock"):
             found = find(cache) or _build(cache, progress)
     return found
 
@@ -112,18 +110,11 @@ def unreachable(cache: Path) -> str | None:
     if reason is None:
         cache.mkdir(parents=True, exist_ok=True)
         try:
-            with _lock(cache / f"{path(cache).name}.lock"):
+            with alone(cache / f"{path(cache).name}.lock"):
                 _update(_partial(cache))
         except WattbitError as error:
             return str(error)
     return reason
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    with file.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _partial(cache: Path) -> Path:
