@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wattbit.errors import WattbitError
+from wattbit.lines import read_lines
 
 
 class Journal:
@@ -58,11 +59,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal; one that a killed program left unfinished is cut off."""
     if not path.is_file():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in read_lines(path)]
     except ValueError as error:
         raise WattbitError(f"{path} is damaged ({error}); delete it to measure anew") from None

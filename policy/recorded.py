@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.files import digest_json, write_text
+from wattbit.files import digest_json
+from wattbit.lines import read_lines
 from wattbit.plan import Allocation, Cost, Meter, Workload
 from wattbit.policy.pricing import Price, only, prices, width
 
@@ -70,19 +71,16 @@ class RecordedMeter:
         raise AssertionError("the last attempt returns or raises")
 
     def _read(self, name: str) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        whole, _, cut = text.rpartition("\n")
-        if cut:
-            write_text(self.path, whole + "\n" if whole else "")
-        for line in whole.splitlines():
+        for line in read_lines(self.path):
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                raise WattbitError(f"{self.path} has a line that is not JSON; delete it to measure again") from None
-            if record.get("meter", name) != name:
-                raise WattbitError(f"{self.path} holds prices of {record['meter']}, not of {name}; delete it")
-            if "key" in record:
-                self._known[record["key"]] = Cost.from_json(record["cost"]) if "cost" in record else record["not"]
+                of = record.get("meter", name)
+                if "key" in record:
+                    self._known[record["key"]] = Cost.from_json(record["cost"]) if "cost" in record else record["not"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise WattbitError(f"{self.path} has a line that is no price; delete it to measure again") from None
+            if of != name:
+                raise WattbitError(f"{self.path} holds prices of {of}, not of {name}; delete it")
 
     def _append(self, record: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import pytest
 
 from wattbit.errors import WattbitError
 from wattbit.files import atomic, digest_json, read_json, write_json
+from wattbit.lines import read_lines
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -35,6 +36,13 @@ def test_missing_and_broken_json(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"a": ')
     with pytest.raises(WattbitError, match="is not JSON"):
         read_json(tmp_path / "bad.json")
+
+
+def test_a_line_that_was_cut_short_is_taken_off(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for text, whole in ((b"", b""), (b"cut", b""), (b"a\nb\n", b"a\nb\n"), (b"a\n\xc3", b"a\n")):
+        path.write_bytes(text)
+        assert read_lines(path) == whole.splitlines() and path.read_bytes() == whole
 
 
 def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:

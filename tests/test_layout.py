@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("models", "policy", "hls", "tvm_schedules", "board")
-SHARED = {"plan", "arith", "clock", "files", "errors", "processes", "progress", "recipe", "shell"}
+SHARED = {"plan", "arith", "clock", "files", "errors", "lines", "processes", "progress", "recipe", "shell"}
 JOINERS = {"cli", "metering", "pipeline", "presets"}  # the command line: the only modules that see two folders
 
 
@@ -48,7 +48,7 @@ def test_shared_modules_import_no_other_part(module: str) -> None:
     assert wattbit_imports(ROOT / "wattbit" / f"{module}.py") <= SHARED
 
 
-@pytest.mark.parametrize("module", ["plan", "clock", "files", "errors", "progress", "recipe"])
+@pytest.mark.parametrize("module", ["plan", "clock", "files", "errors", "lines", "progress", "recipe"])
 def test_shared_types_need_the_standard_library_only(module: str) -> None:
     import sys
 

@@ -99,6 +99,15 @@ def test_prices_of_another_meter_are_refused(tmp_path: Path) -> None:
         RecordedMeter(AdditiveMeter(), "board b", tmp_path / "prices.jsonl")
 
 
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"key": "a"}', '{"key": "a", "cost": 1}', '{"key": [], "not": ""}', "\xff"]
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "prices.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    with pytest.raises(WattbitError, match=r"prices.jsonl has a line that is no price; delete it to measure again"):
+        RecordedMeter(AdditiveMeter(), "fake", tmp_path / "prices.jsonl")
+
+
 def test_a_price_that_is_no_number_is_named() -> None:
     class Broken(AdditiveMeter):
         def cost(self, allocation: Allocation, workload: Workload) -> Cost:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.files import digest_json, write_text
+from wattbit.files import digest_json
+from wattbit.lines import read_lines
 from wattbit.plan import Allocation, Cost, Meter, Workload
 from wattbit.policy.cost.fitting import Floats
 from wattbit.policy.cost.model import Prediction, Predictor
@@ -107,10 +108,7 @@ class HybridMeter:
     def _resume(self) -> None:
         if not self.log.exists():
             return
-        whole, _, cut = self.log.read_text(encoding="utf-8").rpartition("\n")
-        if cut:
-            write_text(self.log, whole + "\n" if whole else "")
-        for line in whole.splitlines():
+        for line in read_lines(self.log):
             try:
                 record = json.loads(line)
                 bare, real = Cost.from_json(record["modelled"]), record["real"]
