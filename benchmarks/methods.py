@@ -74,7 +74,9 @@ def shortened(record: Record) -> Record:
     found: Record = {name: record[name] for name in names if name in record}
     train = record["train"]
     found["train"] = {
-        name: train[name] for name in ("data", "model", "train", "valid_perplexity", "sha256", "device", "loss")
+        name: train[name]
+        for name in ("data", "model", "train", "valid_perplexity", "sha256", "device", "torch", "loss")
+        if name in train
     }
     found["frequencies"] = [one.frequency for one in statistics(record)]
     for part, key in (("recipes", "recipe"), ("tuned", "allocations")):
@@ -325,6 +327,7 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
 @click.option("--iterations", default=150, show_default=True, help="Of DMPQ's policy.")
 @click.option("--steps", default=150, show_default=True, help="Of a round of fine-tuning; there are two.")
 @click.option("--at-once", default=1, show_default=True, help="Studies at a time.")
+@click.option("--workers", default=Settings.workers, show_default=True, help="Processes a study searches with.")
 @click.option("--seconds", default=float("inf"), help="When a study stops; started again, it goes on.")
 @click.option("--host", is_flag=True, help="Measure the first seed's allocations on this machine; keep it quiet.")
 @click.option("--studies", type=click.Path(path_type=Path, file_okay=False), help="Where studies are kept.")
@@ -343,6 +346,7 @@ def main(
     iterations: int,
     steps: int,
     at_once: int,
+    workers: int,
     seconds: float,
     host: bool,
     studies: Path | None,
@@ -351,6 +355,7 @@ def main(
     presets, seeds = (("tiny",), (0, 1)) if quick else (presets or (() if also or kept else DEFAULT), SEEDS)
     out = studies or cache_folder() / ("methods-quick" if quick else "methods")
     more: Record = {"judged": judged, "iterations": iterations, "steps": steps, "retrained": not untuned}
+    more["workers"] = workers
     more |= {"budgets": budgets} if budgets else {}
     more |= QUICK if quick else {}
     wanted = []

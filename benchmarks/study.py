@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
+import torch
 from study_jobs import QUANTIZER, STUDIED, WIDTHS, Scales, Settings, layer_scales, subject_of
 from study_models import Models
 from study_recipes import Recipes
@@ -192,7 +193,12 @@ def describe(records: Records, models: Models) -> None:
     settings = records.settings
     for seed in settings.seeds:
         record, folder, learner = records[seed], settings.model(seed), models.learners[seed]
-        about = {"sha256": sha256_file(folder / "float.safetensors"), "device": str(models.device)}
+        on_card = models.device.type == "cuda"
+        about = {
+            "sha256": sha256_file(folder / "float.safetensors"),
+            "device": torch.cuda.get_device_name(models.device) if on_card else str(models.device),
+            "torch": torch.__version__,
+        }
         record["train"] = read_json(folder / "train.json") | about
         if "float" not in record:
             judged = models.judge(learner_losses(learner, None))
