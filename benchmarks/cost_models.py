@@ -24,7 +24,7 @@ from rows import Benchmark, Row, show, write
 from wattbit.errors import InfeasibleError
 from wattbit.files import digest_json, write_json
 from wattbit.plan import Allocation, Cost, Engine, ExpertId, ExpertShape, Meter, Provenance, Target, Workload
-from wattbit.policy.cost.calibration import Sample, best_variant, design, mixed, prices
+from wattbit.policy.cost.calibration import Sample, best_variant, design, fastest_prices, mixed
 from wattbit.policy.cost.cores import CoresDemand
 from wattbit.policy.cost.fitting import fit
 from wattbit.policy.cost.model import CostModel, Demand
@@ -105,7 +105,7 @@ def tried(
     held_out: Sequence[Sample],
 ) -> Found:
     """Fit, learn the residual, predict what was held out."""
-    found = prices(rounds, [*samples, *learning, *held_out])
+    found = fastest_prices(rounds, [*samples, *learning, *held_out])
     first, second = len(samples), len(samples) + len(learning)
     fitting = [one for one in found[:first] if one]
     plain = fit(demand.names, [demand.work(a, w) for a, w, _ in fitting], [cost.latency_s for *_, cost in fitting])
@@ -145,8 +145,8 @@ def sets(case: Case, seed: int, widths: Sequence[int], loads: Sequence[Workload]
 def repeatability(rounds: Sequence[Meter], samples: Sequence[Sample]) -> float:
     """Median relative difference of the samples' prices by the first and by the second half of the rounds."""
     half = len(rounds) // 2
-    both = [[one[2].latency_s for one in prices(part, samples) if one] for part in (rounds[:half], rounds[half:])]
-    first, second = both
+    halves = rounds[:half], rounds[half:]
+    first, second = ([one[2].latency_s for one in fastest_prices(part, samples) if one] for part in halves)
     return median(abs(a / b - 1) for a, b in zip(first, second, strict=True))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wattbit.policy.cost.fitting import Fitted
     from wattbit.policy.cost.fpga import FpgaDemand
     from wattbit.policy.cost.model import CostModel
-    from wattbit.tvm_schedules.host_meter import CoresMeter
+    from wattbit.tvm_schedules.host_meter import CoresMeter, PowerMeter
 
 VISITS = "wattbit.tvm_schedules.visits"
 PLANNER_SIGMA = 0.025  # relative error of the planner's cycles in RTL simulation, see results/cost_models.md
@@ -104,7 +104,7 @@ def metered(
     from wattbit.tvm_schedules.visits import memory_for
 
     with ExitStack() as stack:
-        external = stack.enter_context(open_meter(place.meter)) if place.meter else None
+        external: PowerMeter | None = stack.enter_context(open_meter(place.meter)) if place.meter else None
         if place.name is None:
             yield _weighed(stack.enter_context(host_meter(shape, widths, experts, threads)), external)
             return
@@ -125,7 +125,7 @@ def metered(
         yield _weighed(CoresMeter(shape, core, passes, provenance=provenance), external)
 
 
-def _weighed(meter: "CoresMeter", power: Any) -> "CoresMeter":
+def _weighed(meter: "CoresMeter", power: "PowerMeter | None") -> "CoresMeter":
     """The meter, its passes weighed where there is a power meter."""
     from wattbit.tvm_schedules.host_meter import WEIGHED_S, Weighed
 

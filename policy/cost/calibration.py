@@ -178,7 +178,7 @@ def calibrate(
     which. Energy is fitted where every price has it. A meter that fails ends the calibration; with a
     `wattbit.policy.recorded.RecordedMeter` the next one goes on from there.
     """
-    found = prices(rounds, [*samples, *held_out], progress)
+    found = fastest_prices(rounds, [*samples, *held_out], progress)
     priced = [one for one in found[: len(samples)] if one is not None]
     tests = [one for one in found[len(samples) :] if one is not None]
     sources = {cost.provenance for _, _, cost in (*priced, *tests)}
@@ -233,7 +233,7 @@ def best_variant(
     return found
 
 
-def prices(
+def fastest_prices(
     rounds: Sequence[Meter], samples: Sequence[Sample], progress: Progress = silent
 ) -> list[tuple[Allocation, Workload, Cost] | None]:
     """The fastest price of each sample over the rounds; None of one that the hardware cannot hold."""
