@@ -16,9 +16,9 @@ from wattbit import __version__, commands
 from wattbit.display import Display
 from wattbit.doctor import conclusions, examine
 from wattbit.errors import WattbitError
-from wattbit.perform import RUNS, json_option, model_options, perform, run_option, start
+from wattbit.perform import json_option, model_options, one_run, perform, run_option, start
 from wattbit.presets import run_config
-from wattbit.run import Run, cache_folder
+from wattbit.run import cache_folder
 
 WHOLE = 200  # characters: first sentences are not cut off
 FULL = ("the disk is full", "free some space and run again")
@@ -131,7 +131,7 @@ def stage_command(name: str, text: str) -> None:
     @run_option
     @json_option
     def command(folder: Path | None, as_json: bool) -> None:
-        perform(Run.open(folder) if folder else Run.latest(RUNS), name, as_json)
+        perform(one_run(folder), name, as_json)
 
 
 for stage_name, stage_help in {

@@ -48,6 +48,11 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def one_run(folder: Path | None) -> Run:
+    """The run of `run_option`."""
+    return Run.open(folder) if folder else Run.latest(RUNS)
+
+
 def writable(out: Path) -> Path:
     """The folder of an --out; WattbitError, before any work, where it can be neither made nor written to."""
     missing: list[Path] = []

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from wattbit.commands.deploy import board_option, bundle_of, host_option, labelled, on_board, one_run
+from wattbit.commands.deploy import board_option, bundle_of, host_option, labelled, on_board
 from wattbit.display import Display
-from wattbit.perform import json_option, perform
+from wattbit.perform import json_option, one_run, perform
 from wattbit.run import Run, cache_folder
 
 POSITIVE = click.FloatRange(min=0, min_open=True)

@@ -4,22 +4,23 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from wattbit.commands.deploy import one_run
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json
 from wattbit.metering import Place, metered
-from wattbit.perform import json_option
+from wattbit.perform import json_option, one_run
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Meter, Workload
 from wattbit.run import Run, cache_folder
 
 if TYPE_CHECKING:
-    from wattbit.policy.cost.calibration import Calibration, Sample
+    from wattbit.hls.engine_plan import EnginePlan
+    from wattbit.policy.cost.calibration import Calibration, Origin, Sample
     from wattbit.policy.cost.fpga import FpgaDemand
+    from wattbit.policy.cost.model import Demand
     from wattbit.tvm_schedules.host_meter import Routing
 
 SHAPE = ExpertShape(512, 1024)  # of the model that cores are calibrated on without a run
@@ -174,7 +175,7 @@ def _few(workload: Workload) -> "Routing":
     return Routing(found.experts, found.counts[:LAUNCHED])
 
 
-def _as_built(planned: Any) -> "FpgaDemand":
+def _as_built(planned: "EnginePlan") -> "FpgaDemand":
     """A design as it stands, under the very batches that are launched."""
     from wattbit.hls.launches import cycles, launches, moved
     from wattbit.hls.meter import memory_bytes
@@ -207,10 +208,10 @@ def _routings(allocation: Allocation, run: Run, seed: int) -> list["Sample"]:
 
 
 def _calibrated(
-    demand: Any,
+    demand: "Demand",
     meter: Meter,
     samples: tuple[list["Sample"], list["Sample"]],
-    origin: Any,
+    origin: "Origin",
     rounds: int,
     display: Display,
 ) -> tuple["Calibration", Path]:

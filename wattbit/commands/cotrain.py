@@ -11,9 +11,8 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json
-from wattbit.perform import RUNS, SEED, json_option, perform, run_option
+from wattbit.perform import SEED, json_option, one_run, perform, run_option
 from wattbit.pipeline import PIPELINE, cotrain_at, team_learner
-from wattbit.run import Run
 
 DRAWS = 16  # of the policy, where --widths sampled asks for some and the run says none
 
@@ -38,7 +37,7 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     """
     from wattbit.policy.cotrain import CotrainSettings
 
-    run = Run.open(folder) if folder else Run.latest(RUNS)
+    run = one_run(folder)
     asked = {name: value for name, value in options.items() if value is not None}
     if "LOCAL_RANK" in os.environ:
         missing = [stage.name for stage in PIPELINE.pending("cotrain", run) if stage.name != "cotrain"]

@@ -4,16 +4,21 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from wattbit.display import Display
-from wattbit.perform import RUNS, json_option, perform, run_option
+from wattbit.perform import json_option, one_run, perform, run_option
 from wattbit.pipeline import target
 from wattbit.presets import PRESETS, share
 from wattbit.progress import Progress
 from wattbit.run import Run, cache_folder
+
+if TYPE_CHECKING:
+    from wattbit.board.ssh import Connection
+
+Result = TypeVar("Result")
 
 host_option = click.option(
     "--host",
@@ -25,10 +30,6 @@ host_option = click.option(
 board_option = click.option(
     "--board", "name", help="Board to use in place of the run's own: what `wattbit board` built last for it."
 )
-
-
-def one_run(folder: Path | None) -> Run:
-    return Run.open(folder) if folder else Run.latest(RUNS)
 
 
 def on_board(run: Run, name: str | None) -> Run:
@@ -61,11 +62,11 @@ def labelled(display: Display, host: str) -> Progress:
     return progress
 
 
-def each(run: Run, hosts: tuple[str, ...], work: Callable[[Any, str, Progress], Any]) -> dict[str, Any]:
+def each(run: Run, hosts: tuple[str, ...], work: "Callable[[Connection, str, Progress], Result]") -> dict[str, Result]:
     """What `work` gives for a connection to every host, one after the other; "" is the run's own board."""
     from wattbit.board.connect import board
 
-    found = {}
+    found: dict[str, Result] = {}
     with Display() as display:
         for host in hosts:
             label = host or run.config.board

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.perform import RUNS, SEED, json_option, run_option
+from wattbit.perform import SEED, json_option, one_run, run_option
 from wattbit.plan import Meter, Workload
 from wattbit.progress import Progress
 from wattbit.recipe import Budget, Recipe
@@ -309,7 +309,7 @@ def command(
         if model:
             judge = judge_checkpoint(model, data, context, stride, str(choose_device(device)), display)
         else:
-            run = Run.open(folder) if folder else Run.latest(RUNS)
+            run = one_run(folder)
             if run.record("train") is None:
                 raise WattbitError(f"{run.folder} has no trained model; run `wattbit train` with its options")
             judge = judge_run(run, tasks, stride, display, tune)

@@ -9,11 +9,10 @@ import click
 from wattbit.commands.quantize import recipe_record
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json, write_text
-from wattbit.perform import RUNS, json_option, run_option, writable
+from wattbit.perform import json_option, one_run, run_option, writable
 from wattbit.plan import Allocation, ExpertStats
 from wattbit.recipe import Recipe
 from wattbit.report import significant, table
-from wattbit.run import Run
 
 
 def read_allocation(path: Path) -> Allocation:
@@ -80,7 +79,7 @@ def command(folder: Path | None, recipe: Path | None, out: Path | None, as_json:
     from wattbit.policy.explain import explain
     from wattbit.policy.smoothing import smoothed
 
-    run = Run.open(folder) if folder else Run.latest(RUNS)
+    run = one_run(folder)
     for stage, lacks in (("stats", "statistics"), *([] if recipe else [("cotrain", "allocation of its own")])):
         if run.record(stage) is None:
             raise WattbitError(f"{run.folder} has no {lacks}; run `wattbit {stage}` with its options")

@@ -11,7 +11,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
-from wattbit.perform import RUNS, perform, run_option
+from wattbit.perform import one_run, perform, run_option
 from wattbit.run import Run, cache_folder
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
     if compiled:
         vocabulary = compiled_vocabulary(compiled)
     else:
-        run = Run.open(folder) if folder else Run.latest(RUNS)
+        run = one_run(folder)
         perform(run, "build" if host == THIS_MACHINE else "deploy", as_json=False)
         from wattbit.models.data import load_vocabulary
 

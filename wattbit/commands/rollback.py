@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from wattbit.commands.deploy import each, host_option, one_run
+from wattbit.commands.deploy import each, host_option
 from wattbit.errors import WattbitError
-from wattbit.perform import json_option, run_option
+from wattbit.perform import json_option, one_run, run_option
 
 
 @click.command()

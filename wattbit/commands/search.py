@@ -14,7 +14,7 @@ from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json
 from wattbit.metering import both, search_meter
-from wattbit.perform import RUNS, SEED, json_option, perform, run_option
+from wattbit.perform import SEED, json_option, one_run, perform, run_option
 from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
 from wattbit.plan import Allocation, Engine, ExpertStats, Meter
 from wattbit.progress import Progress
@@ -117,7 +117,7 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     With any of the options below it is another search on the same run, kept in searches/DIGEST: its result, the trained
     policy, and every price as it comes, so that the same command goes on after an interruption or a failing meter.
     """
-    run = Run.open(folder) if folder else Run.latest(RUNS)
+    run = one_run(folder)
     asked = Asked(policy=None if policy is None else str(policy), **options)
     if asked.budget is not None and not isfinite(asked.budget):
         raise WattbitError(f"--budget is a mean weight width in bits, for instance 3.5, not {asked.budget}")
