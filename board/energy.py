@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from wattbit.errors import WattbitError
 from wattbit.plan import Measurement, Provenance, Window
@@ -241,28 +242,8 @@ def step(power_w: Float) -> float | None:
 
 
 def half_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
-    """Half of Student's interval of the mean of independent values."""
-    quantile = student_quantile((1 + confidence) / 2, len(values) - 1)
+    """Half of Student's interval of the mean of independent values; WattbitError of fewer than two."""
+    if len(values) < 2:
+        raise WattbitError(f"an interval takes at least 2 values, not {len(values)}; take more pairs")
+    quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile above the median of Student's t distribution with `freedom` degrees, by bisection of its integral."""
-    if freedom < 1 or not 0.5 <= probability < 1:
-        raise WattbitError(f"no t quantile at {probability} with {freedom} degrees of freedom; take more pairs")
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
-
-    def above_median(x: float) -> float:
-        # with x = sqrt(freedom) tan(angle) the density becomes cos(angle)^(freedom - 1), smooth on a finite range
-        angles = np.linspace(0, math.atan(x / math.sqrt(freedom)), 2001)
-        values = np.cos(angles) ** (freedom - 1)
-        simpson = values[0] + values[-1] + 4 * values[1:-1:2].sum() + 2 * values[2:-1:2].sum()
-        return math.exp(log_scale) * math.sqrt(freedom) * float(simpson) * float(angles[1]) / 3
-
-    low, high = 0.0, 1.0
-    while above_median(high) < probability - 0.5:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if above_median(middle) < probability - 0.5 else (low, middle)
-    return high

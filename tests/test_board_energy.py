@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from wattbit.board.energy import distinct_updates, evaluate, half_interval, integrate, step, student_quantile
+from wattbit.board.energy import distinct_updates, evaluate, half_interval, integrate, step
 from wattbit.errors import WattbitError
 from wattbit.plan import Measurement, PowerSample, Window
 
@@ -135,12 +135,6 @@ def test_step_is_the_quantisation() -> None:
     assert step(np.array([1.0, 1.0])) is None
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 4, 5, 30, 400])
-@pytest.mark.parametrize("probability", [0.9, 0.975, 0.995])
-def test_quantile_is_students(freedom: int, probability: float) -> None:
-    assert student_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
-
-
 def test_interval_is_students() -> None:
     values = [3.0, 3.2, 2.9, 3.1, 3.05]
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
@@ -148,7 +142,7 @@ def test_interval_is_students() -> None:
 
 
 def test_one_value_has_no_interval() -> None:
-    with pytest.raises(WattbitError, match="0 degrees of freedom"):
+    with pytest.raises(WattbitError, match="at least 2 values, not 1"):
         half_interval([1.0])
 
 
