@@ -105,19 +105,15 @@ def quantize_together(
     """`quantize_expert` of experts with matrices of the same shapes and the calibration tokens [n, D] of each: one call
     for all, which a GPU finishes nearly as soon as a single expert's. For what `goes_together`."""
     found: dict[str, list[PackedWeight]] = {}
+
+    def hidden(i: int) -> Tensor:
+        quantized = {name: found[name][i].dequantize() for name in kind.first}
+        return kind.hidden({**experts[i], **quantized}, inputs[i].float())
+
     solver = None
     for name in (*kind.first, kind.last):
         if how.quantizer == "gptq" and name in (kind.first[0], kind.last):
-            reads = (
-                inputs
-                if name != kind.last
-                else [
-                    kind.hidden(
-                        {**matrices, **{first: found[first][i].dequantize() for first in kind.first}}, x.float()
-                    )
-                    for i, (matrices, x) in enumerate(zip(experts, inputs, strict=True))
-                ]
-            )
+            reads = inputs if name != kind.last else [hidden(i) for i in range(len(experts))]
             solver = gptq.Solver(torch.stack([gptq.hessian(x) for x in reads]), how.group_size)
         weights = torch.stack([matrices[name] for matrices in experts])
         if solver is None:

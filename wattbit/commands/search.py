@@ -22,6 +22,9 @@ from wattbit.run import Run, code_digest
 
 if TYPE_CHECKING:
     from wattbit.models.task_subject import TaskSubject
+    from wattbit.policy.agent import Policy
+    from wattbit.policy.constrained import Constrained, Limits
+    from wattbit.policy.problem import Problem
 
 Quantity = Literal["damage", "latency", "energy"]
 QUANTITIES: dict[str, Quantity] = {"perplexity": "damage", "latency": "latency", "energy": "energy"}
@@ -190,28 +193,12 @@ def look(
 
     Raises WattbitError for limits that contradict each other or cannot be met, and for a policy of other actions.
     """
-    from wattbit.policy import hierarchy
-    from wattbit.policy.a2c import A2C
-    from wattbit.policy.agent import AgentSettings, Policy
-    from wattbit.policy.constrained import Limits, best, weigh
-    from wattbit.policy.ppo import PPO
+    from wattbit.policy.agent import Policy
     from wattbit.policy.problem import Problem
-    from wattbit.policy.repair import learn
     from wattbit.policy.search import SearchSettings
     from wattbit.policy.smoothing import smoothed
 
-    limits = Limits(
-        None if asked.max_perplexity_rise is None else log1p(asked.max_perplexity_rise),
-        asked.max_latency,
-        asked.max_energy,
-    )
-    limited = limits != Limits()
-    if limited and asked.policy:
-        raise WattbitError("a trained policy has learned its own prices; search with limits without --policy")
-    if asked.minimise and not limited:
-        raise WattbitError(f"the least {asked.minimise} needs a limit, for instance --max-perplexity-rise 1%")
-    if asked.task and (asked.retraining or asked.max_perplexity_rise is not None or asked.minimise == "perplexity"):
-        raise WattbitError("--task counts in perplexity's place; leave out what is about perplexity, and --retraining")
+    limits = limits_of(asked)
     trained = Policy.load(Path(asked.policy)) if asked.policy else None
     subject = task_subject(run, asked.task) if asked.task else None
     stats = expert_stats(run) if subject is None else task_stats(run, subject, progress)
@@ -229,25 +216,8 @@ def look(
     )
     record: dict[str, Any] = {"asked": asdict(asked), "folder": str(place), "task": None}
     if asked.retraining:
-        weights = place / "float.safetensors"
-        model = learner(run)
-        model.samples = replace(model.samples, valid=model.samples.held)  # what chooses does not judge
-        model.save(weights)
-        repair, record["retraining"] = learn(problem, model, weights, asked.retraining, asked.seed, progress)
-        record["retraining"] |= {"left": {str(bits): share for bits, share in repair.left.items()}}
-        problem = replace(problem, stats=repair.of(problem.stats))
-    settings = AgentSettings(algorithm=A2C() if asked.algorithm == "a2c" else PPO(), iterations=own.iterations)
-    if limited:
-        least = QUANTITIES[asked.minimise or "perplexity"]
-        found = best(
-            problem, least, limits, asked.seed, replace(settings, iterations=min(60, own.iterations)), progress=progress
-        )
-    elif trained:
-        found = weigh(problem, trained.choose(problem, draws=64, seed=asked.seed))
-    else:
-        learned = hierarchy.learn(problem, asked.seed, settings, progress)
-        learned.policy.save(place / "policy.safetensors")
-        found = weigh(problem, learned.choice)
+        problem, record["retraining"] = retrained(run, asked, problem, place, progress)
+    found = choose(asked, limits, trained, problem, own.iterations, place, progress)
     allocation = problem.allocation(found.choice)
     if subject is not None:
         judged = {
@@ -268,6 +238,64 @@ def look(
     }
     write_json(place / "search.json", record)
     return record
+
+
+def limits_of(asked: Asked) -> "Limits":
+    """What the allocation must keep; WattbitError for options that do not go together."""
+    from wattbit.policy.constrained import Limits
+
+    rise = None if asked.max_perplexity_rise is None else log1p(asked.max_perplexity_rise)
+    limits = Limits(rise, asked.max_latency, asked.max_energy)
+    if limits != Limits() and asked.policy:
+        raise WattbitError("a trained policy has learned its own prices; search with limits without --policy")
+    if asked.minimise and limits == Limits():
+        raise WattbitError(f"the least {asked.minimise} needs a limit, for instance --max-perplexity-rise 1%")
+    if asked.task and (asked.retraining or asked.max_perplexity_rise is not None or asked.minimise == "perplexity"):
+        raise WattbitError("--task counts in perplexity's place; leave out what is about perplexity, and --retraining")
+    return limits
+
+
+def retrained(
+    run: Run, asked: Asked, problem: "Problem", place: Path, progress: Progress
+) -> tuple["Problem", dict[str, Any]]:
+    """The problem with the damage that retraining leaves, as learned from the run's model, and what was learned."""
+    from wattbit.policy.repair import learn
+
+    weights = place / "float.safetensors"
+    model = learner(run)
+    model.samples = replace(model.samples, valid=model.samples.held)  # what chooses does not judge
+    model.save(weights)
+    repair, record = learn(problem, model, weights, asked.retraining, asked.seed, progress)
+    left = {str(bits): share for bits, share in repair.left.items()}
+    return replace(problem, stats=repair.of(problem.stats)), record | {"left": left}
+
+
+def choose(
+    asked: Asked,
+    limits: "Limits",
+    trained: "Policy | None",
+    problem: "Problem",
+    iterations: int,
+    place: Path,
+    progress: Progress,
+) -> "Constrained":
+    """The search: within limits, by a trained policy, or by one that is trained here and kept in policy.safetensors."""
+    from wattbit.policy import hierarchy
+    from wattbit.policy.a2c import A2C
+    from wattbit.policy.agent import AgentSettings
+    from wattbit.policy.constrained import Limits, best, weigh
+    from wattbit.policy.ppo import PPO
+
+    settings = AgentSettings(algorithm=A2C() if asked.algorithm == "a2c" else PPO(), iterations=iterations)
+    if limits != Limits():
+        least = QUANTITIES[asked.minimise or "perplexity"]
+        short = replace(settings, iterations=min(60, iterations))
+        return best(problem, least, limits, asked.seed, short, progress=progress)
+    if trained:
+        return weigh(problem, trained.choose(problem, draws=64, seed=asked.seed))
+    learned = hierarchy.learn(problem, asked.seed, settings, progress)
+    learned.policy.save(place / "policy.safetensors")
+    return weigh(problem, learned.choice)
 
 
 def task_subject(run: Run, source: str) -> "TaskSubject":
