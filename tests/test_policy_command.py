@@ -124,6 +124,30 @@ def test_what_cannot_be_is_said_in_one_line(folder: Path, options: tuple[str, ..
     assert words in result.stderr.strip().splitlines()[-1]
 
 
+def test_options_are_checked_before_the_stages(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, run_config("tiny", None, "virtual-z2", 0))
+    for options, words in (
+        (("--minimise", "latency"), "needs a limit"),
+        (("--calibration", "none.json"), "there is no calibration none.json"),
+        (("--policy", "none.safetensors"), "holds no policy"),
+        (("--host", "x"), "give both"),
+    ):
+        result = CliRunner().invoke(main, ["search", "--run", str(run.folder), *options])
+        assert result.exit_code == 1 and words in result.stderr
+    assert [path.name for path in run.folder.iterdir()] == ["config.json"]
+
+
+def test_a_finished_search_is_not_redone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = look(folder, "--seed", "3")
+    whole, policy = CliRunner().invoke(main, ["search", "--run", str(folder), "--seed", "3"]), first["folder"]
+    assert "search: done already" in whole.stderr
+    Path(str(policy), "policy.safetensors").unlink()
+    assert look(folder, "--seed", "3") == first  # for a file is missing
+    assert Path(str(policy), "policy.safetensors").is_file()
+    monkeypatch.setattr("wattbit.run.code_digest", lambda part: "other")
+    assert command.finished(Run.open(folder), command.Asked(seed=3), Path(str(policy))) is None
+
+
 def test_a_search_preserves_a_task(folder: Path, tmp_path: Path) -> None:
     glue = write_sst(tmp_path / "sst2", 60)
     found: Any = look(folder, "--task", str(glue))

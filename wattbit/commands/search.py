@@ -15,7 +15,7 @@ from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json
 from wattbit.metering import both, search_meter
 from wattbit.perform import SEED, json_option, one_run, perform, run_option
-from wattbit.pipeline import expert_stats, learner, meter, model_config, workload
+from wattbit.pipeline import PIPELINE, expert_stats, learner, meter, model_config, workload
 from wattbit.plan import Allocation, Engine, ExpertStats, Meter
 from wattbit.progress import Progress
 from wattbit.run import Run, code_digest
@@ -122,19 +122,20 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     """
     run = one_run(folder)
     asked = Asked(policy=None if policy is None else str(policy), **options)
-    if asked.budget is not None and not isfinite(asked.budget):
-        raise WattbitError(f"--budget is a mean weight width in bits, for instance 3.5, not {asked.budget}")
-    if asked.task == "":
-        raise WattbitError("--task '' names no task; give a folder or glue/TASK, or leave it out")
+    check(asked)
     if asked == Asked():
         perform(run, "search", as_json)
         return
     perform(run, "stats", as_json=False)
+    place = run.path("searches", asked.digest)
     with run.lock(), Display() as display:
         display.begin("search", "policy with options")
-        place = run.path("searches", asked.digest)
-        with priced(run, asked, place, display) as (price, engines):
-            result = look(run, asked, place, price, engines, display)
+        result = finished(run, asked, place)
+        if result is not None:
+            display.say("  search: done already, nothing has changed")
+        else:
+            with priced(run, asked, place, display) as (price, engines):
+                result = look(run, asked, place, price, engines, display)
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
@@ -147,22 +148,55 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     click.echo(f"latency {result['latency']:.3f} of uniform 8 bit's, {result['provenance']}")
 
 
+def check(asked: Asked) -> None:
+    """WattbitError, before any stage, for options that do not go together and files that hold not what they should."""
+    from wattbit.policy.agent import Policy
+    from wattbit.policy.cost.calibration import Calibration
+
+    if asked.budget is not None and not isfinite(asked.budget):
+        raise WattbitError(f"--budget is a mean weight width in bits, for instance 3.5, not {asked.budget}")
+    if asked.task == "":
+        raise WattbitError("--task '' names no task; give a folder or glue/TASK, or leave it out")
+    if asked.hosts and not asked.measure:
+        raise WattbitError("--host is where --measure measures; give both")
+    if asked.measure and len(asked.calibrations) != 1:
+        raise WattbitError("--measure needs one --calibration, of the cores that measure; see `wattbit calibrate`")
+    limits_of(asked)
+    for path in asked.calibrations:
+        Calibration.load(Path(path))
+    if asked.policy:
+        Policy.load(Path(asked.policy))
+
+
+def key(run: Run, asked: Asked) -> str:
+    """Of everything that a search's result follows from: what was asked, the statistics, the code, a task's rows."""
+    from wattbit.models.tasks import read_task
+
+    rows = asdict(read_task(asked.task)) if asked.task else None
+    return digest_json([asked.digest, PIPELINE.key("search", run), rows])
+
+
+def finished(run: Run, asked: Asked, place: Path) -> dict[str, Any] | None:
+    """What search.json holds if it is of the same key and its files are there; None where there is still to search."""
+    path = place / "search.json"
+    record: dict[str, Any] = read_json(path) if path.is_file() else {}
+    if record.get("key") != key(run, asked) or not all((place / name).is_file() for name in record["files"]):
+        return None
+    return record
+
+
 @contextmanager
 def priced(
     run: Run, asked: Asked, place: Path, display: Display
 ) -> Iterator[tuple[Meter, Mapping[Engine, Sequence[int]] | None]]:
     """What prices the search, and the widths that each engine runs where there is a choice of engines.
 
-    Raises WattbitError for calibrations that do not go together, and for --measure without one.
+    Raises WattbitError for calibrations that do not go together.
     """
     from wattbit.policy.cost.calibration import Calibration
     from wattbit.policy.recorded import RecordedMeter
 
     shape, files = model_config(run).shape, [Path(path) for path in asked.calibrations]
-    if asked.hosts and not asked.measure:
-        raise WattbitError("--host is where --measure measures; give both")
-    if asked.measure and len(files) != 1:
-        raise WattbitError("--measure needs one --calibration, of the cores that measure; see `wattbit calibrate`")
     if not files:
         config = {name: run.config.settings[name] for name in ("model", "target")}
         name = f"the planner, {digest_json(config | {'code': code_digest('hls')})}"
@@ -235,6 +269,8 @@ def look(
         "energy": found.energy,
         "provenance": problem.cost(found.choice).provenance,
         "priced": len(problem.priced),
+        "key": key(run, asked),
+        "files": sorted(path.name for path in place.glob("*.safetensors")),
     }
     write_json(place / "search.json", record)
     return record
