@@ -9,7 +9,7 @@ import numpy as np
 from wattbit.arith import OUT_BITS, ExpertInts, Int8
 from wattbit.errors import WattbitError
 from wattbit.files import write_text
-from wattbit.hls.engine_class import EngineClass
+from wattbit.hls.engine_class import DSP_PORT_BITS, EngineClass
 from wattbit.hls.finn_flow import lower, structure
 from wattbit.hls.memory import (
     RequantFormat,
@@ -35,7 +35,6 @@ OWN_SOURCES = (
     "engine_layer.sv",
     "engine_core.sv",
 )
-DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ PARALLELISM = (1, 2, 4, 8)  # of what comes from and goes to the shell, whose be
 HIDDEN_PARALLELISM = (1, 2, 4, 8, 16, 32)  # of the hidden vector, inside an engine
 SETS_MAX = 2**16 - 1  # the number of sets has 16 bits
 SLOTS = 2  # experts that a streamed engine holds at a time: it computes with one while the other is loaded
+DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
 Home = Literal["chip", "stream"]
 Products = Literal["dsp", "logic"]
 

@@ -13,12 +13,11 @@ from typing import Any, Self
 
 from wattbit.arith import OUT_BITS, ExpertInts
 from wattbit.hls.block_ram import constant, lut_ram, writable
-from wattbit.hls.engine_class import EngineClass, Products, accumulator_bits, requant_lanes
+from wattbit.hls.engine_class import DSP_PORT_BITS, EngineClass, Products, accumulator_bits, requant_lanes
 from wattbit.hls.memory import Part, image_beats, streamed_lane_bits
 from wattbit.hls.shell import AHEAD_WORDS, BRAM_WORDS, LUTRAM_WORDS, queue_words
 from wattbit.plan import ExpertShape, Precision, Target
 
-DSP_PORT_BITS = {1: 25, 2: 27}  # the widest multiplier operand of DSP48E1 and DSP48E2
 SHIFT_SPAN = 2  # largest less smallest shift of a class's experts, as in exported ones
 
 

