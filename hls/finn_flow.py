@@ -1,7 +1,7 @@
 """One expert through FINN as a library: QONNX to streamlined graph to RTL parameters and weight memory.
 
 FINN's own layers cover an expert but for its two requantisations, which it would express as 255 thresholds a channel.
-`InferRequant` makes them FINN `Requant` nodes of the exact scale multiplier * 2^-shift instead, after checking that the
+`_requant` makes them FINN `Requant` nodes of the exact scale multiplier * 2^-shift instead, after checking that the
 thresholds define the same function. (FINN's InferRequantLayer derives scales from differences of float32 thresholds,
 which loses bits.) The input quantiser and the output scale stay on the host.
 """

@@ -11,7 +11,7 @@ class ModelledMeter:
     """Prices allocations of experts of one shape on one target; nothing is measured or simulated.
 
     latency_s is the planned engines' time for the workload, memory_bytes what the experts' weights and requant words
-    take when packed. energy_j is None: there is no energy model yet.
+    take when packed. energy_j is None: the energy models are `policy.cost`'s.
     """
 
     def __init__(self, shape: ExpertShape, target: Target) -> None:

@@ -1,6 +1,6 @@
 """The manifest of a bundle: what the files are, and whether they are still that.
 
-`python3 -m wattbit.board.agent.manifest FOLDER` checks a bundle where it lies: deployment runs it on the board.
+`python3 -m wattbit.board.agent.manifest FOLDER` checks a bundle where it lies, by hand.
 """
 
 import hashlib

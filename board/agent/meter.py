@@ -6,7 +6,6 @@ It runs from memory, see `wattbit.board.program`. Its input is the target's [pow
 import json
 import select
 import sys
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +23,6 @@ def main(arguments: Iterable[str]) -> int:
     except WattbitError as error:
         print(json.dumps({"error": str(error)}), file=out, flush=True)
         return 0
-    begin_s = time.monotonic()
     while True:
         powers_w: dict[str, float | None] = {}
         reasons = {}
@@ -33,7 +31,7 @@ def main(arguments: Iterable[str]) -> int:
                 powers_w[name] = rail.read()[1]
             except WattbitError as error:
                 powers_w[name], reasons[name] = None, str(error)
-        line = {"time_s": time.monotonic() - begin_s, "power_w": powers_w, "reasons": reasons}
+        line = {"power_w": powers_w, "reasons": reasons}
         print(json.dumps(line | conditions()), file=out, flush=True)
         if select.select([sys.stdin], [], [], float(request["interval_s"]))[0]:
             return 0

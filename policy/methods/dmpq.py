@@ -3,9 +3,8 @@
 The post-training form: one policy is trained for the seed (from 512 experts on, on groups of them first, see
 `policy.hierarchy`), and its best allocation is the recipe's. The reward (`policy.problem`) is damage, measured with the
 recipe's own quantizer, plus latency and energy as the meter prices the whole allocation, so what experts share on the
-hardware counts, which no table sees. The
-co-trained form is `policy.cotrain`'s rounds of search and fine-tuning; its short version is this recipe with the
-weights adapted to it, `learner.finetune(recipe.allocation, steps, seed)`.
+hardware counts, which no table sees. The co-trained form is `policy.cotrain`'s rounds of search and fine-tuning; its
+short version is this recipe with the weights adapted to it, `learner.finetune(recipe.allocation, steps, seed)`.
 """
 
 from dataclasses import dataclass, field

@@ -157,7 +157,7 @@ class Bank:
         self.device = device
         self.up = Store(*shape.up, shape.group, device)
         self.down = Store(*shape.down, shape.group, device)
-        self.table = torch.zeros(shape.experts, 5, dtype=torch.int64, device=device)  # see `routing.route`
+        self.table = torch.zeros(shape.experts, 5, dtype=torch.int64, device=device)  # read by router.cu
 
     @classmethod
     def of(cls, shape: Shape, experts: Sequence[Expert], device: torch.device) -> Self:

@@ -1,4 +1,4 @@
-// What experts.cu needs of an NVIDIA GPU of compute capability 9.0 or later, as PTX. on_host.h has the same for a CPU.
+// What the kernels need of an NVIDIA GPU of compute capability 9.0 or later, as PTX. on_host.h has the same for a CPU.
 #define DEVICE __device__ __forceinline__
 #define KERNEL(name) extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) name
 #define DYNAMIC_SHARED(name, bytes) extern __shared__ __align__(128) char name[];  // the launch gives the bytes

@@ -97,7 +97,7 @@ def on_board(name: str, host: str | None, interval_s: float) -> Iterator[dict[st
                 line = program.read()
                 if "error" in line:
                     raise WattbitError(f"{host or name}: {line['error']}")
-                yield {key: value for key, value in line.items() if key != "time_s"}
+                yield line
 
 
 @click.command()
