@@ -114,6 +114,7 @@ def test_calibration_is_training_text(compared: Path, monkeypatch: pytest.Monkey
         (["--context", "16"], "--context needs --model"),
         (["--device", "cpu"], "--device needs --model"),
         (["--model", "x", "--device", "foo"], "'foo' is not one of"),
+        (["--model", "x", "--method", "dmpq"], "--method dmpq prices hardware, and a checkpoint has no board"),
     ],
 )
 def test_options_that_would_mean_nothing_are_refused(words: list[str], said: str, tmp_path: Path):
@@ -164,6 +165,8 @@ def test_explain_names_every_expert_and_draws(compared: Path, monkeypatch: pytes
     ("words", "message"),
     [
         (["eval", "--method", "magic"], "a method is one of rtn, gptq, "),
+        (["eval", "--method", "magic", "--model", "unread"], "a method is one of rtn, gptq, "),
+        (["eval", "--recipe", "out/table.md", "--model", "unread"], "wattbit: out/table.md is not JSON"),
         (["eval", "--method", "rtn", "--bits", "1"], "a budget of 1.0 bits is below the narrowest width, 2; raise it"),
         (["eval", "--method", "rtn", "--bits", "nan"], "a budget is a number of bits, not nan"),
         (["compare", "--task", "nowhere", "--out", "x"], "'nowhere' is neither a folder nor a GLUE task"),

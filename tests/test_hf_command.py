@@ -75,6 +75,24 @@ def test_either_a_recipe_or_a_width(words: tuple[object, ...], model: Path, tmp_
     assert result.exit_code == 2 and "give either --recipe or --bits" in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipe", "recipe.json", "--quantizer", "rtn"), "--quantizer needs --bits"),
+        (("--recipe", "recipe.json", "--group-size", 16), "--group-size needs --bits"),
+        (("--bits", 4, "--contexts", 8), "--contexts needs GPTQ"),
+        (("--bits", 4, "--quantizer", "hqq", "--data", "nowhere"), "--data needs GPTQ"),
+    ],
+)
+def test_options_that_would_mean_nothing_are_refused(
+    words: tuple[object, ...], said: str, model: Path, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "recipe.json", mixed_recipe(model).to_json())
+    words = tuple(tmp_path / word if word == "recipe.json" else word for word in words)
+    result = quantize(model, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and said in result.output and not (tmp_path / "out").exists()
+
+
 def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, model: Path) -> None:
     for source, out in ((tmp_path, "out"), (model, "model")):
         result = quantize(source, "--bits", 4, "--out", tmp_path / out)

@@ -3,10 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from wattbit.display import Display
 from wattbit.errors import WattbitError
@@ -68,6 +69,14 @@ def writable(out: Path) -> Path:
     if refused:
         raise WattbitError(f"{out} cannot be written to ({refused}); give another --out")
     return out
+
+
+def refuse_given(names: Sequence[str], other: str) -> None:
+    """UsageError where one of these options was given, which mean nothing without the other one."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs {other}")
 
 
 def perform(run: Run, last: str, as_json: bool) -> None:

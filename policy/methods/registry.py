@@ -36,6 +36,12 @@ ON_HARDWARE: Mapping[str, Callable[[Meter, Workload], Method]] = {"mxmoe": MxMoE
 METHODS: tuple[str, ...] = (*ON_WEIGHTS, *ON_HARDWARE)
 
 
+def check_name(name: str) -> None:
+    """WattbitError for a name that is no method's."""
+    if name not in METHODS:
+        raise WattbitError(f"a method is one of {', '.join(METHODS)}, not {name!r}")
+
+
 def method(
     name: str, meter: Meter | None = None, workload: Workload | None = None, quantizer: Quantizer | None = None
 ) -> Method:
@@ -45,10 +51,9 @@ def method(
     that allocations compare; the uniform ones and MiLo are their quantizer and have no other.
     Raises WattbitError for a name that is none, and for hardware without a meter.
     """
+    check_name(name)
     if name in ON_WEIGHTS:
         found = ON_WEIGHTS[name]
-    elif name not in ON_HARDWARE:
-        raise WattbitError(f"a method is one of {', '.join(METHODS)}, not {name!r}")
     elif meter is None or workload is None:
         raise WattbitError(f"{name} prices hardware; give it a meter and a workload")
     else:

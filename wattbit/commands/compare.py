@@ -169,12 +169,11 @@ def numbers(text: str) -> tuple[float, ...]:
 
 def known(methods: str, reference: str) -> tuple[str, ...]:
     """The methods of a list; all without one. The reference is among them."""
-    from wattbit.policy.methods.registry import METHODS
+    from wattbit.policy.methods.registry import METHODS, check_name
 
     chosen = tuple(methods.split(",")) if methods else METHODS
     for name in (*chosen, reference):
-        if name not in METHODS:
-            raise WattbitError(f"a method is one of {', '.join(METHODS)}, not {name!r}")
+        check_name(name)
     return tuple(dict.fromkeys((reference, *chosen)))
 
 

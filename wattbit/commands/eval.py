@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.perform import SEED, json_option, one_run, run_option
+from wattbit.perform import SEED, json_option, one_run, refuse_given, run_option
 from wattbit.plan import Meter, Workload
 from wattbit.progress import Progress
 from wattbit.recipe import Budget, Recipe
@@ -211,14 +210,6 @@ def judge_checkpoint(
     return Judge(model, subject, split, tokens, words, context, stride or max(1, context // 2))
 
 
-def refuse_given(names: Sequence[str], other: str) -> None:
-    """UsageError where one of these options was given, which mean nothing without the other one."""
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name.replace('_', '-')} needs {other}")
-
-
 def summary(found: dict[str, Any]) -> str:
     """The result as a table of two columns and what is to be known of it."""
     ppl, cost = found["perplexity"], found["cost"]
@@ -303,7 +294,13 @@ def command(
     if not model:
         refuse_given(("data", "context", "device"), "--model")
     from wattbit.models.distributed import choose_device
+    from wattbit.policy.methods.registry import ON_HARDWARE, check_name
 
+    chosen, budget = read_recipe(recipe) if recipe else None, Budget(bits, group_size=group_size)
+    if method:
+        check_name(method)
+        if model and method in ON_HARDWARE:
+            raise click.UsageError(f"--method {method} prices hardware, and a checkpoint has no board; evaluate a run")
     with Display() as display:
         display.begin("open", "model")
         if model:
@@ -314,9 +311,8 @@ def command(
                 raise WattbitError(f"{run.folder} has no trained model; run `wattbit train` with its options")
             judge = judge_run(run, tasks, stride, display, tune)
         display.begin("decide", method or "recipe")
-        chosen = read_recipe(recipe) if recipe else None
         if method:
-            chosen = judge.decide(method, Budget(bits, group_size=group_size), seed)
+            chosen = judge.decide(method, budget, seed)
         display.begin("evaluate", "perplexity and tasks")
         found = judge.evaluate(chosen, display)
     if as_json:

@@ -10,7 +10,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
-from wattbit.perform import json_option, writable
+from wattbit.perform import json_option, refuse_given, writable
 from wattbit.recipe import QUANTIZERS, Quantizer, Recipe
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def one_source(recipe_file: Path | None, bits: int | None) -> None:
 @click.option(
     "--data", help="GPTQ's calibration text: a folder, wikitext-2, wikitext-103, c4; by default Python's sources."
 )
-@click.option("--contexts", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration contexts.")
+@click.option("--contexts", default=128, show_default=True, type=click.IntRange(min=1), help="GPTQ's contexts.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(min=2), help="Tokens of each of them.")
 @click.option(
     "--device",
@@ -91,6 +91,11 @@ def command(
     The folder holds the whole model: what is not an expert's stays as it was.
     """
     one_source(recipe_file, bits)
+    given = read_recipe(recipe_file) if recipe_file else None
+    if given:
+        refuse_given(("quantizer", "group_size"), "--bits; a recipe says its own")
+    if (given.quantizer if given else quantizer) != "gptq":
+        refuse_given(("data", "contexts", "length"), "GPTQ, which alone reads calibration text")
     writable(out)
     from wattbit.models.checkpoint import Checkpoint
     from wattbit.models.distributed import choose_device
@@ -100,7 +105,7 @@ def command(
     with Display() as display:
         display.begin("open", f"checkpoint {model}")
         checkpoint = Checkpoint.open(model)
-        recipe = read_recipe(recipe_file) if recipe_file else uniform(checkpoint, bits or 0, quantizer, group_size)
+        recipe = given or uniform(checkpoint, bits or 0, quantizer, group_size)
         calibration = None
         if recipe.quantizer == "gptq":
             display.begin("text", f"{contexts} contexts of {length} tokens")
@@ -120,8 +125,9 @@ def recipe_record(path: Path) -> Any:
 
 
 def read_recipe(path: Path) -> Recipe:
+    record = recipe_record(path)
     try:
-        return Recipe.from_json(recipe_record(path))
+        return Recipe.from_json(record)
     except WattbitError as error:
         raise WattbitError(f"{path}: {error}") from None
 
