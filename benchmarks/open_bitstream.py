@@ -44,6 +44,7 @@ DESIGNS: dict[str, tuple[ExpertShape, int, dict[str, tuple[int, int]]]] = {
     "w2a8 8x4 + w4a8 8x4": (DEMO, 4, {"w2a8": (8, 4), "w4a8": (8, 4)}),
     "w2a8 8x8 + w4a8 8x8": (DEMO, 4, {"w2a8": (8, 8), "w4a8": (8, 8)}),
     "w4a8 8x8 + w8a8 8x8": (DEMO, 4, {"w4a8": (8, 8), "w8a8": (8, 8)}),
+    "w2a8 16x8 + w4a8 8x8": (DEMO, 4, {"w2a8": (16, 8), "w4a8": (8, 8)}),
 }
 
 
