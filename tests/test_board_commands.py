@@ -107,6 +107,15 @@ def test_the_options_of_bench_reach_the_benchmark(tmp_path: Path, monkeypatch: p
     assert (settings.meter, settings.window_s, settings.width) == ("tcp:m:1", 20.0, 0.02)
 
 
+def test_a_run_in_use_is_not_benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wattbit.commands.bench.perform", lambda *_, **__: None)
+    monkeypatch.setattr("wattbit.commands.bench.bundle_of", None)
+    monkeypatch.chdir(tmp_path)
+    made = Run.create(tmp_path / "runs", run_config("tiny", None, "virtual-z2", 0))
+    with made.lock():
+        fails_in_one_line(run("bench", "--run", str(made.folder), "--window", "20"), "is in use by another command")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

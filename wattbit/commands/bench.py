@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,18 @@ def command(folders: tuple[Path, ...], name: str | None, hosts: tuple[str, ...],
 
 
 def measure(runs: list[Run], hosts: tuple[str, ...], chosen: dict[str, Any]) -> list[dict[str, Any]]:
-    """Results of the runs, measured on these boards; "" is a run's own board."""
+    """Results of the runs, which are held meanwhile, measured on these boards; "" is a run's own board."""
     from wattbit.board.bench import Settings, bench
     from wattbit.board.connect import board
     from wattbit.board.fleet import spread
 
     settings = Settings(**chosen)
-    with Display() as display:
+    different = {run.folder: run for run in runs}
+    with ExitStack() as held, Display() as display:
+        for run in different.values():
+            held.enter_context(run.lock())
         display.begin("bench", ", ".join(filter(None, hosts)) or "the run's board")
-        bundles = {run.folder: bundle_of(run, display) for run in runs}
+        bundles = {folder: bundle_of(run, display) for folder, run in different.items()}
 
         def work(run: Run, host: str) -> dict[str, Any]:
             progress = labelled(display, host or run.config.board)

@@ -66,7 +66,9 @@ def command(
     with Display() as display:
         display.begin("calibrate", host or name or "this machine")
         if engine == "fpga":
-            found, path = _fpga(run or one_run(None), name, host, rounds, display)
+            own = run or one_run(None)
+            with own.lock():
+                found, path = _fpga(own, name, host, rounds, display)
         else:
             found, path = _cores(run, Place(name, host, meter), threads, rounds, display)
     if as_json:
