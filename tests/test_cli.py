@@ -169,6 +169,30 @@ def test_a_seed_that_no_generator_takes_is_a_usage_error(name: str) -> None:
                 parameter.type.convert(str(seed), parameter, None)
 
 
+@pytest.mark.parametrize("host", ["", "-oProxyCommand=x", "a board"])
+def test_what_is_no_host_is_refused_by_every_command(host: str) -> None:
+    parameters = [option for command in main.commands.values() for option in command.params if "--host" in option.opts]
+    assert len(parameters) >= 8
+    for parameter in parameters:
+        with pytest.raises(click.BadParameter, match="is no host; write it as for ssh"):
+            parameter.type.convert(host, parameter, None)
+
+
+def test_more_threads_than_cores() -> None:
+    fails_in_one_line(run("calibrate", "--board", "pynq-z2", "--threads", "3"), "more than the 2 cores of pynq-z2")
+
+
+def test_tune_says_where_it_cannot_write_before_its_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("tune", "--host", "localhost", "--out", str(tmp_path / "file" / "tilings.toml"))
+    fails_in_one_line(result, "file cannot be written to", "give another --out")
+
+
+def test_the_package_is_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "wattbit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").output
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     program = str(Path(sys.executable).with_name("wattbit"))
     with subprocess.Popen([program, "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -17,6 +18,18 @@ from wattbit.run import Run, RunConfig
 
 SEED = click.IntRange(0, 2**32 - 1)
 RUNS = Path("runs")
+
+
+class Host(click.ParamType[str]):
+    """A board as for ssh; an empty one, as of an unset variable, would mean the run's own board."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value or str(value).startswith("-") or any(letter.isspace() for letter in value):
+            self.fail(f"{value!r} is no host; write it as for ssh, NAME or USER@NAME, or leave it out", param, ctx)
+        return str(value)
+
 
 run_option = click.option(
     "--run",
@@ -35,7 +48,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--data",
             default=None,
-            help="Corpus: a folder, wikitext-103, c4, glue/TASK; by default Python's sources.",
+            help="Corpus: a folder, wikitext-2, wikitext-103, c4, glue/TASK; by default Python's sources.",
         ),
         click.option(
             "--preset",

@@ -1,6 +1,7 @@
 """`wattbit calibrate`: a target's cost model, its constants measured on the target itself."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json
 from wattbit.metering import Place, metered
-from wattbit.perform import json_option, one_run
+from wattbit.perform import Host, json_option, one_run
 from wattbit.plan import Allocation, ExpertId, ExpertShape, Meter, Workload
 from wattbit.run import Run, cache_folder
 
@@ -36,7 +37,7 @@ LAUNCHED = 4  # batches of a workload that go to a board
 @click.command()
 @click.option("--run", "folder", type=click.Path(path_type=Path, file_okay=False), help="Run: its experts and routing.")
 @click.option("--board", "name", help="Board to calibrate: a name or a TOML file; this machine if neither is given.")
-@click.option("--host", help="Where the board is, as for ssh: NAME or USER@NAME.")
+@click.option("--host", type=Host(), help="Where the board is, as for ssh: NAME or USER@NAME.")
 @click.option("--engine", type=click.Choice(("cores", "fpga")), default="cores", show_default=True, help="What of it.")
 @click.option("--meter", help="External power meter: serial:DEVICE, tcp:HOST:PORT or csv:FILE.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads on the cores.")
@@ -102,6 +103,11 @@ def _cores(run: Run | None, place: Place, threads: int, rounds: int, display: Di
     from wattbit.tvm_schedules.host_meter import expert_bytes, routing
 
     name, host = place.name, place.host
+    there = load(name).target.cores if name else os.cpu_count() or 1
+    if threads > there:
+        raise WattbitError(
+            f"--threads {threads} is more than the {there} cores of {name or 'this machine'}; give fewer"
+        )
     shape, ids, widths, loads = _subject(run, EMULATED_SHAPE if name and load(name).tier else SHAPE)
     with metered(place, shape, widths, len(ids), threads, display) as meter:
         sizes = {bits: expert_bytes(meter.core, bits, shape) for bits in widths}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from wattbit.display import Display
-from wattbit.perform import json_option, one_run, perform, run_option
+from wattbit.perform import Host, json_option, one_run, perform, run_option
 from wattbit.pipeline import target
 from wattbit.presets import PRESETS, share
 from wattbit.progress import Progress
@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 host_option = click.option(
     "--host",
     "hosts",
+    type=Host(),
     multiple=True,
     help="Board to use in place of the run's own, as for ssh: NAME or USER@NAME; may be given more than once.",
 )

@@ -11,7 +11,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
-from wattbit.perform import one_run, perform, run_option
+from wattbit.perform import Host, one_run, perform, run_option
 from wattbit.run import Run, cache_folder
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ PARTIAL = "\ufffd"  # what the beginning of a character of several bytes decodes
     help="In place of a run's model one that `wattbit compile` wrote, on this machine.",
 )
 @click.option("--board", help="Board to decode on: a name or a TOML file; by default that of the run.")
-@click.option("--host", help="SSH host to decode on, of the run's target; localhost is this machine, without SSH.")
+@click.option(
+    "--host",
+    type=Host(),
+    help="SSH host to decode on, of the run's target; localhost is this machine, without SSH.",
+)
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Tokens to generate.")
 @click.option(
     "--temperature",

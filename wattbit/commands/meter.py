@@ -16,6 +16,7 @@ from rich.table import Table
 
 from wattbit.display import Display
 from wattbit.errors import WattbitError
+from wattbit.perform import Host
 from wattbit.run import cache_folder
 
 METER = "wattbit.board.agent.meter"
@@ -102,7 +103,7 @@ def on_board(name: str, host: str | None, interval_s: float) -> Iterator[dict[st
 
 @click.command()
 @click.option("--board", "name", default="virtual-z2-system", show_default=True, help="Board: a name or a TOML file.")
-@click.option("--host", help="Where the board is, as for ssh: NAME or USER@NAME.")
+@click.option("--host", type=Host(), help="Where the board is, as for ssh: NAME or USER@NAME.")
 @click.option("--meter", help="External meter instead: serial:DEVICE, tcp:HOST:PORT or csv:FILE.")
 @click.option("--live", is_flag=True, help="Go on until Ctrl-C; otherwise read once.")
 @click.option(

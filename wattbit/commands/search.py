@@ -14,7 +14,7 @@ from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json, read_json, sha256_file, write_json
 from wattbit.metering import both, search_meter
-from wattbit.perform import SEED, json_option, one_run, perform, run_option
+from wattbit.perform import SEED, Host, json_option, one_run, perform, run_option
 from wattbit.pipeline import PIPELINE, expert_stats, learner, meter, model_config, workload
 from wattbit.plan import Allocation, Engine, ExpertStats, Meter
 from wattbit.progress import Progress
@@ -111,7 +111,11 @@ class Share(click.ParamType[float]):
 )
 @click.option("--measure", type=click.IntRange(min=1), help="Measure every so many allocations, of calibrated cores.")
 @click.option(
-    "--host", "hosts", multiple=True, help="Boards that --measure side by side, as for ssh; else the calibrated one."
+    "--host",
+    "hosts",
+    type=Host(),
+    multiple=True,
+    help="Boards that --measure side by side, as for ssh; else the calibrated one.",
 )
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of a search with options.")
 def command(folder: Path | None, as_json: bool, policy: Path | None, **options: Any) -> None:

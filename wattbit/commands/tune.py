@@ -10,7 +10,7 @@ import click
 
 from wattbit.display import Display
 from wattbit.files import write_text
-from wattbit.perform import RUNS
+from wattbit.perform import RUNS, Host, writable
 from wattbit.pipeline import THIS_MACHINE
 from wattbit.run import Run, cache_folder, tilings_file
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--board", "name", help="Board to tune for: a name or a TOML file; by default that of the last run.")
-@click.option("--host", help="Time on this board over SSH, USER@BOARD; localhost is this machine, without SSH.")
+@click.option(
+    "--host", type=Host(), help="Time on this board over SSH, USER@BOARD; localhost is this machine, without SSH."
+)
 @click.option("--core", "core_name", help="Core to tune for, where it is not the board's own.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Another file than the board's own.")
 def command(name: str | None, host: str | None, core_name: str | None, out: Path | None) -> None:
@@ -35,6 +37,8 @@ def command(name: str | None, host: str | None, core_name: str | None, out: Path
     from wattbit.tvm_schedules import tuning
     from wattbit.tvm_schedules.cores import find_core, host_core
 
+    if out is not None:
+        writable(out.parent)
     if host == THIS_MACHINE:
         board, core = THIS_MACHINE, find_core(core_name or host_core().name)
     else:

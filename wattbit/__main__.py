@@ -1,0 +1,5 @@
+"""`python -m wattbit`."""
+
+from wattbit.cli import main
+
+main(prog_name="wattbit")
