@@ -28,7 +28,7 @@ from wattbit.models.config import ModelConfig, TrainConfig
 from wattbit.progress import Progress, silent
 
 PATIENCE = timedelta(days=7)  # others wait while the first searches; torchrun ends them all when one fails
-OURS = "wattbit: "  # begins the line that a process says its own error in
+OURS = "wattbit: "  # begins the lines that a process says its progress and its own error in
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ def launch(
         log = Path(folder) / "stderr"
         with log.open("w") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as running:
             for line in running.stdout or ():
-                what, done, total = line.decode().split()
-                progress(what, int(done), int(total))
+                if line.startswith(OURS.encode()):  # libraries write lines of their own
+                    what, done, total = line.decode().removeprefix(OURS).split()
+                    progress(what, int(done), int(total))
         said = log.read_text(encoding="utf-8", errors="replace")
     if running.returncode:
         ours = [line.removeprefix(OURS) for line in said.splitlines() if line.startswith(OURS)]
@@ -139,7 +140,7 @@ def main(data: str, out: str, model: str, train: str) -> None:
 
     def say(what: str, done: int, total: int) -> None:
         if os.environ["RANK"] == "0":
-            print(what, done, total, flush=True)
+            print(f"{OURS}{what} {done} {total}", flush=True)
 
     configs = [read_json(Path(path)) for path in (model, train)]
     try:

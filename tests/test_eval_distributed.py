@@ -1,5 +1,6 @@
 """Training in several processes: the same curve as in one, and one line where it cannot work."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_what_processes_raise_is_raised_here_in_one_line(data: Path, tmp_path: P
         launch(data, tmp_path, TINY_MODEL, replace(TINY_TRAIN, batch=9), processes=2)
     with pytest.raises(WattbitError, match=r"^vocab_size is 301 in the model"):
         launch(data, tmp_path, replace(TINY_MODEL, vocab_size=301), TINY_TRAIN, processes=2)
+
+
+def test_what_libraries_write_beside_the_progress_is_passed_over(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torchrun, seen = tmp_path / "torchrun", []
+    torchrun.write_text("#!/bin/sh\necho NCCL version 2\necho wattbit: train 1 2\necho\nprintf '\\377\\n'\n")
+    torchrun.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(torchrun))
+    launch(data, tmp_path, TINY_MODEL, TINY_TRAIN, 2, lambda *step: seen.append(step))
+    assert seen == [("train", 1, 2)]
 
 
 def test_bfloat16_training_learns_as_float32_does(data: Path, model_dir: Path, tmp_path: Path):
