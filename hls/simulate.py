@@ -112,13 +112,6 @@ def simulate(
         return [_result(engine, work / f"{engine.module}.out") for engine in engines]
 
 
-def simulate_engine(
-    engine: EngineRtl, sets: NDArray[np.integer], x: Int8, out: Path, stall_seed: int = 0
-) -> Simulation:
-    """Simulate one engine on vectors `x` [N, D] of the experts `sets` [N]."""
-    return simulate([engine], [Stimulus(sets, x)], out, stall_seed)[0]
-
-
 def _fresh(sets: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Whether each vector needs another expert than the one before."""
     return np.concatenate([[True], sets[1:] != sets[:-1]])

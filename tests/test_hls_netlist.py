@@ -11,7 +11,7 @@ import pytest
 from tests.hls_engine_support import PART, engine_class, hard_vectors, random_ints
 from wattbit.hls.block_ram import constant
 from wattbit.hls.engine import RTL, EngineRtl, write_engine
-from wattbit.hls.simulate import simulate_engine
+from wattbit.hls.simulate import Stimulus, simulate
 from wattbit.hls.synthesis import contents, run_yosys, synthesis_script
 from wattbit.plan import ExpertShape, Precision
 
@@ -70,4 +70,5 @@ def test_the_netlist_is_bit_exact(tmp_path: Path, precision: Precision) -> None:
     engine = netlist(write_engine(ints, spec, tmp_path, PART), tmp_path / "yosys")
     sets, x, y = hard_vectors(ints, 24)
     for seed in (0, 1):
-        assert np.array_equal(simulate_engine(engine, sets, x, tmp_path, seed).y, y)
+        (found,) = simulate([engine], [Stimulus(sets, x)], tmp_path, seed)
+        assert np.array_equal(found.y, y)
