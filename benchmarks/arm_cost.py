@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 import click
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, deviation, mean_std, show, write
 
 from wattbit.files import write_json
 from wattbit.tvm_schedules.cores import CORES, Core, host_core
@@ -102,23 +102,15 @@ def rows_of(case: str, tries: Sequence[Tried], seeds: tuple[int, ...]) -> list[R
         )
         predicted, measured = [one.predicted[i] for one in tries], [one.measured[i] for one in tries]
         ours, peer = fmean(predicted), fmean(measured)
-        a, b = _spread(predicted), _spread(measured)
+        a, b = deviation(predicted), deviation(measured)
         rows.append(Row(case, name, ours, a, peer, b, "measured, s", peer / ours, None, "modelled", seeds))
     for metric, values, goal in (
         ("median absolute error of prediction", [one.error for one in tries], 1.0),
         ("the measurement from itself, every other round", [one.repeatability for one in tries], None),
     ):
-        mean = fmean(values)
-        rows.append(
-            Row(
-                case, metric, mean, _spread(values), ERROR_GOAL, 0.0, "goal", ERROR_GOAL / mean, goal, "measured", seeds
-            )
-        )
+        mean, std = mean_std(values)
+        rows.append(Row(case, metric, mean, std, ERROR_GOAL, None, "goal", ERROR_GOAL / mean, goal, "measured", seeds))
     return rows
-
-
-def _spread(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
 
 
 def describe(core: Core, measured: Mapping[int, CostTable]) -> dict[str, Any]:

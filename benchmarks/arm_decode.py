@@ -204,7 +204,7 @@ def measure_run(run: Run, threads: int, tokens: int, clock: Clock, folder: Path)
     for (peer, theirs), (name, own) in product(perplexity.items(), ((MIXED, mine), (NARROWER, narrow))):
         goal = 1 / 1.01 if peer == "static 8 bits" else None
         metric = f"{name}: perplexity"
-        rows.append(Row(case, metric, own, 0, theirs, 0, peer, theirs / own, goal, "measured", seeds))
+        rows.append(Row(case, metric, own, None, theirs, None, peer, theirs / own, goal, "measured", seeds))
     return rows
 
 

@@ -20,11 +20,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import median, stdev
+from statistics import median
 
 import click
 from kernel_peers import COLD_BYTES, Case, Peer, build_ggml, missing_torchao, peers
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, deviation, show, write
 
 from wattbit.files import write_json
 from wattbit.tvm_schedules.cores import host_core
@@ -80,7 +80,7 @@ def alongside(timer: Timer, product: Product, case: str) -> list[Row]:
 def row(case: str, metric: str, ours: list[float], peer: list[float], name: str, goal: float | None) -> Row:
     """Times of ours against a peer's: the ratio is how often ours fits into the peer's."""
     mine, other = median(ours), median(peer)
-    spread = tuple(stdev(each) if len(each) > 1 else 0.0 for each in (ours, peer))
+    spread = deviation(ours), deviation(peer)
     return Row(case, metric, mine, spread[0], other, spread[1], name, other / mine, goal, "measured", (0,))
 
 

@@ -14,12 +14,12 @@ predicted against real prices. Prices are kept in runs/cost-models: an interrupt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 import click
 import numpy as np
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 
 from wattbit.errors import InfeasibleError
 from wattbit.files import digest_json, write_json
@@ -262,23 +262,18 @@ def rows_of(found: Sequence[Found]) -> list[Row]:
     rows = []
     kinds = [(False, "bare model"), (True, "with the residual")]
     for learned, what in kinds if found[0].points[0][1] is not None else kinds[:1]:
-        mean, spread = over_seeds([median(one.errors(learned)) for one in found])
+        mean, spread = mean_std([median(one.errors(learned)) for one in found])
         metric = f"median absolute error, {what}"
-        rows.append(Row(found[0].name, metric, mean, spread, GOAL, 0.0, "goal", GOAL / mean, 1.0, "modelled", seeds))
+        rows.append(Row(found[0].name, metric, mean, spread, GOAL, None, "goal", GOAL / mean, 1.0, "modelled", seeds))
     if any(one.fit_error < one.plain_fit_error for one in found):
-        own, other = over_seeds([one.fit_error for one in found]), over_seeds([one.plain_fit_error for one in found])
+        own, other = mean_std([one.fit_error for one in found]), mean_std([one.plain_fit_error for one in found])
         metric, peer = "relative error of the fit, best variant", "the plainest variant"
         rows.append(Row(found[0].name, metric, *own, *other, peer, other[0] / own[0], None, "modelled", seeds))
     if found[0].repeat is not None:
-        mean, spread = over_seeds([one.repeat or 0.0 for one in found])
+        mean, spread = mean_std([one.repeat or 0.0 for one in found])
         metric = "difference between two halves of the rounds"
-        rows.append(Row(found[0].name, metric, mean, spread, GOAL, 0.0, "goal", GOAL / mean, None, "measured", seeds))
+        rows.append(Row(found[0].name, metric, mean, spread, GOAL, None, "goal", GOAL / mean, None, "measured", seeds))
     return rows
-
-
-def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def plot(found: Sequence[Sequence[Found]], path: Path) -> None:

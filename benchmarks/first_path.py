@@ -8,11 +8,10 @@ is better than the peer. The JSON has rows of all seeds together, then of each.
 """
 
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import click
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 
 from wattbit.files import read_json
 from wattbit.perform import RUNS, perform
@@ -41,10 +40,6 @@ def readings(method: dict[str, Any]) -> dict[tuple[str, Provenance], float]:
     }
 
 
-def spread(values: list[float]) -> tuple[float, float]:
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0
-
-
 def compare(case: str, tables: dict[int, Methods]) -> list[Row]:
     """Rows of DMPQ against each control that the chip holds in every seed; `tables` by seed."""
     seeds, methods = tuple(tables), list(tables.values())
@@ -52,8 +47,8 @@ def compare(case: str, tables: dict[int, Methods]) -> list[Row]:
     for peer in [name for name in methods[0] if name != OURS and all(name in table for table in methods)]:
         pairs = [(readings(table[OURS]), readings(table[peer])) for table in methods]
         for metric, provenance in pairs[0][0]:
-            ours, ours_std = spread([mine[metric, provenance] for mine, _ in pairs])
-            theirs, theirs_std = spread([other[metric, provenance] for _, other in pairs])
+            ours, ours_std = mean_std([mine[metric, provenance] for mine, _ in pairs])
+            theirs, theirs_std = mean_std([other[metric, provenance] for _, other in pairs])
             goal, ratio = GOALS.get((metric, peer)), theirs / ours
             rows.append(Row(case, metric, ours, ours_std, theirs, theirs_std, peer, ratio, goal, provenance, seeds))
     return rows

@@ -16,10 +16,10 @@ chip at 8 bits; nothing was trained for them.
 from dataclasses import replace
 from itertools import combinations_with_replacement
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import click
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 
 from wattbit.hls.cycles import RESULT_GAP, overhead
 from wattbit.hls.datapaths import chip_of
@@ -77,7 +77,7 @@ def bounds(case: str, run: Run) -> list[Row]:
     static, metric, rows = best_engines(run, WIDTHS[0]), "cycles a token, best engines", []
     for bits in WIDTHS[1:]:
         label, peer, ours = f"{case}, uniform {bits} bit", f"uniform {WIDTHS[0]} bit", best_engines(run, bits)
-        rows.append(Row(label, metric, ours, 0.0, static, 0.0, peer, static / ours, 2.0, "modelled", ()))
+        rows.append(Row(label, metric, ours, None, static, None, peer, static / ours, 2.0, "modelled", ()))
     return rows
 
 
@@ -94,7 +94,7 @@ def growth(run: Run) -> list[Row]:
         for bits in WIDTHS[1:]:
             label, metric = f"{experts} experts a layer, uniform {bits} bit", "cycles a token, any batch, even routing"
             name, ratio = f"uniform {WIDTHS[0]} bit", peer / cycles[bits]
-            rows.append(Row(label, metric, cycles[bits], 0.0, peer, 0.0, name, ratio, 2.0, "modelled", ()))
+            rows.append(Row(label, metric, cycles[bits], None, peer, None, name, ratio, 2.0, "modelled", ()))
     return rows
 
 
@@ -113,10 +113,8 @@ def compare(case: str, seeds: tuple[int, ...], found: list[dict[str, Figures]]) 
     for name in names:
         for place, (metric, provenance, goal) in enumerate(METRICS):
             ours, theirs = ([one[which][place] for one in found] for which in (name, peer))
-            spreads = [stdev(values) if len(values) > 1 else 0.0 for values in (ours, theirs)]
-            mean, of_peer = fmean(ours), fmean(theirs)
-            label, ratio = f"{case}, {name}", of_peer / mean
-            rows.append(Row(label, metric, mean, spreads[0], of_peer, spreads[1], peer, ratio, goal, provenance, seeds))
+            label, ratio = f"{case}, {name}", fmean(theirs) / fmean(ours)
+            rows.append(Row(label, metric, *mean_std(ours), *mean_std(theirs), peer, ratio, goal, provenance, seeds))
     return rows
 
 

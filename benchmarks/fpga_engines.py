@@ -13,13 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import click
 import numpy as np
 from cells import cell
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 
 from wattbit.files import read_json, write_json
 from wattbit.plan import Allocation, ExpertShape, ExpertStats, Provenance, Target, Workload
@@ -243,10 +243,6 @@ def prices(case: Case, seed: int, stats: Sequence[ExpertStats], target: Target, 
     for allocation in drawn:
         meter.cost(allocation, load)
     return PRICED / (time.process_time() - start)
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def compare(

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 
 from wattbit.arith import ExpertInts, forward
 from wattbit.hls.accelerator import Accelerator, verilate
@@ -105,10 +105,8 @@ class Design:
 
 
 def row(case: str, metric: str, cycles: Sequence[int], least: Sequence[int], goal: float | None = None) -> Row:
-    stds = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in (cycles, least)]
-    ours, peer = float(np.mean(cycles)), float(np.mean(least))
-    seeds = SEEDS[: len(cycles)]
-    return Row(case, metric, ours, stds[0], peer, stds[1], "the least", peer / ours, goal, "simulated", seeds)
+    (ours, ours_std), (peer, peer_std), seeds = mean_std(cycles), mean_std(least), SEEDS[: len(cycles)]
+    return Row(case, metric, ours, ours_std, peer, peer_std, "the least", peer / ours, goal, "simulated", seeds)
 
 
 def measure(design: Design, libraries: dict[str, Path], latency: int) -> list[Row]:

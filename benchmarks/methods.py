@@ -13,13 +13,13 @@ of scores turned round, above 1 where DMPQ is better; p is of a paired t-test ov
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import click
 import numpy as np
 import study
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 from scipy.stats import ttest_rel
 from study_jobs import BOARD, STUDIED, TOKENS, WIDTHS, Record, Settings
 from study_records import Records, statistics
@@ -121,16 +121,11 @@ def on_host(record: Record) -> None:
             one["host_ms_per_token"] = times[one["bits"]]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation, which one reading does not have."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
-
-
 def pm(values: Sequence[float | None], digits: int = 2, scale: float = 1.0) -> str:
     known = [scale * v for v in values if v is not None]
     if not known:
         return "-"
-    mean, std = spread(known)
+    mean, std = mean_std(known)
     return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
@@ -222,7 +217,7 @@ def row(
     p = None if alone else float(ttest_rel(a, b).pvalue)
     seeds = tuple(record["seed"] for record in records)
     ratio = float(np.exp(np.mean(b) - np.mean(a)))
-    return Row(case, said, *spread(ours), *spread(peer), name, ratio, goal, "measured", seeds, p)
+    return Row(case, said, *mean_std(ours), *mean_std(peer), name, ratio, goal, "measured", seeds, p)
 
 
 def by_gptq(key: str) -> bool:
@@ -267,7 +262,7 @@ def front(records: Sequence[Record], path: Path) -> None:
     points: dict[str, list[tuple[float, float, float | None]]] = {}
     for key in listed(records, "recipes"):
         cells = [r["recipes"][key] for r in records]
-        ppl = spread([c["perplexity"]["token"] for c in cells])
+        ppl = mean_std([c["perplexity"]["token"] for c in cells])
         points.setdefault(key.partition("@")[0], []).append((cells[0]["bytes"] / 1e6, *ppl))
     if len(points) > 1:
         memory_front({name: sorted(set(line)) for name, line in points.items()}, path)

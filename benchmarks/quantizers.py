@@ -11,10 +11,10 @@ better; p is of a paired t-test over the seeds.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import click
-from rows import Benchmark, Row, show, write
+from rows import Benchmark, Row, mean_std, show, write
 from scipy.stats import ttest_rel
 
 from wattbit.models.config import DEMO_MODEL, DEMO_TRAIN
@@ -89,10 +89,8 @@ def row(case: str, metric: str, ours: Sequence[float], peer: Sequence[float], na
     return Row(
         case,
         metric,
-        fmean(ours),
-        stdev(ours) if several else None,
-        fmean(peer),
-        stdev(peer) if several else None,
+        *mean_std(ours),
+        *mean_std(peer),
         name,
         fmean(peer) / fmean(ours),
         None,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import click
@@ -33,7 +34,7 @@ class Benchmark(click.Command):
 class Row:
     """One comparison. `ours` and `peer` are means over `seeds`; `goal` is the ratio asked for, None where none is.
 
-    ours_std, peer_std: None of a single reading.
+    ours_std, peer_std: `deviation`; None of a constant such as a goal.
     p: of a paired t-test between the two over the seeds, two-sided; None where none was made.
     """
 
@@ -55,6 +56,16 @@ class Row:
         if self.goal is None:
             return ""
         return "met" if self.ratio >= self.goal else "missed"
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation, which a single reading does not have."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and `deviation`."""
+    return fmean(values), deviation(values)
 
 
 def show(rows: Sequence[Row]) -> None:
