@@ -50,7 +50,7 @@ class Kind:
     def last(self) -> str:
         return self.family.last
 
-    def hidden(self, matrices: Any, x: Tensor) -> Tensor:
+    def hidden(self, matrices: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return self.mixture.hidden(matrices, x)
 
 

@@ -96,7 +96,7 @@ class HybridMeter:
         if bare.energy_j and real.energy_j:
             self.energy.learn([np.array(row)], [float(np.log(real.energy_j / bare.energy_j))])
 
-    def _corrected(self, bare: Prediction, row: Any) -> Prediction:
+    def _corrected(self, bare: Prediction, row: Floats) -> Prediction:
         factor, half = self.latency.correction(row)
         energy, energy_half = bare.cost.energy_j, bare.energy_relative
         if energy is not None:
