@@ -161,7 +161,7 @@ def test_a_bundle_without_a_decoder_is_refused(session: Session) -> None:
 @pytest.fixture
 def command(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command on that run, whose stages are taken as done."""
-    monkeypatch.setattr(generate, "perform", lambda run, last, as_json: None)
+    monkeypatch.setattr(generate, "perform", lambda run, last: None)
     monkeypatch.setattr(Run, "latest", lambda root: run)
     return ["generate", "--host", "localhost"]
 

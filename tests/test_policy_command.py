@@ -27,6 +27,7 @@ from wattbit.policy.cost.cores import CoresDemand
 from wattbit.policy.cost.fitting import Fitted
 from wattbit.policy.cost.fpga import CYCLE, LAUNCH
 from wattbit.presets import run_config
+from wattbit.report import significant
 from wattbit.run import Run
 from wattbit.tvm_schedules.host_meter import routing
 
@@ -39,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Run.create(tmp_path_factory.mktemp("search"), run_config("tiny", None, "virtual-z2", 0))
     result = CliRunner().invoke(main, ["stats", "--run", str(run.folder)])
     assert result.exit_code == 0, result.output
+    assert "(measured); 8 experts: " in result.stdout and result.stdout.count("\n") == 1
     return run.folder
 
 
@@ -82,6 +84,11 @@ def test_statistics_of_another_model_are_refused(folder: Path) -> None:
 def test_the_runs_own_search_keeps_its_policy(folder: Path) -> None:
     result = CliRunner().invoke(main, ["search", "--run", str(folder)])
     assert result.exit_code == 0, result.output
+    said = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert said.keys() >= {"uniform8", "exact", "random", "dmpq"}
+    assert "8.00 bits" in said["uniform8"] and said["dmpq"].endswith("ms/token (modelled)")
+    record = read_json(folder / "search" / "search.json")["best"]["cost"]
+    assert f"{significant(record['latency_s'])} ms/token" in said["dmpq"]  # of 1000 tokens: s are ms a token
     assert look(folder, "--policy", str(folder / "search" / "policy.safetensors"))["mean_bits"]
 
 

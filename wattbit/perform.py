@@ -92,15 +92,18 @@ def refuse_given(names: Sequence[str], other: str) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} needs {other}")
 
 
-def perform(run: Run, last: str, as_json: bool) -> None:
-    """Run what is missing up to the stage `last`, showing progress; then say what it found."""
+def perform(run: Run, last: str, as_json: bool | None = None) -> None:
+    """Run what is missing up to the stage `last`, showing progress; then say what it found.
+
+    as_json: None where another command needs the stage and speaks for itself.
+    """
     with run.lock():
         _perform(run, last)
     _say(run, last, as_json)
 
 
-def start(config: RunConfig, last: str, as_json: bool) -> None:
-    """Perform on the run of a configuration; a new run whose first stage fails leaves no folder."""
+def start(config: RunConfig, last: str, as_json: bool | None = None) -> None:
+    """`perform` on the run of a configuration; a new run whose first stage fails leaves no folder."""
     new = not (RUNS / config.digest).exists()
     run = Run.create(RUNS, config)
     with run.lock():  # whose holder alone may remove the folder
@@ -127,7 +130,9 @@ def _perform(run: Run, last: str) -> None:
             display.say(f"  {last}: done already, nothing has changed")
 
 
-def _say(run: Run, last: str, as_json: bool) -> None:
+def _say(run: Run, last: str, as_json: bool | None) -> None:
+    if as_json is None:
+        return
     result = (run.record(last) or {})["result"]
     if as_json:
         click.echo(json.dumps({"run": str(run.folder), "stage": last, "result": result}, indent=1))

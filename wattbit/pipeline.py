@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wattbit import report
+from wattbit import report, summary
 from wattbit.errors import WattbitError
 from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats, Precision, Target, Workload
@@ -114,7 +114,8 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
 
     settings = TrainConfig.from_json(run.config.settings["train"])
     record = train_float(run.path("data"), run.path("model"), model_config(run), settings, progress)
-    return {"valid_perplexity": record["valid_perplexity"]}
+    found = record["valid_perplexity"]
+    return {"valid_perplexity": found, "summary": summary.perplexity(found)}
 
 
 def stats(run: Run, progress: Progress) -> dict[str, Any]:
@@ -124,7 +125,8 @@ def stats(run: Run, progress: Progress) -> dict[str, Any]:
     perplexity = model.perplexity(None)
     record = {"float_perplexity": perplexity, "experts": [one.to_json() for one in found]}
     write_json(run.path("stats", "stats.json"), record)
-    return {"float_perplexity": perplexity, "experts": len(found)}
+    said = f"{summary.perplexity(perplexity)}; {len(found)} experts: {run.path('stats', 'stats.json')}"
+    return {"float_perplexity": perplexity, "experts": len(found), "summary": said}
 
 
 def search(run: Run, progress: Progress) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def search(run: Run, progress: Progress) -> dict[str, Any]:
     policy = run.path("search", "policy.safetensors")
     result = search_widths(expert_stats(run), meter(run), workload(run), settings, progress, policy)
     write_json(run.path("search", "search.json"), result.to_json())
-    return {"best": result.best.to_json()}
+    return {"best": result.best.to_json(), "summary": summary.searched(result, WORKLOAD_TOKENS)}
 
 
 def cotrain_at(run: Run, settings: "CotrainSettings", out: Path, progress: Progress) -> dict[str, Any]:
@@ -157,7 +159,8 @@ def cotrain(run: Run, progress: Progress) -> dict[str, Any]:
 
     settings = CotrainSettings.from_json(run.config.settings["cotrain"])
     result = cotrain_at(run, settings, run.path("cotrain"), progress)
-    return {"perplexity": {name: method["perplexity_after"] for name, method in result["methods"].items()}}
+    after = {name: method["perplexity_after"] for name, method in result["methods"].items()}
+    return {"perplexity": after, "summary": summary.cotrained(result)}
 
 
 def export(run: Run, progress: Progress) -> dict[str, Any]:
@@ -187,7 +190,12 @@ def build(run: Run, progress: Progress) -> dict[str, Any]:
     verify(run.path("build", "host"), run.path("export", "vectors.npz"))
     planned = plan(allocation, model_config(run).shape, target(run), workload(run))
     built = build_engines(run.path("export"), planned, run.path("build", "hls"), progress)
-    return {"design": built["digest"], "simulation": built["simulation"], "kernels": kernels["arm"]["digest"]}
+    return {
+        "design": built["digest"],
+        "simulation": built["simulation"],
+        "kernels": kernels["arm"]["digest"],
+        "summary": summary.built(built["simulation"]),
+    }
 
 
 def controls(run: Run, progress: Progress) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def controls(run: Run, progress: Progress) -> dict[str, Any]:
     progress("simulated", len(first), len(first))
     found = {name: read_json(path) for name, path in kept.items()}
     write_json(run.path("controls", "controls.json"), found)
-    return found
+    return {"controls": found, "summary": summary.controlled(found)}
 
 
 def deploy(run: Run, progress: Progress) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def command(folders: tuple[Path, ...], name: str | None, hosts: tuple[str, ...],
             perform(run, "bench", as_json)
         return
     for run in runs:
-        perform(run, "build", as_json=False)
+        perform(run, "build")
     results = measure(there, hosts or ("",), chosen)
     if as_json:
         click.echo(json.dumps(results, indent=1))

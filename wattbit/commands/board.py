@@ -78,11 +78,11 @@ def command(
     if run is None:
         prices = name if chosen else None  # widths are chosen for a board with programmable logic
         config = run_config(preset or DEFAULT_PRESET, data, prices or DEFAULT_BOARD, seed or 0)
-        start(config, "build" if chosen else "export", as_json=False)
+        start(config, "build" if chosen else "export")
         run = Run.create(RUNS, config)
     else:
         own = run.config.settings["target"]["name"] == board.target.name
-        perform(run, "build" if own else "export", as_json=False)
+        perform(run, "build" if own else "export")
     with run.lock(), Display() as display:
         display.begin("board", board.target.title)
         if chosen is None:

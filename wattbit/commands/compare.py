@@ -223,7 +223,7 @@ def command(
         inputs = inputs_digest(Run(RUNS / config.digest, config), tasks)
         paths = {(m, b): out / "cells" / f"{inputs}-{m}-{b!r}.json" for m in chosen for b in wanted}
         if not all(path.exists() for path in paths.values()):
-            start(config, "train", as_json=False)
+            start(config, "train")
             _fill(Run.create(RUNS, config), paths, each, tasks)
         cells |= {(m, b, each): read_json(path) for (m, b), path in paths.items()}
     found = lines(cells, reference)

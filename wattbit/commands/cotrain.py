@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from wattbit import summary
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import digest_json
@@ -51,7 +52,7 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     if not asked:
         perform(run, "cotrain", as_json)
         return
-    perform(run, "search", as_json=False)
+    perform(run, "search")
     settings = CotrainSettings.from_json(run.config.settings["cotrain"])
     if asked.get("widths") == "sampled" and not settings.search.draws:
         settings = replace(settings, search=replace(settings.search, draws=DRAWS))
@@ -64,9 +65,4 @@ def command(folder: Path | None, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps({"folder": str(place), "result": result}, indent=1))
         return
-    click.echo(f"{place}/cotrain.json")
-    for name, method in result["methods"].items():
-        before, after = (method[f"perplexity_{when}"]["mean"] for when in ("before", "after"))
-        click.echo(f"  {name:<9} {method['mean_bits']:.2f} bits, perplexity {before:.2f}, fine-tuned {after:.2f}")
-    for name, why in result["left_out"].items():
-        click.echo(f"  {name:<9} left out: {why}")
+    click.echo(f"{place}/cotrain.json\n{summary.cotrained(result)}")

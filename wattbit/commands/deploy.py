@@ -97,7 +97,7 @@ def command(folder: Path | None, name: str | None, hosts: tuple[str, ...], as_js
         if not as_json:
             click.echo(f"{run.config.board}: {(run.record('deploy') or {})['result']['place']}")
         return
-    perform(run, "build", as_json=False)
+    perform(run, "build")
     with run.lock():
         bundle = bundle_of(there, lambda what, done, total: None)
         places = each(there, hosts or ("",), lambda connection, host, progress: deploy(bundle, connection, progress))

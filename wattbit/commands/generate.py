@@ -94,7 +94,7 @@ def command(
         vocabulary = compiled_vocabulary(compiled)
     else:
         run = one_run(folder)
-        perform(run, "build" if host == THIS_MACHINE else "deploy", as_json=False)
+        perform(run, "build" if host == THIS_MACHINE else "deploy")
         from wattbit.models.data import load_vocabulary
 
         vocabulary = load_vocabulary(run.path("data"))

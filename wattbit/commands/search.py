@@ -130,7 +130,7 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     if asked == Asked():
         perform(run, "search", as_json)
         return
-    perform(run, "stats", as_json=False)
+    perform(run, "stats")
     place = run.path("searches", asked.digest)
     with run.lock(), Display() as display:
         display.begin("search", "policy with options")
