@@ -136,8 +136,9 @@ def search(run: Run, progress: Progress) -> dict[str, Any]:
     settings = SearchSettings.from_json(run.config.settings["cotrain"]["search"])
     policy = run.path("search", "policy.safetensors")
     result = search_widths(expert_stats(run), meter(run), workload(run), settings, progress, policy)
-    write_json(run.path("search", "search.json"), result.to_json())
-    return {"best": result.best.to_json(), "summary": summary.searched(result, WORKLOAD_TOKENS)}
+    found = result.to_json()
+    write_json(run.path("search", "search.json"), found)
+    return {"best": found["best"], "summary": summary.searched(found, WORKLOAD_TOKENS)}
 
 
 def cotrain_at(run: Run, settings: "CotrainSettings", out: Path, progress: Progress) -> dict[str, Any]:

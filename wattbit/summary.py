@@ -3,30 +3,27 @@
 from collections.abc import Mapping
 from math import expm1
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wattbit.report import significant
-
-if TYPE_CHECKING:
-    from wattbit.policy.search import SearchResult
 
 
 def perplexity(value: float) -> str:
     return f"float model: validation perplexity {value:.2f} (measured)"
 
 
-def searched(result: "SearchResult", tokens: int) -> str:
-    """A line a method, means over its draws. tokens: of the workload that was priced."""
+def searched(result: Mapping[str, Any], tokens: int) -> str:
+    """A line a method of what search.json holds, means over its outcomes. tokens: of the workload that was priced."""
     lines = []
-    for name, outcomes in result.methods.items():
-        bits = fmean(outcome.allocation.mean_bits for outcome in outcomes)
-        rise = expm1(fmean(outcome.damage for outcome in outcomes))
-        ms = fmean(outcome.cost.latency_s for outcome in outcomes) / tokens * 1e3
+    for name, method in result["methods"].items():
+        costs = [outcome["cost"] for outcome in method["outcomes"]]
+        rise = expm1(fmean(outcome["damage"] for outcome in method["outcomes"]))
+        ms = fmean(cost["latency_s"] for cost in costs) / tokens * 1e3
         lines.append(
-            f"  {name:<9} {bits:.2f} bits, perplexity {rise:+.2%} as predicted, "
-            f"{significant(ms)} ms/token ({outcomes[0].cost.provenance})"
+            f"  {name:<9} {method['mean_bits']:.2f} bits, perplexity {rise:+.2%} as predicted, "
+            f"{significant(ms)} ms/token ({costs[0]['provenance']})"
         )
-    return "\n".join([*lines, *_left_out(result.left_out)])
+    return "\n".join([*lines, *_left_out(result["left_out"])])
 
 
 def cotrained(result: Mapping[str, Any]) -> str:
