@@ -159,6 +159,8 @@ def test_explain_names_every_expert_and_draws(compared: Path, monkeypatch: pytes
     assert [e["weight_bits"] for e in record["experts"]] == list(bits.values())
     assert all(str(expert) in shown for expert in bits)
     assert "<svg" in Path("why/widths.svg").read_text()
+    done = CliRunner().invoke(main, ["explain", "--recipe", "widths.json", "--out", "why"])
+    assert "kept in why: explain.md, explain.json, widths.svg" in done.stderr
 
 
 @pytest.mark.parametrize(

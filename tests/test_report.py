@@ -1,5 +1,6 @@
 """The report's rows: what is simulated, what is modelled, and how figures are printed."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,17 @@ import pytest
 
 from wattbit import pipeline
 from wattbit.presets import run_config
-from wattbit.report import METHODS, cycles_provenance, headline, left_out, main_table, rows, significant, weighed
+from wattbit.report import (
+    METHODS,
+    command,
+    cycles_provenance,
+    headline,
+    left_out,
+    main_table,
+    rows,
+    significant,
+    weighed,
+)
 from wattbit.run import Run
 
 SPREAD = {"mean": 30.0, "std": None, "values": [30.0]}
@@ -110,6 +121,13 @@ def test_no_energy_is_said_with_its_reason() -> None:
     assert weighed({"reason": "the board has no sensor"}) == "none: the board has no sensor."
     some = {"reason": None, "net_mj_per_token": 0.25, "net_mj_per_token_half": 0.01, "absolute_mj_per_token": 0.5}
     assert weighed(some | {"provenance": "measured", "rail": "12V", "pairs": 6}).startswith("0.250 ± 0.0100 mJ a token")
+
+
+def test_the_command_is_one_that_a_shell_takes() -> None:
+    assert (
+        command(run_config("tiny", None, "virtual-z2", 3)) == "wattbit demo --preset tiny --seed 3 --board virtual-z2"
+    )
+    assert shlex.split(command(run_config("tiny", "my texts", "virtual-z2", 0)))[-2:] == ["--data", "my texts"]
 
 
 @pytest.mark.parametrize("name", ["report.py", "plots.py"])

@@ -3,6 +3,7 @@
 import base64
 import platform
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from math import floor, log10
@@ -13,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from wattbit.files import read_json, write_json, write_text
 from wattbit.plan import Allocation, ExpertStats
-from wattbit.run import Run
+from wattbit.run import Run, RunConfig
 
 METHODS = {
     "uniform8": "uniform 8 bit",
@@ -187,6 +188,12 @@ def engine_table(hls: dict[str, Any]) -> str:
     return table(header, lines)
 
 
+def command(config: RunConfig) -> str:
+    """What makes the same run, as a shell takes it."""
+    words = ["wattbit", "demo", "--preset", config.preset, "--seed", str(config.seed), "--board", config.board]
+    return shlex.join([*words, "--data", config.data] if config.data else words)
+
+
 def text(run: Run, found: list[Row]) -> str:
     """The Markdown of the report."""
     cotrain, hls = read_json(run.path("cotrain", "cotrain.json")), read_json(run.path("build", "hls", "build.json"))
@@ -196,8 +203,6 @@ def text(run: Run, found: list[Row]) -> str:
     dmpq = found[-1]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
     arm = bench["arm"]
-    command = f"wattbit demo --preset {run.config.preset} --seed {run.config.seed} --board {run.config.board}"
-    command += f" --data {run.config.data}" if run.config.data else ""
     return f"""# wattbit: {run.config.preset} run {run.folder.name}
 
 {model["layers"]} MoE layers of {model["experts"]} experts ({model["d_model"]}-{model["d_hidden"]}-{model["d_model"]}),
@@ -253,7 +258,7 @@ LUT, FF, DSP and BRAM of each engine out of context, counted by {hls["engines"][
 
 ## Reproduce
 
-`{command}` on {platform.machine()}, Python {platform.python_version()},
+`{command(run.config)}` on {platform.machine()}, Python {platform.python_version()},
 {versions}.
 """
 

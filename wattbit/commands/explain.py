@@ -94,3 +94,4 @@ def command(folder: Path | None, recipe: Path | None, out: Path | None, as_json:
     write_text(out / "explain.md", "![widths](widths.svg)\n\n" + said)
     write_json(out / "explain.json", found | {"sentences": sentences})
     click.echo(json.dumps(found, indent=1) if as_json else said)
+    click.echo(f"kept in {out}: explain.md, explain.json, widths.svg", err=True)
