@@ -186,6 +186,8 @@ def test_tune_says_where_it_cannot_write_before_its_work(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     result = run("tune", "--host", "localhost", "--out", str(tmp_path / "file" / "tilings.toml"))
     fails_in_one_line(result, "file cannot be written to", "give another --out")
+    result = CliRunner(env={"WATTBIT_CACHE": str(tmp_path / "file")}).invoke(main, ["tune", "--host", "localhost"])
+    fails_in_one_line(result, "file/tuned cannot be written to", "give another --out")
 
 
 def test_the_package_is_a_program() -> None:

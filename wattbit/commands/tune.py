@@ -37,14 +37,14 @@ def command(name: str | None, host: str | None, core_name: str | None, out: Path
     from wattbit.tvm_schedules import tuning
     from wattbit.tvm_schedules.cores import find_core, host_core
 
-    if out is not None:
-        writable(out.parent)
     if host == THIS_MACHINE:
         board, core = THIS_MACHINE, find_core(core_name or host_core().name)
     else:
         name = name or Run.latest(RUNS).config.board
         target = load(name).target
         board, core = target.name, find_core(core_name or target.core)
+    path = out or tilings_file(board)
+    writable(path.parent)
     with ExitStack() as stack:
         display = stack.enter_context(Display())
         display.begin("tune", board)
@@ -55,7 +55,6 @@ def command(name: str | None, host: str | None, core_name: str | None, out: Path
             connection = stack.enter_context(connect(str(name), cache_folder(), Path.cwd(), display, host))
             how, measure = f"seconds on {host}", partial(tuning.time_products, run=over(connection))
         costs = tuning.tune(core, measure, display)
-    path = out or tilings_file(board)
     write_text(path, tuning.as_toml(core, how, costs))
     for bits, found in costs.items():
         chosen = tuning.best(found)
