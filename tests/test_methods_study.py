@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import study
-from methods import spread
-from rows import Row, show
+from rows import Row, mean_std, show
 from study_jobs import Settings, corpus_digest, task_digest
 from study_records import Records
 
@@ -114,7 +113,7 @@ def test_a_study_that_cannot_begin_ends_with_one_line(tmp_path: Path) -> None:
 
 
 def test_a_single_reading_has_no_deviation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spread([2.0]) == (2.0, None)
-    assert spread([1.0, 3.0])[1] == pytest.approx(2**0.5)
-    show([Row("case", "us", *spread([2.0]), *spread([1.0, 3.0]), "peer", 1.0, None, "measured", ())])
+    assert mean_std([2.0]) == (2.0, None)
+    assert mean_std([1.0, 3.0])[1] == pytest.approx(2**0.5)
+    show([Row("case", "us", *mean_std([2.0]), *mean_std([1.0, 3.0]), "peer", 1.0, None, "measured", ())])
     assert "2 against peer 2 ± 1.4" in capsys.readouterr().out
