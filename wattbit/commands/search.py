@@ -126,10 +126,10 @@ def command(folder: Path | None, as_json: bool, policy: Path | None, **options: 
     """
     run = one_run(folder)
     asked = Asked(policy=None if policy is None else str(policy), **options)
-    check(asked)
     if asked == Asked():
         perform(run, "search", as_json)
         return
+    check(asked)
     perform(run, "stats")
     place = run.path("searches", asked.digest)
     with run.lock(), Display() as display:
