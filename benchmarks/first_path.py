@@ -62,7 +62,7 @@ def main(quick: bool, path: Path | None) -> None:
     tables: dict[int, Methods] = {}
     for seed in seeds:
         run = Run.create(RUNS, run_config(preset, None, "virtual-z2", seed))
-        perform(run, "cotrain", as_json=False)
+        perform(run, "cotrain")
         tables[seed] = read_json(run.path("cotrain", "cotrain.json"))["methods"]
     case = f"{preset} preset, Python's sources, virtual-z2"
     rows = compare(case, tables)

@@ -134,7 +134,7 @@ def main(quick: bool, steps: tuple[int, ...], path: Path | None) -> None:
     found: dict[int, list[dict[str, Figures]]] = {number: [] for number in steps}
     for seed in seeds:
         run = Run.create(RUNS, run_config(preset, None, "virtual-z2", seed))
-        perform(run, "stats", as_json=False)
+        perform(run, "stats")
         model, start, chosen = learner(run), run.path("model", "float.safetensors"), allocations(run)
         for number, of_seed in found.items():
             figures: dict[str, Figures] = {}

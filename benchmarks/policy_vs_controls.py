@@ -233,7 +233,7 @@ def run_of(preset: str, seed: int, root: Path) -> Run:
     """The run of a training seed, with its statistics."""
     run = Run.create(root, run_config(preset, None, "virtual-z2", seed))
     if not run.path("stages", "stats.json").exists():
-        perform(run, "stats", as_json=False)
+        perform(run, "stats")
     return run
 
 

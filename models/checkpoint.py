@@ -76,6 +76,12 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
+    def check_context(self, tokens: int) -> None:
+        """Raise WattbitError for more tokens in a row than the model has positions; T5's relative ones have no end."""
+        positions = self.config.get("max_position_embeddings")
+        if isinstance(positions, int) and tokens > positions:
+            raise WattbitError(f"{tokens} tokens are beyond the {positions} positions of {self.folder}; ask for fewer")
+
     def headers(self) -> "Headers":
         """The same without its tensors."""
         return Headers(self.folder, self.config, self.files, self.shapes)

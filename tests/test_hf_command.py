@@ -167,8 +167,16 @@ def test_too_little_text(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "input.txt").write_text("the quick brown fox\n" * 40)
     words = ("--quantizer", "gptq", "--data", tmp_path / "text", "--out", tmp_path / "out")
-    result = quantize(model, "--bits", 4, *words)
-    assert result.exit_code == 1 and "65536 are needed" in result.stderr
+    result = quantize(model, "--bits", 4, "--length", 128, *words)
+    assert result.exit_code == 1 and "16384 are needed" in result.stderr
+
+
+def test_contexts_beyond_a_models_positions_are_refused(model: Path, tmp_path: Path) -> None:
+    words = ("--bits", 4, "--quantizer", "gptq", "--length", 129, "--out", tmp_path / "out")
+    for refused in (quantize(model, *words), run("eval", "--model", model, "--context", 129)):
+        assert refused.exit_code == 1
+        assert refused.stderr.endswith(f"129 tokens are beyond the 128 positions of {model}; ask for fewer\n")
+    assert not (tmp_path / "out").exists()
 
 
 def spoil(folder: Path, name: str) -> None:

@@ -193,12 +193,14 @@ def judge_checkpoint(
     """A Hugging Face checkpoint, with its own tokenizer. It has no meter and no GLUE heads."""
     import torch
 
+    from wattbit.models.checkpoint import Checkpoint
     from wattbit.models.corpus import read_corpus, read_test
     from wattbit.models.evaluation import count_words
     from wattbit.models.families.open import open_model
     from wattbit.models.families.text import first_contexts
     from wattbit.models.subject import ModelSubject
 
+    Checkpoint.open(source).check_context(context)
     model, tokenizer = open_model(source, device)
     calibration = first_contexts(tokenizer, read_corpus(data).train, CONTEXTS, context + 1).to(device)
     split, texts = read_test(data)

@@ -145,6 +145,7 @@ def read_contexts(checkpoint: "Checkpoint", data: str | None, count: int, length
     from wattbit.models.families.open import open_tokenizer
     from wattbit.models.families.text import first_contexts
 
+    checkpoint.check_context(length)
     return first_contexts(open_tokenizer(checkpoint.folder), read_corpus(data).train, count, length)
 
 
