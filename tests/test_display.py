@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 
 import pytest
@@ -18,6 +19,18 @@ def test_a_swallowed_interrupt_comes_again() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         display("step", 2, 2)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_becomes_another_error_is_one() -> None:
+    """As in an extension module that is interrupted while it is imported."""
+    with pytest.raises(KeyboardInterrupt), Display():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+    with pytest.raises(ImportError), Display():
+        raise ImportError("without an interrupt an error stays what it is")
 
 
 def test_without_a_terminal_a_long_stage_says_how_far_it_is(

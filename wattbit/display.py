@@ -46,6 +46,8 @@ class Display:
     ) -> None:
         self.bar.stop()
         signal.signal(signal.SIGINT, self.handler)
+        if self.interrupted and isinstance(error, Exception):  # some libraries' imports fail in place of it
+            raise KeyboardInterrupt from error
 
     def interrupt(self, *_: object) -> None:
         self.interrupted = True
