@@ -6,20 +6,17 @@ is the command, which joins them.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
+from tests.board_command_support import DIGEST, board_file, call, make_design, refused, result_of
 from tests.board_stub import FolderBoard
-from tests.hls_shell_support import stub
 from tests.vivado_support import clock_of, install, reports
-from wattbit.arith import ExpertInts
 from wattbit.board.agent.manifest import verify
 from wattbit.board.bundle import make_bundle
 from wattbit.board.deploy import deploy
@@ -27,86 +24,14 @@ from wattbit.board.targets import load
 from wattbit.cli import main
 from wattbit.commands import board as command
 from wattbit.errors import WattbitError
-from wattbit.files import read_json, write_json, write_text
-from wattbit.hls import rtllib
+from wattbit.files import write_json, write_text
 from wattbit.hls.open.toolchain import OpenToolchain
-from wattbit.hls.planner import plan
-from wattbit.hls.shell import build_shell
-from wattbit.pipeline import PIPELINE, model_config, target, workload
-from wattbit.plan import Allocation, ExpertId, ExpertStats, Precision
-from wattbit.presets import run_config
+from wattbit.pipeline import target
+from wattbit.plan import Allocation
 from wattbit.progress import silent
 from wattbit.run import Run, cache_folder, tilings_file
 
-DIGEST = "0123456789abcdef"
-RESOURCES = {"lut": 100, "ff": 200, "dsp": 4, "bram18": 2, "tool": "test"}
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run for pynq-z2 whose stages are done."""
-    monkeypatch.chdir(tmp_path)
-    return make_run(Path("runs"))
-
-
-def make_run(root: Path, board: str = "pynq-z2") -> Run:
-    run = Run.create(root, run_config("tiny", None, board, 0))
-    shape = model_config(run).shape
-    ids = [ExpertId(layer, expert) for layer in range(2) for expert in range(4)]
-    allocation = Allocation.of({e: (4, 8)[e.expert % 2] for e in ids})
-    write_json(run.path("cotrain", "allocation.json"), allocation.to_json())
-    stats = [ExpertStats(e, 0.25, 0.25, 1.0, 0.0, 1.0, 0.0, ((4, 0.1),), 100) for e in ids]
-    write_json(run.path("stats", "stats.json"), {"experts": [one.to_json() for one in stats]})
-    node = onnx.helper.make_node("Sigmoid", ["x"], ["y"], name="gate")
-    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "no expert", tensors[:1], tensors[1:]))
-    rng = np.random.default_rng(0)
-    for e in ids:
-        run.path("export").mkdir(exist_ok=True)
-        onnx.save(model, str(run.path("export", f"expert_{e}.onnx")))
-        w1 = rng.integers(-7, 8, (shape.d_hidden, shape.d_model)).astype(np.int8)
-        m1, m2 = np.full(shape.d_hidden, 99, np.int32), np.full(shape.d_model, 99, np.int32)
-        ints = ExpertInts(e, Precision((4, 8)[e.expert % 2]), w1, w1.T.copy(), m1, m2, 12, 12, -4, -4, -5)
-        ints.save(run.path("export", f"{e}.npz"))
-    x = rng.integers(-8, 8, (8, shape.d_model)).astype(np.int8)
-    layer, expert = np.array([(e.layer, e.expert) for e in ids]).T
-    np.savez(run.path("export", "vectors.npz"), layer=layer, expert=expert, x=x, y=x)
-    write_json(run.path("export", "export.json"), {"model": {"top_k": 2}})
-    make_design(run, run.path("build", "hls"))
-    write_json(run.path("build", "arm", "kernels.json"), {"core": target(run).core})
-    for name in PIPELINE.stages:
-        if name not in ("deploy", "bench", "controls", "report"):
-            record = {"key": PIPELINE.key(name, run), "files": PIPELINE.files(name, run), "result": {}}
-            write_json(run.path("stages", f"{name}.json"), record)
-    return run
-
-
-def make_design(run: Run, folder: Path) -> dict[str, Any]:
-    """What the stage `build` leaves, of engines that are stubs."""
-    allocation = Allocation.from_json(read_json(run.path("cotrain", "allocation.json")))
-    planned = plan(allocation, model_config(run).shape, target(run), workload(run))
-    engines = [stub(folder / "engines", bits, 8, 8, d_model=16) for bits in (4, 8)]
-    build_shell(engines, 16, DIGEST, folder / "shell")
-    record = {
-        "digest": DIGEST,
-        "plan": planned.to_json(),
-        "engines": [{"resources": RESOURCES} for _ in planned.classes],
-        "accelerators": {},
-        "images": [],
-        "simulation": {"vectors": 8, "cycles": 800},
-    }
-    write_json(folder / "build.json", record)
-    return record
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["board", *arguments])
-
-
-def result_of(done: Result) -> Mapping[str, Any]:
-    assert done.exit_code == 0, done.output
-    result: Mapping[str, Any] = json.loads(done.stdout)
-    return result
+pytest_plugins = ["tests.board_command_support"]
 
 
 def test_a_bitstream_with_bundle_and_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,32 +153,6 @@ def test_a_missed_clock_is_lowered_in_the_handoff(run: Run, tmp_path: Path, monk
     assert result["tokens_per_s"] == pytest.approx(1e9 / 13 / 400)
 
 
-BOARD = """
-title = "mine"
-arch = "aarch64"
-core = "cortex-a53"
-cores = 4
-core_mhz = 1200.0
-ddr_bytes_per_s = 1e9
-part = "{part}"
-clock_mhz = {clock_mhz}
-lut = {lut}
-ff = 100000
-dsp = 200
-bram18 = 200
-memory_ports = 2
-
-[ssh]
-host = "mine"
-"""
-
-
-def board_file(folder: Path, part: str = "xczu2cg-sbva484-1-e", lut: int = 100000, clock_mhz: float = 125.0) -> str:
-    path = folder / "mine.toml"
-    path.write_text(BOARD.format(part=part, lut=lut, clock_mhz=clock_mhz))
-    return str(path)
-
-
 def test_a_new_board_is_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Any] = []
 
@@ -335,67 +234,6 @@ def test_the_kernels_are_built_in_the_tilings_that_the_board_was_tuned_to(
     tilings_file("pynq-z1").unlink()
     assert kernels("rpi4") == tmp_path / "rpi4" / "arm" and kernels("pynq-z1") == own
     assert built[2:] == [tilings_file("rpi4")]
-
-
-def refused(done: Result) -> str:
-    assert done.exit_code == 1 and done.stdout == "", done.output
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("wattbit: ") and "Traceback" not in done.stderr
-    return last
-
-
-def test_bad_input_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "there is no board 'pynq-z9'; known are aup-zu3, kv260" in refused(call("--board", "pynq-z9"))
-    assert "rpi4 has no programmable logic; leave out the" in refused(call("--board", "rpi4", "--toolchain", "virtual"))
-    assert "toolchain must be one of vivado, open, virtual, not 'quartus'" in refused(call("--toolchain", "quartus"))
-    assert "vivado is not on PATH; install Vivado" in refused(call("--toolchain", "vivado"))
-    every = refused(call())
-    assert "no toolchain can build for pynq-z2 here: not vivado: vivado is not on PATH" in every
-    assert "not virtual: there is no C++ compiler for x86_64 and aarch64; run `apt-get install g++-x86" in every
-    assert "runs/none is no run folder" in refused(call("--run", "runs/none"))
-    assert call("--run", str(run.folder), "--seed", "1").exit_code == 2
-
-
-def test_an_unknown_part_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
-    line = refused(call("--board", board_file(tmp_path, part="xc7k325tffg900-2"), "--toolchain", "virtual"))
-    assert "part xc7k325tffg900-2 is neither Zynq-7000 (xc7z...) nor Zynq UltraScale+" in line
-    assert not run.path("board", "mine").exists()
-
-
-def test_a_model_that_does_not_fit_says_why_and_by_how_much(run: Run, tmp_path: Path) -> None:
-    line = refused(call("--board", board_file(tmp_path, lut=1000), "--toolchain", "virtual"))
-    assert "the model does not fit xczu2cg-sbva484-1-e, of whose logic toolchain virtual takes 12%: lut: " in line
-    assert " of 125;" in line, "an eighth of 1000 LUTs: the preset's share"
-    assert not run.path("board", "mine").exists()
-
-
-def test_a_width_outside_2_to_8_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = run.path("cotrain", "allocation.json")
-    path.write_text(path.read_text().replace("w8a8", "w9a8"))
-    install(tmp_path, monkeypatch)
-    line = refused(call("--toolchain", "vivado"))
-    assert "weight_bits must be one of 2, 3, 4, 5, 6, 7, 8, not 9" in line
-
-
-def test_a_finn_that_a_patch_does_not_fit_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtllib, "PATCHES", (rtllib.Patch("mvu/mvu.sv", "no such text", ""),))
-    line = refused(call("--board", board_file(tmp_path), "--toolchain", "virtual"))
-    assert re.search(r"finn-plus [\d.]+: the patch 'no such text' of mvu/mvu.sv fits 0 times instead of 1", line)
-    assert not run.path("board", "mine", "chosen.json").exists()
-
-
-def test_an_operator_without_rtl_form_is_refused(run: Run, tmp_path: Path) -> None:
-    line = refused(call("--board", board_file(tmp_path), "--toolchain", "virtual"))
-    assert re.search(r"expert_L\dE\d.onnx: node gate is a Sigmoid, which has no RTL form", line)
-
-
-def test_an_altered_design_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, monkeypatch)
-    path = run.path("build", "hls", "shell", "wattbit_shell.v")
-    text = path.read_text()
-    path.write_text(text.replace("Generated", "generated"))
-    assert "is missing or not as built" in refused(call("--toolchain", "vivado"))
 
 
 @pytest.mark.slow

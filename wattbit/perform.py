@@ -62,6 +62,17 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def device_option(default: str, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--device as `models.distributed.choose_device` takes it; what: is computed there."""
+    return click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda", "auto"]),
+        default=default,
+        show_default=True,
+        help=f"Where {what}; auto: on a GPU where there is one.",
+    )
+
+
 def one_run(folder: Path | None) -> Run:
     """The run of `run_option`."""
     return Run.open(folder) if folder else Run.latest(RUNS)

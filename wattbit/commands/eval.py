@@ -12,7 +12,7 @@ import click
 from wattbit.commands.quantize import read_recipe
 from wattbit.display import Display
 from wattbit.errors import InfeasibleError, WattbitError
-from wattbit.perform import SEED, json_option, one_run, refuse_given, run_option
+from wattbit.perform import SEED, device_option, json_option, one_run, refuse_given, run_option
 from wattbit.plan import Meter, Workload
 from wattbit.progress import Progress
 from wattbit.recipe import Budget, Recipe
@@ -242,13 +242,7 @@ def summary(found: dict[str, Any]) -> str:
 @click.option("--model", help="Instead of a run: a Hugging Face checkpoint, a folder or hub id with safetensors.")
 @click.option("--data", help="Text for --model: a folder, wikitext-2, wikitext-103, c4; by default Python's sources.")
 @click.option("--context", default=512, show_default=True, type=click.IntRange(2), help="Window of --model, tokens.")
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda", "auto"]),
-    default="cpu",
-    show_default=True,
-    help="Where --model is computed; auto: on a GPU where there is one.",
-)
+@device_option("cpu", "--model is computed")
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

@@ -10,7 +10,7 @@ import click
 from wattbit.display import Display
 from wattbit.errors import WattbitError
 from wattbit.files import read_json
-from wattbit.perform import json_option, refuse_given, writable
+from wattbit.perform import device_option, json_option, refuse_given, writable
 from wattbit.recipe import QUANTIZERS, Quantizer, Recipe
 
 if TYPE_CHECKING:
@@ -64,13 +64,7 @@ def one_source(recipe_file: Path | None, bits: int | None) -> None:
 )
 @click.option("--contexts", default=128, show_default=True, type=click.IntRange(min=1), help="GPTQ's contexts.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(min=2), help="Tokens of each of them.")
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda", "auto"]),
-    default="auto",
-    show_default=True,
-    help="Where layers are computed; auto: on a GPU where there is one.",
-)
+@device_option("auto", "layers are computed")
 @json_option
 def command(
     model: str,
