@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import click
-from rows import Benchmark
+from rows import Benchmark, about
 
 from wattbit.board.bench import Settings
 from wattbit.board.energy import evaluate
@@ -120,6 +120,7 @@ def main(quick: bool, path: Path | None) -> None:
     if path is not None:
         command = f"python benchmarks/energy_closure.py{' --quick' if quick else ''} --json {path}"
         write_json(path, {"command": command, "provenance": "simulated", "profiles": found})
+        about(path)
         write_text(path.with_suffix(".md"), report(found, command))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
-from rows import Benchmark
+from rows import Benchmark, about
 
 from wattbit.arith import ExpertInts
 from wattbit.board.targets import load
@@ -146,6 +146,7 @@ def main(quick: bool, only: tuple[str, ...], minutes: float, work: Path, path: P
         found[name] = record
         if path is not None:
             write_json(path, [found[n] for n in DESIGNS if n in found])
+            about(path)
         if record["bitstream"]:
             used = ", ".join(f"{count} {kind}" for kind, count in record["utilisation"].items())
             click.echo(
