@@ -162,7 +162,7 @@ def study_part(
 
     Every seed's allocations are timed; each is compared with static 8 bit on the same meter.
     """
-    config = PRESETS[name].model
+    config = PRESETS[preset_of(name)].model
     ids = config.expert_ids
     shape, workload = _study_layer(config.experts, config.top_k, ids)
     meter = GpuMeter(shape, workload, STUDY_WIDTHS, energy_s=effort.window_s, repeats=15)
@@ -193,6 +193,11 @@ def study_part(
                 made = row(case, metric, mean, std, theirs, None, f"static {bits} bit", theirs / mean, wanted)
                 rows.append(replace(made, seeds=seeds))
     return rows, {"static": static, "recipes": found, "layer": _name(shape, workload)}
+
+
+def preset_of(study: str) -> str:
+    """Studies of one preset are told apart by what follows a point."""
+    return study.partition(".")[0]
 
 
 def _study_layer(experts: int, top_k: int, ids: Sequence[ExpertId]) -> tuple[Shape, Workload]:
@@ -242,12 +247,15 @@ def main() -> None:
 @click.option(
     "--studies", type=click.Path(path_type=Path, exists=True), help="results/methods.studies.json: time its widths."
 )
+@click.option("--study", "names", multiple=True, help="Of --studies: this one alone; repeatable. By default all.")
 @click.option("--budget", default=2.75, help="Greatest mean weight width of the policy, in bits.")
-def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Path | None, budget: float) -> None:
+def measure(
+    quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Path | None, names: tuple[str, ...], budget: float
+) -> None:
     """Time layers under the widths of retrained models; search with the card as the meter."""
     if not runs and studies is None:
         raise WattbitError("there is nothing to measure; give --studies FILE or --stats FILE")
-    retrained = _retrained(studies) if studies else {}
+    retrained = _retrained(studies, names) if studies else {}
     find_card()
     effort = Effort(10, 4, 2, 0, 0.3, (0,), budget) if quick else Effort(budget_bits=budget)
     rate = bandwidth(3, ()).sum_bytes_s
@@ -283,19 +291,22 @@ def measure(quick: bool, path: Path | None, runs: tuple[Path, ...], studies: Pat
         keep(layer_part(_statistics(run), effort, rate, click.echo, partial(know, run)))
 
 
-def _retrained(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The studies of a file that have retrained models of a preset's sizes, by name."""
+def _retrained(path: Path, names: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """The studies of a file that have retrained models of a preset's sizes, by name; all, or those of these names."""
     try:
         found = {
             name: seeds
             for name, seeds in read_json(path).items()
-            if name in PRESETS and all("uniform8" in one["tuned"] for one in seeds)
+            if preset_of(name) in PRESETS and all("uniform8" in one["tuned"] for one in seeds)
         }
     except (AttributeError, KeyError, TypeError):
         found = {}
     if not found:
         raise WattbitError(f"{path} has no retrained models; give results/methods.studies.json")
-    return found
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise WattbitError(f"{path} has no retrained models {missing[0]}; it has {', '.join(found)}")
+    return {name: seeds for name, seeds in found.items() if name in (names or found)}
 
 
 def _statistics(path: Path) -> tuple[ExpertStats, ...]:

@@ -105,6 +105,34 @@ def kept_studies(path: Path) -> dict[str, list[Record]]:
     return dict(found)
 
 
+def joined(kept: Sequence[Record], found: Sequence[Record]) -> list[Record]:
+    """Kept short studies with what later ones of the same models found. WattbitError for other models or settings."""
+    both = [(one, more) for one in kept for more in found if one["seed"] == more["seed"]]
+    if not len(both) == len(kept) == len(found):
+        seeds = [[one["seed"] for one in records] for records in (kept, found)]
+        raise WattbitError(
+            f"kept studies of seeds {seeds[0]} do not go on with seeds {seeds[1]}; leave one of them out"
+        )
+    for one, more in both:
+        had, has = (r["made_with"] | {"weights": r["train"]["sha256"]} for r in (one, more))
+        other = [f"{name} {had.get(name)}, not {has[name]}" for name in has if had.get(name) != has[name]]
+        if other:
+            what = f"the kept study of {one['preset']}, seed {one['seed']}, was made with {other[0]}"
+            raise WattbitError(f"{what}; leave one of them out")
+    parts = ("recipes", "tuned")
+    return [
+        one
+        | {part: one[part] | more[part] for part in parts}
+        | {
+            "glue": {
+                split: one["glue"].get(split, {}) | more["glue"].get(split, {}) for split in one["glue"] | more["glue"]
+            }
+        }
+        | {"seconds": more["seconds"] | one["seconds"]}
+        for one, more in both
+    ]
+
+
 def on_host(record: Record) -> None:
     """Add measured milliseconds a token of the experts' products on this machine, one thread, to a short study."""
     model = ModelConfig.from_json(record["train"]["model"])
@@ -313,7 +341,7 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
 @click.option(
     "--kept",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A table's NAME.studies.json: its studies as they are, at today's prices.",
+    help="A table's NAME.studies.json: its studies at today's prices, with what new ones of the same models found.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--untuned", is_flag=True, help="Without retraining.")
@@ -364,7 +392,9 @@ def main(
     studied(wanted, at_once)
     names = sorted({*presets, *also})
     found = kept_studies(kept) if kept else {}
-    found |= {name: [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds] for name in names}
+    for name in names:
+        records = [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds]
+        found[name] = joined(found[name], records) if name in found else records
     for records in found.values():
         for record in records:
             price(record)

@@ -63,6 +63,40 @@ def test_a_file_without_studies_is_refused(benchmark, tmp_path: Path, value: obj
         benchmark.kept_studies(path)
 
 
+def later(record: dict, **changed: object) -> dict:
+    """What a later study of the same model found, at one more budget."""
+    found = {"uniform8": {"perplexity": {"token": 1.0}}, "dmpq@2.25": {"perplexity": {"token": 2.0}}}
+    return (
+        record
+        | {"recipes": {}, "tuned": found, "glue": {"sst2": {"dmpq@2.25": 0.5}}, "seconds": {"more": 1.0}}
+        | changed
+    )
+
+
+def test_later_studies_of_the_same_models_are_added_to_the_kept_ones(benchmark):
+    kept = json.loads((ROOT / "results" / "methods.studies.json").read_text())["wt2-e16"]
+    found = benchmark.joined(kept, [later(record) for record in kept])
+    assert [one["seed"] for one in found] == [0, 1, 2]
+    for one, before in zip(found, kept, strict=True):
+        assert set(one["tuned"]) == {*before["tuned"], "dmpq@2.25"}
+        assert one["tuned"]["dmpq@2.5"] == before["tuned"]["dmpq@2.5"]
+        assert one["tuned"]["uniform8"] == {"perplexity": {"token": 1.0}}  # the later figure
+        assert one["glue"] == before["glue"] | {"sst2": {"dmpq@2.25": 0.5}}
+        assert one["recipes"] == before["recipes"] and one["float"] == before["float"]
+
+
+def test_a_later_study_of_another_model_or_with_other_settings_is_refused(benchmark):
+    kept = json.loads((ROOT / "results" / "methods.studies.json").read_text())["wt2-e16"]
+    wrong = later(kept[2], made_with=kept[2]["made_with"] | {"steps": 600})
+    with pytest.raises(WattbitError, match="wt2-e16, seed 2, was made with steps 150, not 600; leave one"):
+        benchmark.joined(kept, [later(kept[0]), later(kept[1]), wrong])
+    wrong = later(kept[1], train=kept[1]["train"] | {"sha256": "00"})
+    with pytest.raises(WattbitError, match=r"seed 1, was made with weights [0-9a-f]+, not 00; leave one"):
+        benchmark.joined(kept, [later(kept[0]), wrong, later(kept[2])])
+    with pytest.raises(WattbitError, match=r"seeds \[0, 1, 2\] do not go on with seeds \[0, 1\]"):
+        benchmark.joined(kept, [later(kept[0]), later(kept[1])])
+
+
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_the_same_points_are_the_same_picture(tmp_path: Path, suffix: str):
     points = {"dmpq": [(2.0, 20.0, 0.5), (1.0, 21.0, None)], "random": [(1.0, 23.0, 0.1)]}
