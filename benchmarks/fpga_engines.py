@@ -18,7 +18,6 @@ from typing import Any
 
 import click
 import numpy as np
-from cells import cell
 from rows import Benchmark, Row, mean_std, show, write
 
 from wattbit.files import read_json, write_json
@@ -159,18 +158,13 @@ def speeds(
 
     Also, of all launches: modelled cycles, those that the busiest engine needs and those of the hottest expert, which
     no other engine can take over; vectors and those for the expert that most want; products and what all engines could
-    make in that time. out: a folder for the design, None for no simulation. A batch is one launch for each layer. The
-    RTL's time does not depend on the weights' values, so the simulated experts are random ones of the same widths.
+    make in that time. out: a folder for the simulation, None for none. A batch is one launch for each layer.
     """
-    from fpga_models import integers
+    import rtl
 
-    from wattbit.hls.accelerator import Accelerator, verilate
-    from wattbit.hls.compare import images_of
     from wattbit.hls.cycles import launch
-    from wattbit.hls.engine import write_engine
-    from wattbit.hls.launches import timings
+    from wattbit.hls.launches import launches, timings
     from wattbit.hls.planner import plan
-    from wattbit.hls.shell import build_shell
     from wattbit.hls.traffic import traffic
     from wattbit.shell import interleaved
 
@@ -180,18 +174,11 @@ def speeds(
         raise click.ClickException(f"{shape} does not fit {target.name}: {', '.join(planned.excess)}")
     times = timings(planned)
     costs = np.array([(timing.per_vector, timing.load) for timing in times])
-    place = {e: (i, k) for i, spec in enumerate(planned.classes) for k, e in enumerate(spec.experts)}
-    sampled = traffic(load)
-    batches = SAMPLED[batch]
-    launches = []
-    for counts in sampled.counts[:batches]:
-        for layer in range(sampled.layers):
-            mine = (sampled.layer == layer).nonzero()[0]
-            ids = np.repeat(mine, counts[mine].astype(int))
-            launches.append(np.array([place[sampled.experts[i]] for i in ids]).T)
+    sampled, batches = traffic(load), SAMPLED[batch]
+    packets = launches(planned, sampled.experts, sampled.counts[:batches])
     words = shape.d_model // 8
     found = dict.fromkeys(("cycles", "busiest", "hottest", "wanted", "vectors"), 0.0)
-    for engine, index in launches:
+    for engine, index in packets:
         order = interleaved(engine, index, costs)
         found["cycles"] += launch(times, engine[order].tolist(), index[order].tolist(), words)
         sets, vectors = np.unique(np.stack((engine, index)), axis=1, return_counts=True)
@@ -212,22 +199,7 @@ def speeds(
         "lut": planned.total.lut,
     }
     if out is not None:
-        ints = [integers(spec, shape, i) for i, spec in enumerate(planned.classes)]
-        engines = [
-            write_engine(own, spec, out / "engines", planned.part)
-            for own, spec in zip(ints, planned.classes, strict=True)
-        ]
-        design = build_shell(engines, shape.d_model, planned.digest, out / "shell")
-        kept = cell(out, __file__, [planned.digest, design.digest, [one.tolist() for one in launches]], "hls")
-        if not kept.is_file():
-            library = verilate(design, out / "acc", "x86_64")
-            with Accelerator(library, images=images_of(engines)) as accelerator:
-                runs = [
-                    accelerator.run(engine, index, np.zeros((len(engine), shape.d_model), np.int8))
-                    for engine, index in launches
-                ]
-            write_json(kept, sum(cycles for _, cycles in runs))
-        found["simulated"] = batch * batches * hertz / read_json(kept)
+        found["simulated"] = batch * batches * hertz / sum(rtl.cycles(planned, packets, out))
     return found | {"engines": len(planned.classes), "streams": sum(spec.streamed for spec in planned.classes)}
 
 

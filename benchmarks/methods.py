@@ -14,7 +14,7 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -31,7 +31,7 @@ from wattbit.metering import virtual_meter
 from wattbit.models.config import ModelConfig
 from wattbit.models.corpus import read_corpus
 from wattbit.models.data import prepare
-from wattbit.plan import Allocation, Workload
+from wattbit.plan import Allocation, Provenance, Workload
 from wattbit.plots import memory_front
 from wattbit.report import table
 from wattbit.run import cache_folder
@@ -42,6 +42,7 @@ DEFAULT = ("wt2-e16", "wt2-e64")  # presets
 STATIC = "uniform8"
 OURS = ("dmpq", "dmpq-gptq", "dmpq-cotrained")
 GLUE_DROP = 0.005
+SPEED = 2.0  # times that of static 8 bit
 QUICK: dict[str, Any] = {"budgets": (2.5,), "steps": 2, "glue_steps": 4, "iterations": 5, "judged": 4000, "workers": 1}
 
 
@@ -149,6 +150,21 @@ def on_host(record: Record) -> None:
             one["host_ms_per_token"] = times[one["bits"]]
 
 
+def on_rtl(record: Record, folder: Path, workers: int) -> None:
+    """Add milliseconds and millijoules a token of the experts on the simulated FPGA to a short study that `price` has
+    seen; none where the chip cannot hold them."""
+    model = ModelConfig.from_json(record["train"]["model"])
+    load_of = Workload(TOKENS, model.top_k, tuple(zip(model.expert_ids, record["frequencies"], strict=True)))
+    fitting = [
+        one for one in [*record["recipes"].values(), *record["tuned"].values()] if one.get("ms_per_token") is not None
+    ]
+    from study_rtl import simulations  # a GPU machine has no Verilator
+
+    found = simulations(model, load_of, folder, (one["bits"] for one in fitting), workers)
+    for one in fitting:
+        one |= {"rtl_ms_per_token": found[one["bits"]].ms, "rtl_mj_per_token": found[one["bits"]].mj}
+
+
 def pm(values: Sequence[float | None], digits: int = 2, scale: float = 1.0) -> str:
     known = [scale * v for v in values if v is not None]
     if not known:
@@ -173,16 +189,24 @@ def listed(records: Sequence[Record], part: str) -> list[str]:
     return sorted(good, key=lambda key: (float(key.partition("@")[2] or 8), key))
 
 
-COSTS = ["ms/token, FPGA (modelled)", "mJ/token, FPGA (modelled)", "ms/token, host (measured)"]
+COSTS = {
+    "ms/token, FPGA (modelled)": "ms_per_token",
+    "ms/token, FPGA (simulated)": "rtl_ms_per_token",
+    "mJ/token, FPGA (modelled)": "mj_per_token",
+    "mJ/token, FPGA (simulated)": "rtl_mj_per_token",
+    "ms/token, host (measured)": "host_ms_per_token",
+}
 
 
 def costs(cells: Sequence[Record]) -> list[str]:
-    """The columns of `COSTS`; "-" where one seed's allocation does not fit the chip."""
+    """The columns of `COSTS`, simulated and measured ones of the first seed; "-" where one seed's allocation does not
+    fit the chip."""
     fits = all(c.get("ms_per_token") is not None for c in cells)
-    return [
-        *(pm([c.get(name) for c in cells] if fits else [], 4) for name in ("ms_per_token", "mj_per_token")),
-        pm([cells[0].get("host_ms_per_token")], 4),
-    ]
+    found = []
+    for said, name in COSTS.items():
+        own = cells if said.endswith("(modelled)") else cells[:1]
+        found.append(pm([c.get(name) for c in own] if fits or "FPGA" not in said else [], 4))
+    return found
 
 
 def untuned_table(records: Sequence[Record]) -> str:
@@ -219,7 +243,7 @@ def tuned_table(records: Sequence[Record]) -> str:
     header = ["allocation", "mean bits", "perplexity", f"above {STATIC}, %", "above float, %", *splits, *COSTS]
     floats = [r["float"]["perplexity"]["token"] for r in records]
     scores = [pm([r["glue"].get(split, {}).get("float") for r in records], 4) for split in splits]
-    lines = [["float, not fine-tuned on text", "16.00", pm(floats), "-", "-", *scores, "-", "-", "-"]]
+    lines = [["float, not fine-tuned on text", "16.00", pm(floats), "-", "-", *scores, *("-" for _ in COSTS)]]
     for key in listed(records, "tuned"):
         cells = [r["tuned"][key] for r in records]
         lines.append(
@@ -237,7 +261,14 @@ def tuned_table(records: Sequence[Record]) -> str:
 
 
 def row(
-    records: Sequence[Record], case: str, said: str, ours: Sequence[float], peer: Sequence[float], name: str, goal: Any
+    records: Sequence[Record],
+    case: str,
+    said: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    name: str,
+    goal: Any,
+    provenance: Provenance = "measured",
 ) -> Row:
     """ours, peer: what is better the lower it is, by seed."""
     a, b = np.log(ours), np.log(peer)
@@ -245,7 +276,25 @@ def row(
     p = None if alone else float(ttest_rel(a, b).pvalue)
     seeds = tuple(record["seed"] for record in records)
     ratio = float(np.exp(np.mean(b) - np.mean(a)))
-    return Row(case, said, *mean_std(ours), *mean_std(peer), name, ratio, goal, "measured", seeds, p)
+    return Row(case, said, *mean_std(ours), *mean_std(peer), name, ratio, goal, provenance, seeds, p)
+
+
+def speed_rows(study_name: str, records: Sequence[Record]) -> list[Row]:
+    """How long DMPQ's retrained allocations take against static 8 bit's and the exact optimum's."""
+    found = []
+    keys = listed(records, "tuned")
+    for ours in [key for key in keys if key.partition("@")[0] in OURS]:
+        name, _, budget = ours.partition("@")
+        for peer in [key for key in (STATIC, f"exact@{budget}") if key in keys]:
+            for said, own in COSTS.items():
+                what, _, provenance = said.rstrip(")").partition(" (")
+                some = records if provenance == "modelled" else records[:1]
+                a, b = ([r["tuned"][key].get(own) for r in some] for key in (ours, peer))
+                if None not in (*a, *b):
+                    goal = SPEED if peer == STATIC and what.startswith("ms") else None
+                    case = f"{study_name}, {name} at {budget} mean bits"
+                    found.append(row(some, case, what, a, b, peer, goal, cast(Provenance, provenance)))
+    return found
 
 
 def by_gptq(key: str) -> bool:
@@ -353,6 +402,9 @@ def write_tables(studies: Mapping[str, Sequence[Record]], path: Path) -> None:
 @click.option("--workers", default=Settings.workers, show_default=True, help="Processes a study searches with.")
 @click.option("--seconds", default=float("inf"), help="When a study stops; started again, it goes on.")
 @click.option("--host", is_flag=True, help="Measure the first seed's allocations on this machine; keep it quiet.")
+@click.option(
+    "--rtl", multiple=True, help="Study whose first seed's allocations are simulated on the FPGA, a minute each."
+)
 @click.option("--studies", type=click.Path(path_type=Path, file_okay=False), help="Where studies are kept.")
 @click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write rows and tables there.")
 def main(
@@ -372,6 +424,7 @@ def main(
     workers: int,
     seconds: float,
     host: bool,
+    rtl: tuple[str, ...],
     studies: Path | None,
     path: Path | None,
 ) -> None:
@@ -381,6 +434,11 @@ def main(
     more["workers"] = workers
     more |= {"budgets": budgets} if budgets else {}
     more |= QUICK if quick else {}
+    names = sorted({*presets, *also})
+    found = kept_studies(kept) if kept else {}
+    strange = [name for name in rtl if name not in (*found, *names)]
+    if strange:
+        raise WattbitError(f"--rtl names {strange[0]}, which is no study here; there are {', '.join((*found, *names))}")
     wanted = []
     for preset in presets:
         vocabulary, corpus = STUDIED[preset].model.vocab_size, read_corpus(data)
@@ -390,8 +448,6 @@ def main(
         one = Settings(preset, seeds, prepared, data, tasks, out, device, seconds=seconds, **more)
         wanted += [] if Records(one).finished else [one]
     studied(wanted, at_once)
-    names = sorted({*presets, *also})
-    found = kept_studies(kept) if kept else {}
     for name in names:
         records = [shortened(read_json(out / f"{name}-{seed}.json")) for seed in seeds]
         found[name] = joined(found[name], records) if name in found else records
@@ -401,7 +457,9 @@ def main(
     if host:
         for records in found.values():
             on_host(records[0])
-    every = [row for name, records in found.items() for row in rows(name, records)]
+    for name in rtl:
+        on_rtl(found[name][0], out / "rtl", workers)
+    every = [row for name, records in found.items() for row in [*rows(name, records), *speed_rows(name, records)]]
     show(every)
     if path:
         write(every, path)

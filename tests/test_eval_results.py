@@ -22,7 +22,11 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_committed_rows_and_tables_follow_from_the_committed_studies(benchmark, tmp_path: Path):
     studies = json.loads((ROOT / "results" / "methods.studies.json").read_text())
-    rows = [asdict(row) for name, records in studies.items() for row in benchmark.rows(name, records)]
+    rows = [
+        asdict(row)
+        for name, records in studies.items()
+        for row in (*benchmark.rows(name, records), *benchmark.speed_rows(name, records))
+    ]
     committed = json.loads((ROOT / "results" / "methods.json").read_text())
     assert len(rows) == len(committed)
     for ours, theirs in zip(rows, committed, strict=True):
@@ -53,6 +57,45 @@ def test_kept_studies_are_priced_anew(benchmark):
     benchmark.price(study)
     wide, narrow = study["recipes"].values()
     assert 0 < narrow["ms_per_token"] < wide["ms_per_token"] and 0 < narrow["mj_per_token"] < wide["mj_per_token"]
+
+
+def test_what_fits_the_chip_is_simulated(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import study_rtl
+
+    study = json.loads((ROOT / "results" / "methods.studies.json").read_text())["wt2-e64"][0]
+    fits, large = study["recipes"]["dmpq@2.5"], study["tuned"]["random@2.5"]
+    assert fits["ms_per_token"] is not None and large["ms_per_token"] is None
+    for one in (fits, large):
+        one.pop("rtl_ms_per_token", None)
+    study |= {"recipes": {"dmpq@2.5": fits, "odp@2.5": {"refused": "why"}}, "tuned": {"random@2.5": large}}
+
+    def simulations(model, workload, folder, wanted, workers):
+        assert model.experts == 64 and workload.batch == 256 and workers == 2
+        return {bits: study_rtl.Simulated(0.5, 0.25) for bits in wanted}
+
+    monkeypatch.setattr(study_rtl, "simulations", simulations)
+    benchmark.on_rtl(study, tmp_path, 2)
+    assert (fits["rtl_ms_per_token"], fits["rtl_mj_per_token"]) == (0.5, 0.25)
+    assert "rtl_ms_per_token" not in large
+
+
+def test_speed_is_modelled_for_every_seed_and_simulated_for_the_first(benchmark):
+    def record(seed: int, **more: float) -> dict:
+        keys = ("uniform8", "dmpq@2.5", "exact@2.5")
+        tuned = {
+            key: {"ms_per_token": 8.0 / (1 + i), "mj_per_token": 3.0} | {k: v / (1 + i) for k, v in more.items()}
+            for i, key in enumerate(keys)
+        }
+        return {"seed": seed, "tuned": tuned}
+
+    found = benchmark.speed_rows("some", [record(0, rtl_ms_per_token=6.0), record(1), record(2)])
+    said = {(row.metric, row.provenance, row.peer_name): row for row in found}
+    modelled = said["ms/token, FPGA", "modelled", "uniform8"]
+    assert (modelled.ratio, modelled.goal, modelled.seeds) == (pytest.approx(2.0), 2.0, (0, 1, 2))
+    simulated = said["ms/token, FPGA", "simulated", "exact@2.5"]
+    assert (simulated.ratio, simulated.goal, simulated.seeds) == (pytest.approx(2 / 3), None, (0,))
+    assert simulated.ours_std is None
+    assert not any(row.provenance == "measured" for row in found)  # nothing of the host's was recorded
 
 
 @pytest.mark.parametrize("value", [[], 3, {"a": [{}]}, {"a": {"b": 1}}])
