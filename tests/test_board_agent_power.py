@@ -12,6 +12,7 @@ import pytest
 from tests.board_stub import (
     CLOCK_MHZ,
 )
+from wattbit.board.agent import timeline as timeline_module
 from wattbit.board.agent.power import PowerModel
 from wattbit.board.agent.sensors import HwmonSource, hwmon_sensors, open_source
 from wattbit.board.agent.timeline import MeasuredTimeline, SimulatedTimeline, Work
@@ -106,6 +107,36 @@ def test_no_reading_is_lost_that_is_taken_while_others_are_asked_for() -> None:
     timeline.close()
     samples += timeline.samples()
     assert [power_w for _, power_w in samples] == list(range(1, len(samples) + 1))
+
+
+def test_samples_reach_behind_a_window_whose_last_readings_are_late() -> None:
+    """As on a board that is busy: a reading lasts longer than what the energy's edges are interpolated over."""
+
+    class Late(Counting):
+        def read(self) -> tuple[float, float]:
+            time.sleep(0.2)
+            return super().read()
+
+    timeline = MeasuredTimeline(Late())
+    assert timeline.idle(0.3).end_s <= timeline.samples()[-1][0]
+    assert timeline.active(Work(lambda: 7, {}), 0.3).end_s <= timeline.samples()[-1][0]
+    timeline.close()
+
+
+def test_a_sensor_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = threading.Event()
+
+    class Hanging(Counting):
+        def read(self) -> tuple[float, float]:
+            assert hangs.wait(20)
+            return super().read()
+
+    monkeypatch.setattr(timeline_module, "LATE_S", 0.05)
+    timeline = MeasuredTimeline(Hanging())
+    timeline.idle(0.01)
+    assert timeline.samples() == []
+    hangs.set()
+    timeline.close()
 
 
 def test_a_sensor_that_fails_fails_the_measurement() -> None:

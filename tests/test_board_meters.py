@@ -219,8 +219,8 @@ def rapl(root: Path, joule: float) -> None:
 @pytest.mark.parametrize("start_j", [10.0, 262143.0])
 def test_rapl_gives_the_power_between_two_readings(tmp_path: Path, start_j: float) -> None:
     rapl(tmp_path, start_j)
-    source = RaplSource("package-0", tmp_path)
     before_s = time.monotonic()
+    source = RaplSource("package-0", tmp_path)
     time.sleep(0.05)
     rapl(tmp_path, (start_j + 1.0) % 262143.328850)  # the counter wraps around
     time_s, power_w = source.read()

@@ -23,6 +23,7 @@ from wattbit.errors import WattbitError
 
 SAMPLE_INTERVAL_S = 0.02
 FAILURES = 20  # readings that fail in a row before the sensor counts as lost
+LATE_S = 2.0  # that a reading behind a window's end is waited for
 NOISE_SEED = 1
 
 
@@ -82,6 +83,7 @@ class MeasuredTimeline:
         self.rail = source.rail if source else None
         self._source = source
         self._samples: list[tuple[float, float]] = []
+        self._latest_s = self._end_s = float("-inf")  # of the samples, of the windows
         self._failure: Exception | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -93,6 +95,7 @@ class MeasuredTimeline:
             try:
                 sample = self._source.read()
                 self._samples.append(sample)
+                self._latest_s = sample[0]
                 failures = 0
             except WattbitError as error:
                 failures += 1
@@ -106,7 +109,8 @@ class MeasuredTimeline:
     def idle(self, seconds: float) -> Window:
         start_s = time.monotonic()
         time.sleep(seconds)
-        return Window(start_s, time.monotonic())
+        self._end_s = time.monotonic()
+        return Window(start_s, self._end_s)
 
     def active(self, work: Work, seconds: float) -> Window:
         start_s = time.monotonic()
@@ -114,9 +118,14 @@ class MeasuredTimeline:
         while time.monotonic() - start_s < seconds:
             cycles += work.launch() or 0
             launches += 1
-        return Window(start_s, time.monotonic(), launches, launches, cycles or None)
+        self._end_s = time.monotonic()
+        return Window(start_s, self._end_s, launches, launches, cycles or None)
 
     def samples(self) -> list[tuple[float, float]]:
+        """They reach behind the last window's end, for which a busy board's thread may be late."""
+        deadline_s = time.monotonic() + LATE_S
+        while self._latest_s < self._end_s and self._thread.is_alive() and time.monotonic() < deadline_s:
+            time.sleep(SAMPLE_INTERVAL_S)
         if self._failure:
             raise self._failure
         taken = self._samples[:]
