@@ -119,7 +119,7 @@ def train(preset: str, data: str | None, board: str, seed: int, as_json: bool) -
 def demo(preset: str, data: str | None, board: str, seed: int, as_json: bool) -> None:
     """Do everything, from text to an energy report on the virtual board.
 
-    Some 14 minutes on 2 cores with the default preset. Ctrl-C at any time: the same command goes on from there.
+    11 to 14 minutes on 2 cores with the default preset. Ctrl-C at any time: the same command goes on from there.
     """
     start(run_config(preset, data, board, seed), "report", as_json)
 
