@@ -10,6 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.board_stub import MINE
 from tests.hls_shell_support import stub
 from wattbit.arith import ExpertInts
 from wattbit.cli import main
@@ -92,14 +93,9 @@ def result_of(done: Result) -> Mapping[str, Any]:
     return result
 
 
-BOARD = """
-title = "mine"
-arch = "aarch64"
-core = "cortex-a53"
-cores = 4
-core_mhz = 1200.0
-ddr_bytes_per_s = 1e9
-part = "{part}"
+BOARD = (
+    MINE
+    + """part = "{part}"
 clock_mhz = {clock_mhz}
 lut = {lut}
 ff = 100000
@@ -110,6 +106,7 @@ memory_ports = 2
 [ssh]
 host = "mine"
 """
+)
 
 
 def board_file(folder: Path, part: str = "xczu2cg-sbva484-1-e", lut: int = 100000, clock_mhz: float = 125.0) -> str:

@@ -237,3 +237,13 @@ def converse(session: Session, *lines: str) -> list[str]:
 
 if __name__ == "__main__":
     serve(Session(Path(sys.argv[1]), load_stub), sys.stdin, sys.stdout)
+
+MINE = """
+title = "mine"
+arch = "aarch64"
+core = "cortex-a53"
+cores = 4
+core_mhz = 1200.0
+ddr_bytes_per_s = 1e9
+"""
+"""A board of one's own, without a chip."""

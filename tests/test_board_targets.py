@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.board_stub import MINE
 from wattbit.board import targets
 from wattbit.errors import WattbitError
 from wattbit.plan import Target
@@ -72,15 +73,6 @@ def test_an_unknown_board_lists_the_known_ones() -> None:
     with pytest.raises(WattbitError, match=r"no board 'pynq'; known are .*pynq-z2.*virtual-z2"):
         targets.load("pynq")
 
-
-MINE = """
-title = "mine"
-arch = "aarch64"
-core = "cortex-a53"
-cores = 4
-core_mhz = 1200.0
-ddr_bytes_per_s = 1e9
-"""
 
 HWMON = "[ssh]\nhost = 'x'\n[power]\nsource = 'hwmon'\nrail = 'a'\n"
 
